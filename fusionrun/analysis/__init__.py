@@ -1,0 +1,1 @@
+"""What a study found: metrics, the alternatives to fusion, costs, tables."""

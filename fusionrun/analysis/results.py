@@ -1,0 +1,166 @@
+"""The final table: every row's fusion beside the cheap alternatives, on the test set."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from fusionrun.components import read_manifest
+from fusionrun.files import write_text
+from fusionrun.layout import Layout
+from fusionrun.study import Study
+from fusionrun.training.checkpoint import CheckpointError
+
+NOT_MEASURED = "n/a"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row's accuracies on the test set, in percent; None: not measured."""
+
+    task: str
+    model: str
+    fusion_type: str
+    seed: int
+    alpha: float
+    epoch: int | None = None  # that validation selected
+    val_accuracy: float | None = None
+    fused: float | None = None
+    best_expert: float | None = None  # after fusion training; chosen on validation
+    mean_probabilities: float | None = None  # of the experts after fusion training
+    mean_logits: float | None = None
+    before_best_expert: float | None = None  # before fusion training; chosen on validation
+    before_mean_probabilities: float | None = None
+    before_mean_logits: float | None = None
+
+    @property
+    def gain(self) -> float | None:
+        """Points of the fused model over the best of all alternatives."""
+        rivals = [
+            self.best_expert,
+            self.mean_probabilities,
+            self.mean_logits,
+            self.before_best_expert,
+            self.before_mean_probabilities,
+            self.before_mean_logits,
+        ]
+        measured = [value for value in rivals if value is not None]
+        return None if self.fused is None or not measured else self.fused - max(measured)
+
+
+# column of the files, heading for people
+COLUMNS: tuple[tuple[str, str], ...] = (
+    ("task", "row"),
+    ("model", "model"),
+    ("fusion_type", "fusion"),
+    ("seed", "seed"),
+    ("alpha", "alpha"),
+    ("epoch", "epoch"),
+    ("val_accuracy", "validation"),
+    ("fused", "fused"),
+    ("best_expert", "best expert"),
+    ("mean_probabilities", "mean prob."),
+    ("mean_logits", "mean logits"),
+    ("before_best_expert", "best expert before"),
+    ("before_mean_probabilities", "mean prob. before"),
+    ("before_mean_logits", "mean logits before"),
+    ("gain", "gain"),
+)
+
+
+def collect_results(study: Study) -> list[Result]:
+    """A result for every row of the study; rows without a manifest have no numbers."""
+    results = []
+    for row in study.rows:
+        known = {
+            "task": row.name,
+            "model": row.model,
+            "fusion_type": row.fusion,
+            "seed": row.seed,
+            "alpha": row.alpha,
+        }
+        try:
+            manifest = read_manifest(study.layout.row(row.model, row.variant).manifest)
+        except CheckpointError:
+            results.append(Result(**known))  # type: ignore[arg-type]
+            continue
+        fields = Result.__dataclass_fields__
+        test = {key: value for key, value in manifest["test"].items() if key in fields}
+        selected = {"epoch": manifest["epoch"], "val_accuracy": manifest["val_accuracy"]}
+        results.append(Result(**known, **selected, **test))  # type: ignore[arg-type]
+    return results
+
+
+def write_results(layout: Layout, results: Sequence[Result]) -> None:
+    """results.csv, results.md and results.svg in the output directory."""
+    write_text(layout.results("csv"), _as_csv(results))
+    write_text(layout.results("md"), _as_markdown(results))
+    write_text(layout.results("svg"), _as_svg(results))
+
+
+def results_table(results: Sequence[Result]) -> Table:
+    """The table for a terminal."""
+    table = Table(title="Test accuracy (%), read once after validation selected the epoch")
+    shown = [entry for entry in COLUMNS if entry[0] not in _uninteresting(results)]
+    for column, heading in shown:
+        text = column in ("task", "model", "fusion_type")
+        table.add_column(heading, justify="left" if text else "right", no_wrap=text)
+    for result in results:
+        table.add_row(*(_cell(result, column) for column, _ in shown), style=_style(result))
+    return table
+
+
+def _uninteresting(results: Sequence[Result]) -> set[str]:
+    """Columns that a person can do without: the row's name has them, or all rows agree."""
+    same = {c for c in ("seed", "alpha") if len({getattr(r, c) for r in results}) <= 1}
+    return {"task", *same}
+
+
+def _style(result: Result) -> str:
+    return "dim" if result.fused is None else ""
+
+
+def _cell(result: Result, column: str) -> str:
+    value = getattr(result, column)
+    if value is None:
+        return NOT_MEASURED
+    if column == "gain":
+        return f"{value:+.2f}"
+    if column in ("seed", "epoch", "task", "model", "fusion_type"):
+        return str(value)
+    return f"{value:g}" if column == "alpha" else f"{value:.2f}"
+
+
+def _as_csv(results: Sequence[Result]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(column for column, _ in COLUMNS)
+    for result in results:
+        writer.writerow(_cell(result, column) for column, _ in COLUMNS)
+    return buffer.getvalue()
+
+
+def _as_markdown(results: Sequence[Result]) -> str:
+    shown = [entry for entry in COLUMNS if entry[0] != "task"]
+    lines = ["| " + " | ".join(heading for _, heading in shown) + " |"]
+    lines.append("|" + "|".join("---" if i < 2 else "--:" for i in range(len(shown))) + "|")
+    for result in results:
+        lines.append("| " + " | ".join(_cell(result, column) for column, _ in shown) + " |")
+    return "\n".join(lines) + "\n\n" + LEGEND + "\n"
+
+
+LEGEND = (
+    "Accuracy on the test set in percent, read once, after validation selected the epoch. "
+    "`best expert`, `mean prob.` and `mean logits` use the experts after fusion training, "
+    "`before` the same experts as their own training left them; the best expert is chosen on "
+    "validation. `gain`: fused minus the best alternative, in points."
+)
+
+
+def _as_svg(results: Sequence[Result]) -> str:
+    console = Console(record=True, width=150, file=io.StringIO(), force_terminal=True)
+    console.print(results_table(results))
+    return console.export_svg(title="fusionrun")

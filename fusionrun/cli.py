@@ -1,0 +1,212 @@
+"""The commands; thin: each parses its words and calls what does the work."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from fusionrun import __version__
+from fusionrun.config import RecipeError, load_recipe
+from fusionrun.distributed import LaunchError, Place, read_place
+
+SHIPPED = Path(__file__).resolve().parent.parent / "configs"
+
+NOT_STARTED, WRONG_RECIPE = 1, 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit status."""
+    try:
+        place = read_place(os.environ)
+    except LaunchError as error:
+        print(f"fusionrun: {error}", file=sys.stderr)
+        return NOT_STARTED
+    code = _run_command(arguments, place)
+    return _report(code, place)
+
+
+def _run_command(arguments: Sequence[str], place: Place) -> int:
+    try:
+        options = _parser(place).parse_args(arguments)
+        return int(options.command(options, place))
+    except RecipeError as error:
+        return _complain(place, str(error), WRONG_RECIPE)
+    except LaunchError as error:
+        return _complain(place, str(error), NOT_STARTED)
+    except SystemExit as error:  # argparse: --help, or a wrong command line
+        return int(error.code or 0)
+
+
+def _report(code: int, place: Place) -> int:
+    """Hand the exit status to launch.sh, which asks for it with FUSIONRUN_EXIT_FILE.
+
+    torchrun has one status for every failure and would restart workers that failed on purpose;
+    for launch.sh they leave quietly and the status travels by file.
+    """
+    path = os.environ.get("FUSIONRUN_EXIT_FILE")
+    if not path:
+        return code
+    if place.local_rank == 0:
+        Path(path).write_text(f"{code}\n")
+    return 0
+
+
+def _complain(place: Place, message: str, code: int) -> int:
+    """All ranks meet the same mistake; one says so."""
+    if place.rank == 0:
+        print(f"fusionrun: {message}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains on rank 0 only."""
+
+    rank = 0
+
+    def error(self, message: str) -> NoReturn:
+        if self.rank == 0:
+            print(f"fusionrun: {message}; see {self.prog} --help", file=sys.stderr)
+        self.exit(WRONG_RECIPE)
+
+
+def _parser(place: Place) -> argparse.ArgumentParser:
+    _Parser.rank = place.rank
+    parser = _Parser(
+        prog="python -m fusionrun",
+        description="Train many expert-fusion models side by side in one torchrun launch.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(verbs)
+    _add_prepare(verbs)
+    _add_watch(verbs)
+    return parser
+
+
+OVERRIDES = "key=value overrides any field of the recipe by its dotted path, e.g. fusion.epochs=3"
+
+
+def _add_train(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "train",
+        help="train a study's rows",
+        description="Train the rows of a recipe: under torchrun one rank a row, else one after "
+        "another. With --model and --fusion_type: that single row, on the recipe's data "
+        f"(default recipe: {SHIPPED.name}/cifar100.yaml).",
+        epilog="Exit status: 0 all rows done, 1 could not start, 2 wrong recipe or command line, "
+        "3 some row failed, 4 stopped before the end (run it again to go on).",
+    )
+    verb.add_argument("words", nargs="*", metavar="RECIPE key=value", help=OVERRIDES)
+    verb.add_argument("--model", help="train one row: its architecture")
+    verb.add_argument("--fusion_type", help="train one row: its fusion")
+    verb.add_argument(
+        "--checkpoint_dir",
+        help="experts' checkpoints: a folder with <model>/expert_<k>_best.pth, or <model> itself",
+    )
+    verb.add_argument("--output_dir", help="where everything of this run goes")
+    verb.add_argument("--epochs", type=int, help="epochs of fusion training")
+    verb.add_argument("--batch_size", type=int, help="batch size of fusion training")
+    verb.set_defaults(command=_train)
+
+
+def _add_prepare(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "prepare",
+        help="fetch or check the data, write the splits",
+        description="Load the recipe's data set (fetching it when data.download is true), prepare "
+        "its cache and write the splits that `train` uses.",
+    )
+    verb.add_argument("words", nargs="+", metavar="RECIPE key=value", help=OVERRIDES)
+    verb.set_defaults(command=_prepare)
+
+
+def _add_watch(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "watch",
+        help="show a running launch's table from another shell",
+        description="Show the live table of the launch that writes to OUTPUT_DIR, from any "
+        "machine that sees the folder.",
+    )
+    verb.add_argument("output_dir", metavar="OUTPUT_DIR")
+    verb.set_defaults(command=_watch)
+
+
+def _split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """(recipe or None, overrides)."""
+    recipes = [word for word in words if "=" not in word or Path(word).is_file()]
+    if len(recipes) > 1:
+        raise RecipeError(f"found {len(recipes)} recipes ({', '.join(recipes)}), expected one")
+    overrides = [word for word in words if word not in recipes]
+    return (Path(recipes[0]) if recipes else None), overrides
+
+
+def _train(options: argparse.Namespace, place: Place) -> int:
+    path, overrides = _split_words(options.words)
+    preset = _preset(options)
+    if path is None:
+        if "rows" not in preset:
+            raise RecipeError("train needs a RECIPE, or --model and --fusion_type")
+        path = SHIPPED / "cifar100.yaml"
+    recipe = load_recipe(path, overrides, preset)
+    # torch takes seconds to import; a wrong recipe shouldn't have to wait for it
+    from fusionrun.runner import run
+    from fusionrun.study import plan_study
+
+    return run(plan_study(recipe, str(path)), place, Console())
+
+
+def _preset(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags of the one-row command as dotted paths of the recipe."""
+    preset: dict[str, Any] = {}
+    if (options.model is None) != (options.fusion_type is None):
+        raise RecipeError("--model and --fusion_type belong together: found only one of them")
+    if options.model is not None:
+        preset["rows"] = [{"model": options.model, "fusion": options.fusion_type}]
+    if options.checkpoint_dir is not None:
+        folder = Path(options.checkpoint_dir)
+        inside = options.model is not None and folder.name == options.model
+        preset["experts.checkpoint_dir"] = str(folder.parent if inside else folder)
+    flags = {
+        "output_dir": options.output_dir,
+        "fusion.epochs": options.epochs,
+        "fusion.batch_size": options.batch_size,
+    }
+    return preset | {key: value for key, value in flags.items() if value is not None}
+
+
+def _prepare(options: argparse.Namespace, place: Place) -> int:
+    path, overrides = _split_words(options.words)
+    if path is None:
+        raise RecipeError("prepare needs a RECIPE")
+    recipe = load_recipe(path, overrides)
+    from fusionrun.data.datasets import DataError
+    from fusionrun.runner import load_data
+    from fusionrun.study import plan_study
+
+    study = plan_study(recipe, str(path))
+    try:
+        data, splits = load_data(recipe, study.splits_dir, lambda text: print(text, flush=True))
+    except (DataError, OSError) as error:
+        raise LaunchError(str(error)) from None
+    for note in data.notes:
+        print(note)
+    experts = ", ".join(str(len(part)) for part in splits.expert_train)
+    print(
+        f"{data.name}: {len(data.train_labels)} training and {len(data.test_labels)} test images, "
+        f"{len(data.classes)} classes"
+    )
+    print(
+        f"splits in {study.splits_dir}: experts {experts}; fusion {len(splits.fusion_train)} for "
+        f"training, {len(splits.fusion_val)} for validation"
+    )
+    return 0
+
+
+def _watch(options: argparse.Namespace, place: Place) -> int:
+    from fusionrun.display import watch
+
+    return watch(Path(options.output_dir))

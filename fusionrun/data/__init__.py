@@ -1,0 +1,1 @@
+"""Everything a training step reads: data sets, splits, augmentation, resident batches."""

@@ -1,0 +1,93 @@
+"""Load a data set by name; everything ends as uint8 tensors."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fusionrun.data import cifar, image_folder, synthetic
+from fusionrun.data.cache import Arrays
+from fusionrun.data.errors import DataError
+from fusionrun.data.files import ignore
+from fusionrun.data.request import Request
+
+__all__ = ["DATASETS", "DataError", "Dataset", "load_dataset"]
+
+DATASETS: dict[str, Callable[[Request], Arrays]] = {
+    "cifar100": cifar.load_cifar100,
+    "cifar10": cifar.load_cifar10,
+    "image_folder": image_folder.load_image_folder,
+    "synthetic": synthetic.load_synthetic,
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in host memory; tensors of file-based sets are shared between processes."""
+
+    name: str
+    train_images: Tensor  # (N, 3, H, W) uint8
+    train_labels: Tensor  # (N,) int64
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]  # of the pixels in 0..1, per channel
+    std: tuple[float, float, float]
+    fingerprint: str  # hex digits that identify the content; splits remember them
+    notes: tuple[str, ...]  # what the reader of a report should know, e.g. skipped files
+
+
+def load_dataset(
+    name: str,
+    *,
+    root: str | Path,
+    cache_dir: str | Path | None = None,
+    download: bool = False,
+    image_size: int = 32,
+    num_classes: int = 20,
+    train_images: int = 4000,
+    test_images: int = 1000,
+    seed: int = 42,
+    progress: Callable[[str], None] = ignore,
+) -> Dataset:
+    """Load the data set `name` of DATASETS.
+
+    `root` holds the source files. Sets read from files are prepared once in `cache_dir` (default
+    `<root>/.fusionrun_cache`) and shared by every process that loads them. `num_classes`,
+    `train_images`, `test_images` and `seed` define "synthetic" and mean nothing elsewhere.
+
+    Raises DataError for an unknown name, and for files that are missing, damaged or unwritable.
+    """
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"data set {name!r} is unknown. Expected one of {sorted(DATASETS)}.{hint}")
+    root = Path(root).expanduser()
+    arrays = DATASETS[name](
+        Request(
+            root=root,
+            cache_dir=Path(cache_dir).expanduser() if cache_dir else root / ".fusionrun_cache",
+            download=download,
+            image_size=image_size,
+            num_classes=num_classes,
+            train_images=train_images,
+            test_images=test_images,
+            seed=seed,
+            progress=progress,
+        )
+    )
+    return Dataset(
+        name=name,
+        train_images=torch.from_numpy(arrays.train_images),
+        train_labels=torch.from_numpy(arrays.train_labels),
+        test_images=torch.from_numpy(arrays.test_images),
+        test_labels=torch.from_numpy(arrays.test_labels),
+        classes=arrays.classes,
+        mean=arrays.mean,
+        std=arrays.std,
+        fingerprint=arrays.fingerprint,
+        notes=arrays.notes,
+    )

@@ -1,0 +1,49 @@
+"""Files that several processes of one launch share: locks and atomic writes."""
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def ignore(message: str) -> None:
+    """The progress callback of callers that want none."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, shared: bool = False, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold `flock` on the file `path`, which is created if needed.
+
+    `waiting` is called once if another process holds the lock. The kernel drops the lock of a
+    killed process, so a crash never blocks the next start. Raises OSError where the file cannot
+    be opened for writing.
+    """
+    mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, mode)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` so that a reader sees the old file or the whole new one, never a part."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; colleagues who share the folder must be able to read this
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,145 @@
+"""Batches made on the device that holds the data set; the step never waits for the host."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fusionrun.data.augment import Augmentation, augment, one_hot
+from fusionrun.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Batch:
+    images: Tensor  # (N, 3, H, W) float32, normalised
+    targets: Tensor  # (N, C) float32, soft where the batch was mixed, each row sums to 1
+    labels: Tensor  # (N,) int64, of the images before mixing
+
+
+class ResidentLoader:
+    """Batches of some samples of a data set that lies on the training device.
+
+    images (N, 3, H, W) uint8 and labels (N,) int64 stay where they are, and several loaders may
+    share them; batches are made on `images.device`. `indices` picks the samples. Order and
+    augmentation follow from the seed given to an epoch alone, so an epoch can be entered at any
+    step. A last batch of a single sample joins the one before it: batch normalisation cannot
+    train on one.
+
+    Raises ValueError for arguments that do not fit together.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: npt.NDArray[np.integer],
+        *,
+        num_classes: int,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augmentation: Augmentation,
+        channels_last: bool = False,
+    ) -> None:
+        _check(images, labels, indices, num_classes, batch_size)
+        self.num_images = len(indices)
+        self.num_classes = num_classes
+        self.batch_size = batch_size
+        self.augmentation = augmentation
+        self._images, self._labels = images, labels
+        self._indices: npt.NDArray[np.int64] = np.ascontiguousarray(indices, dtype=np.int64)
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        # (pixel / 255 - mean) / std as one multiplication and one addition
+        scale = [1 / (255 * s) for s in std]
+        shift = [-m / s for m, s in zip(mean, std, strict=True)]
+        self._scale = torch.tensor(scale, device=images.device).view(1, 3, 1, 1)
+        self._shift = torch.tensor(shift, device=images.device).view(1, 3, 1, 1)
+        # erased rectangles get the mean colour, which is 0 (+-0.01) once normalised
+        self._mean_colour = tuple(round(255 * m) for m in mean)
+        starts = list(range(0, self.num_images, batch_size))
+        if len(starts) > 1 and self.num_images - starts[-1] == 1:
+            starts.pop()
+        self._bounds = list(zip(starts, [*starts[1:], self.num_images], strict=True))
+
+    def __len__(self) -> int:
+        """Steps per epoch; the last one may be smaller."""
+        return len(self._bounds)
+
+    def training_batches(self, seed: int, start_step: int = 0) -> Iterator[Batch]:
+        """One epoch in an order of its own, augmented; from `start_step` on, if it is given.
+
+        Step s is the same batch wherever the epoch is entered. Raises ValueError for a
+        `start_step` outside 0..len(self).
+        """
+        if not 0 <= start_step <= len(self):
+            raise ValueError(f"start_step is {start_step}; expected 0 to {len(self)}")
+        return self._augmented(seed, start_step)
+
+    def _augmented(self, seed: int, start_step: int) -> Iterator[Batch]:
+        order = self._to_device(np.random.default_rng(seed).permutation(self._indices))
+        for step in range(start_step, len(self)):
+            first, end = self._bounds[step]
+            chosen = order[first:end]
+            labels = self._labels.index_select(0, chosen)
+            images, targets = augment(
+                self._images.index_select(0, chosen),
+                labels,
+                augmentation=self.augmentation,
+                num_classes=self.num_classes,
+                seed=derive_seed(seed, step),
+                erase_value=self._mean_colour,
+            )
+            yield Batch(self._normalised(images), targets, labels)
+
+    def evaluation_batches(self) -> Iterator[Batch]:
+        """Every sample once, in the order of `indices`, as it is; targets are one-hot."""
+        order = self._to_device(self._indices)
+        for first, end in self._bounds:
+            chosen = order[first:end]
+            labels = self._labels.index_select(0, chosen)
+            images = self._normalised(self._images.index_select(0, chosen))
+            yield Batch(images, one_hot(labels, self.num_classes), labels)
+
+    def _to_device(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        """Once per epoch, and without waiting."""
+        host = torch.from_numpy(indices)
+        if self._images.device.type == "cuda":
+            return host.pin_memory().to(self._images.device, non_blocking=True)
+        return host.to(self._images.device)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        # mixup hands over float32 that nobody else holds, so working in place is safe either way
+        output = images.to(torch.float32, memory_format=self._layout)
+        return output.mul_(self._scale).add_(self._shift)
+
+
+def _check(
+    images: Tensor,
+    labels: Tensor,
+    indices: npt.NDArray[np.integer],
+    num_classes: int,
+    batch_size: int,
+) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        found = f"{tuple(images.shape)} {images.dtype}"
+        raise ValueError(f"images are {found}; expected (N, 3, H, W) torch.uint8")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        found = f"{tuple(labels.shape)} {labels.dtype}"
+        raise ValueError(f"labels are {found}; expected ({len(images)},) torch.int64")
+    if labels.device != images.device:
+        raise ValueError(f"images are on {images.device}, labels on {labels.device}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+    if indices.ndim != 1 or not len(indices) or indices.dtype.kind not in "iu":
+        found = f"{indices.shape} {indices.dtype}"
+        raise ValueError(f"indices are {found}; expected one or more integers")
+    if indices.min() < 0 or indices.max() >= len(images):
+        limits = f"{indices.min()}..{indices.max()}"
+        raise ValueError(f"indices cover {limits}; expected 0..{len(images) - 1}")
+    # waits for the device, once
+    low, high = (int(value) for value in torch.aminmax(labels))
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"labels cover {low}..{high}; expected 0..{num_classes - 1}")

@@ -1,0 +1,319 @@
+"""How a rank executes a task: an expert's training, or a row's, from weights to saved results."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusionrun.analysis.baselines import accuracy, compare
+from fusionrun.assignment import Row, Task
+from fusionrun.components import (
+    About,
+    file_hash,
+    load_expert_weights,
+    read_manifest,
+    save_component,
+    save_model,
+    state_hash,
+)
+from fusionrun.data.augment import AUGMENTATIONS
+from fusionrun.data.datasets import Dataset
+from fusionrun.data.loader import ResidentLoader
+from fusionrun.data.splits import Splits
+from fusionrun.distributed import Place
+from fusionrun.experts import Expert, build_expert
+from fusionrun.fusions import FusionModel, build_fusion
+from fusionrun.layout import expert_file
+from fusionrun.reporting import TaskReporter
+from fusionrun.seeds import derive_seed
+from fusionrun.study import Study
+from fusionrun.training.checkpoint import ResumeFile
+from fusionrun.training.loop import Best, Trainer, check_settings, collect_logits
+from fusionrun.training.losses import head_weights
+from fusionrun.training.optim import (
+    Group,
+    adamw,
+    cosine_to_tenth,
+    cosine_to_zero,
+    sgd,
+    warm_restarts,
+)
+
+EXPERT_CLIP = 5.0  # largest gradient norm of the experts in a row
+HEAD_CLIP = 1.0  # of fusion module and global head, and of an expert that trains alone
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What every task on this rank works with."""
+
+    study: Study
+    place: Place
+    device: torch.device
+    threads: int
+    data: Dataset
+    images: Tensor  # training images (N, 3, H, W) uint8, on the device
+    labels: Tensor  # (N,) int64, on the device
+    splits: Splits
+    stop_requested: Callable[[], bool]
+
+    @property
+    def bf16(self) -> bool:
+        wanted = self.study.recipe.runtime.amp == "auto"
+        return wanted and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+    def loader(self, indices: np.ndarray, batch_size: int, augmentation: str) -> ResidentLoader:
+        return self._loader(self.images, self.labels, indices, batch_size, augmentation)
+
+    def test_loader(self, batch_size: int) -> ResidentLoader:
+        images, labels = self.data.test_images, self.data.test_labels
+        everything = np.arange(len(labels))
+        on_device = images.to(self.device), labels.to(self.device)
+        return self._loader(*on_device, everything, batch_size, "none")
+
+    def _loader(
+        self, images: Tensor, labels: Tensor, indices: np.ndarray, batch_size: int, name: str
+    ) -> ResidentLoader:
+        return ResidentLoader(
+            images,
+            labels,
+            indices,
+            num_classes=len(self.data.classes),
+            batch_size=batch_size,
+            mean=self.data.mean,
+            std=self.data.std,
+            augmentation=AUGMENTATIONS[name],
+            channels_last=self.study.recipe.runtime.channels_last,
+        )
+
+    def settle(self, model: nn.Module) -> None:
+        """Move `model` to the device, in the layout that its convolutions like best."""
+        last = self.study.recipe.runtime.channels_last
+        layout = torch.channels_last if last else torch.contiguous_format
+        model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+
+    def about(self, model: str, expert: Expert, best: Best) -> dict[str, Any]:
+        """What every component's file says of where it comes from."""
+        return {
+            "model": model,
+            "arguments": self.study.model_arguments(model),
+            "num_classes": expert.num_classes,
+            "feature_dim": expert.feature_dim,
+            "num_experts": self.study.recipe.experts.count,
+            "classes": list(self.data.classes),
+            "mean": list(self.data.mean),
+            "std": list(self.data.std),
+            "image_size": self.data.train_images.shape[-1],
+            "epoch": best.epoch,
+            "val_accuracy": best.val_accuracy,
+        }
+
+
+def is_done(study: Study, task: Task) -> bool:
+    """Whether the task's result stands on disk, so that no launch does it again.
+
+    Raises TaskError when a row's result stands there but was made with other settings.
+    """
+    if task.row is None:
+        assert task.expert is not None
+        return expert_file(study.checkpoint_dir, task.model, task.expert).is_file()
+    manifest = study.layout.row(task.model, task.row.variant).manifest
+    if not manifest.is_file():
+        return False
+    check_settings(str(manifest), read_manifest(manifest)["settings"], study.settings(task))
+    return True
+
+
+def train_expert(work: Workplace, task: Task, reporter: TaskReporter) -> None:
+    """Train one expert on its part of the data and save its best epoch."""
+    study, k = work.study, task.expert
+    assert k is not None
+    defaults = study.expert_defaults(task.model)
+    seed = derive_seed(study.recipe.seed, task.model, k)
+    arguments = {**study.model_arguments(task.model), "dropout": defaults.dropout}
+    torch.manual_seed(derive_seed(seed, "weights"))
+    expert = build_expert(task.model, len(work.data.classes), **arguments)
+    work.settle(expert)
+    groups = [Group.of("expert", [expert], defaults.lr, cosine_to_zero, HEAD_CLIP)]
+    trainer = _trainer(
+        work,
+        task,
+        reporter,
+        model=expert,
+        train=(work.splits.expert_train[k], defaults.batch_size, defaults.augmentation),
+        validate=work.splits.expert_val[k],
+        optimizer=sgd(groups, defaults.weight_decay),
+        groups=groups,
+        weights=torch.ones(1, device=work.device),
+        smoothing=defaults.label_smoothing,
+        seed=seed,
+        resume=study.layout.expert_resume(task.model, k),
+    )
+    best = trainer.run()
+    path = expert_file(study.checkpoint_dir, task.model, k)
+    about = About(component="expert", expert=k, **work.about(task.model, expert, best))
+    save_component(path, best.state, about)
+    reporter.message(f"saved {path} (weights {state_hash(best.state)[:12]})")
+
+
+def train_row(work: Workplace, task: Task, reporter: TaskReporter) -> None:
+    """Train a row's experts, fusion module and global head together; save, test, record."""
+    study, row = work.study, task.row
+    assert row is not None
+    files = study.layout.row(row.model, row.variant)
+    seed = derive_seed(row.seed, row.model, row.fusion)
+    torch.manual_seed(derive_seed(seed, "weights"))
+    experts, sources = _load_experts(work, row.model)
+    defaults = study.fusion_defaults(row.fusion)
+    fusion = build_fusion(row.fusion, len(experts), experts[0].feature_dim)
+    model = FusionModel(experts, fusion, len(work.data.classes))
+    for source in sources:
+        reporter.message(f"starts from {source}")
+    work.settle(model)
+    # read before training changes them: the alternative that costs no fusion training at all
+    before = _experts_alone(work, experts, work.loader(work.splits.fusion_val, 512, "none"))
+    frozen = list(experts) if study.recipe.fusion.freeze_experts else []
+    for expert in frozen:
+        expert.requires_grad_(False)
+    groups = _row_groups(study, row, model)
+    trainer = _trainer(
+        work,
+        task,
+        reporter,
+        model=model,
+        train=(work.splits.fusion_train, study.recipe.fusion.batch_size, defaults.augmentation),
+        validate=work.splits.fusion_val,
+        optimizer=adamw(groups, defaults.weight_decay),
+        groups=groups,
+        weights=head_weights(len(experts), row.alpha, work.device),
+        smoothing=defaults.label_smoothing,
+        seed=seed,
+        resume=files.checkpoint,
+        frozen=frozen,
+    )
+    best = trainer.run()
+    model.load_state_dict(best.state)
+    selected = trainer.history[best.epoch - 1]
+    results = _test(work, row, model, selected.val_accuracies[1:], before)
+    about = About(component="row", fusion=row.fusion, **work.about(row.model, experts[0], best))
+    manifest = {
+        "row": row.name,
+        "variant": row.variant,
+        "seed": row.seed,
+        "alpha": row.alpha,
+        "settings": study.settings(task),
+        "experts_from": sources,
+        "weights": state_hash(best.state),
+        "threads": work.threads,
+        "device": str(work.device),
+        "validation": {
+            "fused": selected.val_accuracies[0],
+            "experts": selected.val_accuracies[1:],
+            "before_experts": before,
+        },
+        "test": results,
+    }
+    save_model(files, model, about, selected.val_accuracies[1:], manifest)
+    trainer.resume_file.previous.unlink(missing_ok=True)
+    reporter.message(f"saved {files.directory} (weights {state_hash(best.state)[:12]})")
+
+
+def _trainer(
+    work: Workplace,
+    task: Task,
+    reporter: TaskReporter,
+    *,
+    model: nn.Module,
+    train: tuple[np.ndarray, int, str],
+    validate: np.ndarray,
+    optimizer: torch.optim.Optimizer,
+    groups: list[Group],
+    weights: Tensor,
+    smoothing: float,
+    seed: int,
+    resume: Path,
+    frozen: Sequence[nn.Module] = (),
+) -> Trainer:
+    recipe = work.study.recipe
+    return Trainer(
+        model=model,
+        train_loader=work.loader(*train),
+        val_loader=work.loader(validate, 512, "none"),
+        optimizer=optimizer,
+        groups=groups,
+        head_weights=weights,
+        label_smoothing=smoothing,
+        epochs=task.epochs,
+        seed=seed,
+        device=work.device,
+        resume_file=ResumeFile(resume),
+        settings={**work.study.settings(task), "threads": work.threads},
+        reporter=reporter,
+        stop_requested=work.stop_requested,
+        every_epochs=recipe.checkpoint.every_epochs,
+        every_minutes=recipe.checkpoint.every_minutes,
+        bf16=work.bf16,
+        frozen=frozen,
+    )
+
+
+def _row_groups(study: Study, row: Row, model: FusionModel) -> list[Group]:
+    """Experts, fusion module and global head, each with its own rate, schedule and clip."""
+    experts_lr, fusion_lr, head_lr = study.rates(row.fusion, model.global_head.in_features)
+    groups = [
+        Group.of("experts", model.experts, experts_lr, warm_restarts, EXPERT_CLIP),
+        Group.of("fusion", [model.fusion], fusion_lr, cosine_to_tenth, HEAD_CLIP),
+        Group.of("global_head", [model.global_head], head_lr, cosine_to_tenth, HEAD_CLIP),
+    ]
+    return [group for group in groups if group.parameters]
+
+
+def _load_experts(work: Workplace, model: str) -> tuple[list[Expert], list[str]]:
+    """The experts as their own training left them, and where each comes from."""
+    experts, sources = [], []
+    for k in range(work.study.recipe.experts.count):
+        path = expert_file(work.study.checkpoint_dir, model, k)
+        expert = build_expert(model, len(work.data.classes), **work.study.model_arguments(model))
+        origin = load_expert_weights(expert, path)
+        experts.append(expert)
+        sources.append(f"{path} ({origin}, sha256 {file_hash(path)[:12]})")
+    return experts, sources
+
+
+def _experts_alone(work: Workplace, experts: list[Expert], loader: ResidentLoader) -> list[float]:
+    """Accuracy in percent of each expert by itself."""
+    accuracies = []
+    for expert in experts:
+        logits, labels = collect_logits(expert, loader, bf16=work.bf16)
+        accuracies.append(accuracy(logits[:, 0], labels))
+    return accuracies
+
+
+def _test(
+    work: Workplace,
+    row: Row,
+    model: FusionModel,
+    val_accuracies: list[float],
+    before_val_accuracies: list[float],
+) -> dict[str, Any]:
+    """The one reading of the test set: fused, tuned experts, experts before tuning."""
+    loader = work.test_loader(batch_size=512)
+    logits, labels = collect_logits(model, loader, bf16=work.bf16)
+    untuned, _ = _load_experts(work, row.model)
+    before = []
+    for expert in untuned:
+        work.settle(expert)
+        before.append(collect_logits(expert, loader, bf16=work.bf16)[0][:, 0])
+    return dict(
+        compare(
+            logits,
+            labels,
+            torch.stack(before, dim=1),
+            val_accuracies=val_accuracies,
+            before_val_accuracies=before_val_accuracies,
+        )
+    )

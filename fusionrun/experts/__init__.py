@@ -1,0 +1,63 @@
+"""The experts: one file per architecture, one table of names.
+
+A new architecture is a file with a subclass of `Expert` and a line in `BUILDERS`.
+"""
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from .base import Expert
+from .densenet import DenseNet
+from .resnet import ResNet
+from .resnext import PreActivationResNeXt
+from .wide_resnet import ImprovedWideResNet
+
+__all__ = ["BUILDERS", "Expert", "argument_names", "build_expert"]
+
+BUILDERS: dict[str, type[Expert]] = {
+    "densenet": DenseNet,
+    "resnet": ResNet,
+    "improved_wide_resnet": ImprovedWideResNet,
+    "resnext": PreActivationResNeXt,
+}
+
+
+def build_expert(name: str, num_classes: int, **arguments: Any) -> Expert:
+    """The expert called `name` in `BUILDERS`, initialised from torch's default generator.
+
+    `arguments` are those of the architecture, see `argument_names`; the rest keep their full-size
+    defaults. Raises ValueError, in one line, for an unknown name, an unknown argument and a value
+    that cannot work.
+    """
+    known = argument_names(name)
+    for argument in arguments:
+        if argument not in known:
+            raise ValueError(
+                f"expert {name!r} has no argument {argument!r}; "
+                f"expected one of {', '.join(known)}{_nearest(argument, known)}"
+            )
+    try:
+        return BUILDERS[name](num_classes, **arguments)
+    except ValueError as error:
+        raise ValueError(f"expert {name!r}: {error}") from error
+
+
+def argument_names(name: str) -> tuple[str, ...]:
+    """The architecture's own arguments, in order, without `num_classes`.
+
+    Raises ValueError for a name that is not in `BUILDERS`.
+    """
+    if not isinstance(name, str) or name not in BUILDERS:
+        raise ValueError(
+            f"unknown expert {name!r}; expected one of {', '.join(BUILDERS)}"
+            f"{_nearest(name, BUILDERS)}"
+        )
+    return tuple(n for n in inspect.signature(BUILDERS[name]).parameters if n != "num_classes")
+
+
+def _nearest(found: object, known: Iterable[str]) -> str:
+    by_folded_name = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(str(found).casefold(), by_folded_name, n=1)
+    return f"; did you mean {by_folded_name[close[0]]!r}?" if close else ""

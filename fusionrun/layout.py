@@ -1,0 +1,92 @@
+"""Where everything of a study lies: the one place that spells its file names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RowFiles:
+    """The files of one row: components, their manifest, resume state, table of epochs."""
+
+    directory: Path  # <output_dir>/<model>_fusions/<fusion>
+    csv: Path
+
+    def expert(self, k: int) -> Path:
+        return self.directory / "experts" / f"expert_{k}_best.pth"
+
+    @property
+    def fusion_module(self) -> Path:
+        return self.directory / "fusion" / "fusion_module_best.pth"
+
+    @property
+    def global_head(self) -> Path:
+        return self.directory / "global" / "global_head_best.pth"
+
+    @property
+    def manifest(self) -> Path:
+        return self.directory / "manifest.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.directory / "checkpoint.pth"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The file tree below one output directory."""
+
+    output_dir: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.output_dir / "recipe.yaml"
+
+    @property
+    def splits(self) -> Path:
+        return self.output_dir / "splits"
+
+    @property
+    def expert_checkpoints(self) -> Path:
+        return self.output_dir / "expert_checkpoints"
+
+    @property
+    def status(self) -> Path:
+        return self.output_dir / "status.json"
+
+    @property
+    def state(self) -> Path:
+        """Bookkeeping for fusionrun alone: heartbeats, outcomes, experts' resume state."""
+        return self.output_dir / ".fusionrun"
+
+    def heartbeat(self, rank: int) -> Path:
+        return self.state / "ranks" / f"{rank}.json"
+
+    def outcome(self, task: str) -> Path:
+        return self.state / "outcomes" / f"{task}.json"
+
+    def row(self, model: str, variant: str) -> RowFiles:
+        """`variant` is the fusion type, with -seed<n> or -alpha<x> where the recipe varies them."""
+        family = f"{model}_fusions"
+        csv = self.output_dir / "csv_logs" / family / f"{model}_{variant}_training_log.csv"
+        return RowFiles(self.output_dir / family / variant, csv)
+
+    def expert_csv(self, model: str, k: int) -> Path:
+        name = f"{model}_expert_{k}_training_log.csv"
+        return self.output_dir / "csv_logs" / f"{model}_experts" / name
+
+    def expert_resume(self, model: str, k: int) -> Path:
+        return self.state / "experts" / model / f"expert_{k}_checkpoint.pth"
+
+    def task_log(self, task: str) -> Path:
+        return self.output_dir / "logs" / f"{task}.log"
+
+    def tensorboard(self, task: str) -> Path:
+        return self.output_dir / "tensorboard" / task
+
+    def results(self, suffix: str) -> Path:
+        return self.output_dir / f"results.{suffix}"
+
+
+def expert_file(checkpoint_dir: Path, model: str, k: int) -> Path:
+    """The checkpoint of expert `k` before fusion: <checkpoint_dir>/<model>/expert_<k>_best.pth."""
+    return checkpoint_dir / model / f"expert_{k}_best.pth"

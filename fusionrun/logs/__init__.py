@@ -1,0 +1,1 @@
+"""Where a task's numbers go: CSV, TensorBoard, Weights & Biases, a text log."""

@@ -1,0 +1,63 @@
+"""Tables of epochs as CSV: always the whole file, so never half a row."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fusionrun.files import write_text
+
+
+def row_columns(num_experts: int) -> tuple[str, ...]:
+    """Columns of a row's training log. Accuracies are percent; losses are means over the epoch."""
+    experts = [f"expert_{k}_{what}" for k in range(num_experts) for what in ("accuracy", "loss")]
+    return (
+        "epoch",
+        "train_loss",
+        "train_accuracy",
+        "val_loss",
+        "val_accuracy",
+        "experts_lr",
+        "fusion_lr",
+        "global_head_lr",
+        "loss_global",
+        "loss_individual",
+        "loss_total",
+        *experts,
+        "images_per_second",
+        "seconds",
+        "alpha",
+        "model",
+        "fusion_type",
+        "timestamp",
+    )
+
+
+EXPERT_COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "lr",
+    "best_val_accuracy",
+    "images_per_second",
+    "seconds",
+    "model",
+    "expert",
+    "timestamp",
+)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Write all rows, atomically. Raises ValueError for a value that has no column."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    write_text(path, buffer.getvalue(), durable=False)
+
+
+def _cell(value: object) -> object:
+    """Numbers to 7 significant digits: more than the training's own precision."""
+    return f"{value:.7g}" if isinstance(value, float) else value

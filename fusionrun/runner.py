@@ -1,0 +1,408 @@
+"""One rank, start to end: join, take tasks until none is left, leave together."""
+
+import fcntl
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from fusionrun.analysis.results import collect_results, results_table, write_results
+from fusionrun.assignment import Queue, Task
+from fusionrun.config import Recipe, dump_recipe
+from fusionrun.data.datasets import DataError, Dataset, load_dataset
+from fusionrun.data.splits import Splits, load_or_create_splits
+from fusionrun.display import Display
+from fusionrun.distributed import (
+    LaunchError,
+    Place,
+    choose_device,
+    die_with_parent,
+    divide_threads,
+    join,
+    leave,
+)
+from fusionrun.execution import Workplace, is_done, train_expert, train_row
+from fusionrun.files import sweep_temporaries, write_text
+from fusionrun.logs.text import TaskLog
+from fusionrun.reporting import TaskReporter
+from fusionrun.status import (
+    ENDED,
+    Channel,
+    Heartbeat,
+    Observer,
+    Outcome,
+    Record,
+    read_outcome,
+    write_outcome,
+)
+from fusionrun.study import Study
+from fusionrun.training.checkpoint import CheckpointError
+from fusionrun.training.loop import StopRequested, TaskError
+
+DONE, NOT_STARTED, WRONG_RECIPE, ROW_FAILED, STOPPED = range(5)  # exit statuses of a launch
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+FAREWELL_SECONDS = 5.0  # how long a stopped rank waits for its peers: well inside any grace time
+
+# what a person can mend; anything else deserves its traceback in the task's log
+USER_ERRORS = (TaskError, CheckpointError, DataError, LaunchError, OSError)
+
+
+class Stop:
+    """Remembers that a stop signal came; a second one changes nothing."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def listen(self) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._receive)
+
+    def requested(self) -> bool:
+        return self.signal != 0
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.signal = self.signal or number
+
+
+def run(study: Study, place: Place, console: Console) -> int:
+    """Work on `study` as the rank that `place` says; returns the launch's exit status."""
+    die_with_parent()
+    stop = Stop()
+    stop.listen()
+    store = join(place)
+    device, lock = _open_launch(study, place)
+    threads = divide_threads(place, study.recipe.runtime.threads)
+    queue = Queue(study.tasks, store, place.rank, place.world_size)
+    record = Record()
+    channel = Channel(
+        place,
+        record,
+        num_experts=study.recipe.experts.count,
+        every_seconds=study.recipe.status.every_seconds,
+        decide=lambda records: _verdict(study, queue, records),
+    )
+    heartbeat = Heartbeat(record, study.layout.heartbeat(place.rank), 1.0)
+    display = _make_display(study, place, channel, str(device), threads, console)
+    heartbeat.start()
+    channel.start()
+    if display is not None:
+        display.start()
+    try:
+        _work(study, place, queue, record, stop, device, threads)
+    finally:
+        code = _wait_for_peers(channel, stop)
+        heartbeat.stop()
+        if code is None:
+            code = STOPPED  # the peers can't be asked how they ended
+        if display is not None:
+            _write_results(study)
+            display.stop()
+            _say_goodbye(study, code, record, console)
+    if lock is not None:
+        lock.close()
+    return _leave(channel, code)
+
+
+def _open_launch(study: Study, place: Place) -> tuple[torch.device, TextIO | None]:
+    """This rank's device, and on rank 0 the lock on the output directory.
+
+    Raises LaunchError on every rank when any rank can't start: all leave together.
+    """
+    device, lock, problem = torch.device("cpu"), None, ""
+    try:
+        device = choose_device(place, study.recipe.runtime.device)
+        if place.rank == 0:
+            lock = _lock(study, place)
+            _prepare_output(study)
+    except LaunchError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"{error.filename or study.layout.output_dir}: {error.strerror or error}"
+    problems = [problem]
+    if place.is_distributed:
+        problems = [""] * place.world_size
+        dist.all_gather_object(problems, problem)
+    for rank, text in enumerate(problems):
+        if text:
+            raise LaunchError(text if rank == 0 else f"rank {rank}: {text}")
+    return device, lock
+
+
+def _lock(study: Study, place: Place) -> TextIO:
+    """The kernel frees the lock when its process ends, however it ends: none is ever stale."""
+    path = study.layout.state / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        raise LaunchError(
+            f"{study.layout.output_dir}: another launch works here ({lock.read().strip()}); "
+            f"wait for it, stop it, or choose another output_dir"
+        ) from None
+    lock.truncate(0)
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    lock.write(f"host {place.host}, pid {os.getpid()}, since {since}\n")
+    lock.flush()
+    return lock
+
+
+def _prepare_output(study: Study) -> None:
+    """Clear what an earlier launch left unfinished, and write down the recipe."""
+    layout = study.layout
+    sweep_temporaries(layout.output_dir)
+    for path in layout.heartbeat(0).parent.glob("*.json"):
+        path.unlink()
+    for task in study.tasks:
+        outcome = layout.outcome(task.name)
+        found = read_outcome(outcome)
+        if found is not None and not (found.state == "done" and _is_done(study, task)):
+            outcome.unlink()
+        if found is None and _is_done(study, task):
+            write_outcome(outcome, Outcome("done", note="found"))
+    write_text(layout.recipe, dump_recipe(study.recipe))
+
+
+def _is_done(study: Study, task: Task) -> bool:
+    try:
+        return is_done(study, task)
+    except (TaskError, CheckpointError):
+        return False  # whoever claims the task finds the same, and says why
+
+
+def _make_display(
+    study: Study, place: Place, channel: Channel, device: str, threads: int, console: Console
+) -> Display | None:
+    if place.rank != 0:
+        return None
+    observer = Observer(
+        study.layout,
+        study.tasks,
+        channel,
+        place,
+        study=study.name,
+        device=device,
+        threads=threads,
+    )
+    return Display(
+        observer.snapshot,
+        study.layout,
+        [task.name for task in study.tasks],
+        every_seconds=study.recipe.status.every_seconds,
+        summary_minutes=study.recipe.status.summary_minutes,
+        console=console,
+    )
+
+
+def _work(
+    study: Study,
+    place: Place,
+    queue: Queue,
+    record: Record,
+    stop: Stop,
+    device: torch.device,
+    threads: int,
+) -> None:
+    """Everything between joining and leaving; how it ended is in the record's state."""
+    try:
+        for task in study.tasks:
+            if _is_done(study, task):
+                queue.close(task, "done")
+        work = _set_up(study, place, record, stop, device, threads)
+        _take_tasks(work, queue, record, stop)
+        record.state = "stopped" if stop.requested() else "finished"
+    except StopRequested:
+        record.state = "stopped"
+    except USER_ERRORS as error:
+        record.note, record.state = str(error), "failed"
+    except Exception:
+        record.note, record.state = traceback.format_exc(), "failed"
+
+
+def _set_up(
+    study: Study,
+    place: Place,
+    record: Record,
+    stop: Stop,
+    device: torch.device,
+    threads: int,
+) -> Workplace:
+    """The data on the device and its splits. Raises DataError."""
+
+    def progress(text: str) -> None:
+        record.note = text
+        if stop.requested():
+            raise StopRequested
+
+    recipe = study.recipe
+    if recipe.runtime.deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not recipe.runtime.deterministic
+    data, splits = load_data(recipe, study.splits_dir, progress)
+    record.note = ""
+    return Workplace(
+        study=study,
+        place=place,
+        device=device,
+        threads=threads,
+        data=data,
+        images=data.train_images.to(device),
+        labels=data.train_labels.to(device),
+        splits=splits,
+        stop_requested=stop.requested,
+    )
+
+
+def load_data(
+    recipe: Recipe, splits_dir: Path, progress: Callable[[str], None]
+) -> tuple[Dataset, Splits]:
+    """The recipe's data set and its splits, made if they aren't there. Raises DataError."""
+    data = recipe.data
+    dataset = load_dataset(
+        data.name,
+        root=data.root,
+        cache_dir=data.cache_dir,
+        download=data.download,
+        image_size=data.image_size,
+        num_classes=data.num_classes,
+        train_images=data.train_images,
+        test_images=data.test_images,
+        seed=data.seed,
+        progress=progress,
+    )
+    splits = load_or_create_splits(
+        splits_dir,
+        dataset.train_labels.numpy(),
+        dataset_name=dataset.name,
+        fingerprint=dataset.fingerprint,
+        seed=data.seed,
+        holdout_fraction=data.holdout_fraction,
+        val_fraction=data.val_fraction,
+        num_experts=recipe.experts.count,
+        kind=data.split,
+        shared_fraction=data.shared_fraction,
+        unique_fraction=data.unique_fraction,
+    )
+    return dataset, splits
+
+
+def _take_tasks(work: Workplace, queue: Queue, record: Record, stop: Stop) -> None:
+    """Claim and execute tasks until none is left or a stop is asked for."""
+    while not stop.requested():
+        task = queue.next()
+        if task is not None:
+            _execute(work, queue, task, record)
+        elif queue.exhausted:
+            return
+        else:
+            record.state = "idle"
+            time.sleep(0.2)
+
+
+def _execute(work: Workplace, queue: Queue, task: Task, record: Record) -> None:
+    """One task from claim to outcome; only a stop gets past this, a failure is the task's own."""
+    layout, rank = work.study.layout, work.place.rank
+    with TaskLog(layout.task_log(task.name), task.name) as log:
+        reporter = TaskReporter(work.study, task, record, log, work.device)
+        try:
+            log.line(f"starts on rank {rank}, {work.device}, {work.threads} threads")
+            _require_needs(queue, task)
+            is_done(work.study, task)  # says why when a result of other settings stands there
+            execute = train_expert if task.kind == "expert" else train_row
+            execute(work, task, reporter)
+            outcome = reporter.outcome(rank)
+            log.line("done")
+        except StopRequested:
+            log.line("stopped; the same command goes on from here")
+            raise
+        except USER_ERRORS as error:
+            outcome = Outcome("failed", note=str(error), rank=rank, epoch=int(record.epoch))
+        except Exception as error:
+            log.details(traceback.format_exc())
+            note = f"{type(error).__name__}: {error}; traceback in {layout.task_log(task.name)}"
+            outcome = Outcome("failed", note=note, rank=rank, epoch=int(record.epoch))
+        finally:
+            reporter.close()
+        if outcome.state == "failed":
+            log.line(f"failed: {outcome.note}")
+    write_outcome(layout.outcome(task.name), outcome)
+    record.task, record.note = -1, ""
+    queue.close(task, "done" if outcome.state == "done" else outcome.note)
+
+
+def _require_needs(queue: Queue, task: Task) -> None:
+    failed = [need for need in task.needs if queue.outcome(need) != "done"]
+    if failed:
+        raise TaskError(f"can't start: {failed[0]} failed ({queue.outcome(failed[0])})")
+
+
+def _verdict(study: Study, queue: Queue, records: Sequence[Record]) -> int | None:
+    """The launch's exit status once all ranks have ended, None before."""
+    if any(record.state not in ENDED for record in records):
+        return None
+    outcomes = [queue.outcome(task.name) for task in study.tasks]
+    if all(outcome == "done" for outcome in outcomes):
+        return DONE
+    if any(record.state == "stopped" for record in records):
+        return STOPPED
+    if all(record.state == "failed" for record in records):
+        return NOT_STARTED
+    return ROW_FAILED
+
+
+def _wait_for_peers(channel: Channel, stop: Stop) -> int | None:
+    """Keep serving the table until rank 0 ends it; None when that can't be waited for."""
+    stopped_at = None
+    while channel.alive:
+        if channel.wait(0.2) is not None:
+            break
+        if stop.requested():
+            stopped_at = stopped_at or time.monotonic()
+            if time.monotonic() - stopped_at > FAREWELL_SECONDS:
+                break
+    return channel.exit_code
+
+
+def _write_results(study: Study) -> None:
+    """The tables of what is finished; a full disk must not hide how the launch ended."""
+    try:
+        write_results(study.layout, collect_results(study))
+    except OSError as error:
+        print(f"fusionrun: results could not be written: {error}", file=sys.stderr)
+
+
+def _say_goodbye(study: Study, code: int, record: Record, console: Console) -> None:
+    """The last words on the terminal or in the job's output."""
+    if code == NOT_STARTED:
+        print(f"fusionrun: {record.note}", file=sys.stderr)
+        return
+    console.print(results_table(collect_results(study)), soft_wrap=False)
+    words = {
+        DONE: "all rows done",
+        ROW_FAILED: "some tasks failed; the same command runs them again, and only them",
+        STOPPED: "stopped before the end; the same command goes on from here",
+    }
+    line = f"{words[code]}. Results: {study.layout.results('md')}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _leave(channel: Channel, code: int) -> int:
+    """Return the exit status; end at once when a thread still hangs in a dead peer's gather."""
+    if channel.alive or channel.broken:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    leave()
+    return code

@@ -1,0 +1,166 @@
+"""A recipe made concrete: its rows, tasks and places, with every name it uses checked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusionrun.analysis.cost import multiply_accumulates
+from fusionrun.assignment import Row, Task, make_rows, make_tasks
+from fusionrun.config import Recipe, RecipeError, flatten, nearest
+from fusionrun.data.augment import AUGMENTATIONS
+from fusionrun.data.datasets import DATASETS
+from fusionrun.experts import BUILDERS, build_expert
+from fusionrun.fusions import FUSIONS, build_fusion
+from fusionrun.layout import Layout
+from fusionrun.training.defaults import (
+    EXPERT_DEFAULTS,
+    FUSION_DEFAULTS,
+    ExpertDefaults,
+    FusionDefaults,
+    adapted_rates,
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What one launch works on, the same on every rank."""
+
+    name: str
+    recipe: Recipe
+    layout: Layout
+    checkpoint_dir: Path  # of the experts before fusion
+    splits_dir: Path
+    rows: tuple[Row, ...]
+    tasks: tuple[Task, ...]
+
+    def model_arguments(self, model: str) -> dict[str, Any]:
+        return self.recipe.models.get(model, {})
+
+    def expert_defaults(self, model: str) -> ExpertDefaults:
+        """Settings of the experts' training: the recipe's, else the architecture's."""
+        own, base = self.recipe.experts, EXPERT_DEFAULTS[model]
+        return ExpertDefaults(
+            lr=_or(own.lr, base.lr),
+            weight_decay=_or(own.weight_decay, base.weight_decay),
+            batch_size=int(_or(own.batch_size, base.batch_size)),
+            augmentation=base.augmentation if own.augmentation == "auto" else own.augmentation,
+            label_smoothing=_or(own.label_smoothing, base.label_smoothing),
+            dropout=float(self.model_arguments(model).get("dropout", base.dropout)),
+        )
+
+    def fusion_defaults(self, fusion: str) -> FusionDefaults:
+        """Settings of a row's training but for its rates: the recipe's, else the fusion type's."""
+        own, base = self.recipe.fusion, FUSION_DEFAULTS[fusion]
+        return FusionDefaults(
+            experts_lr=base.experts_lr,
+            head_lr=base.head_lr,
+            weight_decay=_or(own.weight_decay, base.weight_decay),
+            augmentation=base.augmentation if own.augmentation == "auto" else own.augmentation,
+            label_smoothing=_or(own.label_smoothing, base.label_smoothing),
+        )
+
+    def rates(self, fusion: str, feature_dim: int) -> tuple[float, float, float]:
+        """Rates of (experts, fusion module, global head): the recipe's, else adapted ones."""
+        own = self.recipe.fusion
+        experts, heads = adapted_rates(fusion, feature_dim)
+        fusion_lr = _or(own.fusion_lr, heads)
+        return _or(own.experts_lr, experts), fusion_lr, _or(own.global_head_lr, fusion_lr)
+
+    def settings(self, task: Task) -> dict[str, Any]:
+        """What makes a task the experiment it is: the same settings, the same result."""
+        data = flatten(self.recipe.data, "data")
+        for place in ("root", "cache_dir", "splits_dir", "download"):
+            del data[f"data.{place}"]
+        model = flatten(self.model_arguments(task.model), f"models.{task.model}")
+        common = {**data, **model, "experts.count": self.recipe.experts.count}
+        if task.row is None:
+            experts = flatten(self.recipe.experts, "experts")
+            del experts["experts.checkpoint_dir"]
+            return {**common, **experts, "model": task.model, "seed": self.recipe.seed}
+        fusion = flatten(self.recipe.fusion, "fusion")
+        del fusion["fusion.alpha"]
+        row = {"model": task.model, "fusion": task.row.fusion}
+        return {**common, **fusion, **row, "seed": task.row.seed, "alpha": task.row.alpha}
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def plan_study(recipe: Recipe, name: str) -> Study:
+    """Check every name of the recipe against the tables, then lay out its rows and tasks.
+
+    Raises RecipeError.
+    """
+    _check_names(recipe, name)
+    layout = Layout(Path(recipe.output_dir))
+    checkpoint_dir = recipe.experts.checkpoint_dir
+    splits_dir = recipe.data.splits_dir
+    entries = [(row.model, row.fusion, row.seed, row.alpha) for row in recipe.rows]
+    rows = make_rows(entries, seed=recipe.seed, alpha=recipe.fusion.alpha)
+    work = _work_per_image(recipe, rows, name)
+    data, experts, fusion = recipe.data, recipe.experts, recipe.fusion
+    pool = 1 - data.holdout_fraction
+    seen = data.shared_fraction + data.unique_fraction if data.split == "iid" else 1 / experts.count
+    expert_share = pool * min(seen, 1.0)
+    row_share = data.holdout_fraction * (1 - data.val_fraction) * experts.count
+    tasks = make_tasks(
+        rows,
+        num_experts=experts.count,
+        expert_epochs=experts.epochs,
+        fusion_epochs=fusion.epochs,
+        expert_cost=lambda model: expert_share * experts.epochs * work[model],
+        row_cost=lambda model: row_share * fusion.epochs * work[model],
+    )
+    return Study(
+        name=name,
+        recipe=recipe,
+        layout=layout,
+        checkpoint_dir=Path(checkpoint_dir) if checkpoint_dir else layout.expert_checkpoints,
+        splits_dir=Path(splits_dir) if splits_dir else layout.splits,
+        rows=rows,
+        tasks=tasks,
+    )
+
+
+def _check_names(recipe: Recipe, name: str) -> None:
+    def check(path: str, value: str, valid: Mapping[str, object], *extra: str) -> None:
+        if value not in valid and value not in extra:
+            hint = nearest(value, [*valid, *extra])
+            raise RecipeError(f"{name}: {path}: found {value!r}; {hint}")
+
+    for index, row in enumerate(recipe.rows):
+        check(f"rows.{index}.model", row.model, BUILDERS)
+        check(f"rows.{index}.fusion", row.fusion, FUSIONS)
+    for model in recipe.models:
+        check(f"models.{model}", model, BUILDERS)
+    check("data.name", recipe.data.name, DATASETS)
+    check("experts.augmentation", recipe.experts.augmentation, AUGMENTATIONS, "auto")
+    check("fusion.augmentation", recipe.fusion.augmentation, AUGMENTATIONS, "auto")
+
+
+def _work_per_image(recipe: Recipe, rows: tuple[Row, ...], name: str) -> dict[str, float]:
+    """Multiply-accumulates per image of each architecture; builds everything once, weightless."""
+    work: dict[str, float] = {}
+    for row in rows:
+        arguments = recipe.models.get(row.model, {})
+        with torch.device("meta"):
+            try:
+                expert = build_expert(row.model, recipe.data.num_classes, **arguments)
+            except ValueError as error:
+                raise RecipeError(f"{name}: models.{row.model}: {error}") from None
+            try:
+                build_fusion(row.fusion, recipe.experts.count, expert.feature_dim)
+            except ValueError as error:
+                raise RecipeError(f"{name}: rows.{row.index}.fusion: {error}") from None
+        if row.model not in work:
+            try:
+                work[row.model] = multiply_accumulates(expert, recipe.data.image_size)
+            except RuntimeError as error:
+                size = recipe.data.image_size
+                problem = f"{row.model} can't take {size}x{size} images: {error}"
+                raise RecipeError(f"{name}: data.image_size: {problem}") from None
+    return work

@@ -1,0 +1,1 @@
+"""How one task trains: published settings, losses, optimizers, checkpoints and the loop."""

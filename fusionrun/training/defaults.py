@@ -1,0 +1,66 @@
+"""Published settings by architecture and by fusion type, as literal tables.
+
+A recipe that leaves a value null gets the one from here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ExpertDefaults:
+    """Training of an expert before fusion: SGD with Nesterov momentum 0.9, cosine to 0."""
+
+    lr: float
+    weight_decay: float
+    batch_size: int
+    augmentation: str  # a name of data.augment.AUGMENTATIONS
+    label_smoothing: float
+    dropout: float  # while the expert trains alone; in a fusion model the architecture's own
+
+
+@dataclass(frozen=True)
+class FusionDefaults:
+    """Training of a row: AdamW, rates before they are adapted to the feature size."""
+
+    experts_lr: float
+    head_lr: float  # of the fusion module and of the global head
+    weight_decay: float
+    augmentation: str
+    label_smoothing: float
+
+
+EXPERT_DEFAULTS: Mapping[str, ExpertDefaults] = {
+    "densenet": ExpertDefaults(0.1, 1e-4, 64, "randaugment", 0.05, 0.2),
+    "resnet": ExpertDefaults(0.1, 1e-4, 128, "color_jitter", 0.1, 0.0),
+    "improved_wide_resnet": ExpertDefaults(0.1, 5e-4, 128, "randaugment_strong", 0.05, 0.3),
+    "resnext": ExpertDefaults(0.1, 5e-4, 128, "trivialaugment", 0.05, 0.3),
+}
+
+FUSION_DEFAULTS: Mapping[str, FusionDefaults] = {
+    "multiplicative": FusionDefaults(1e-4, 5e-4, 1e-4, "color_jitter", 0.1),
+    "multiplicativeAddition": FusionDefaults(1e-4, 1e-3, 1e-4, "randaugment_strong", 0.08),
+    "multiplicativeShifted": FusionDefaults(1e-4, 5e-4, 1e-4, "color_jitter", 0.1),
+    "TransformerBase": FusionDefaults(5e-5, 2e-4, 5e-4, "trivialaugment", 0.05),
+    "concatenation": FusionDefaults(1e-4, 1e-3, 1e-4, "randaugment_strong", 0.08),
+    "simpleAddition": FusionDefaults(1e-4, 1e-3, 1e-4, "color_jitter", 0.1),
+}
+
+
+def adapted_rates(fusion: str, feature_dim: int) -> tuple[float, float]:
+    """(experts' rate, rate of fusion module and global head) for features of size D.
+
+    D > 1000: experts x0.7, heads x0.8; D < 100: x1.3 and x1.2. Then TransformerBase with D > 500:
+    experts x0.8 more; multiplicative with D < 500: experts x1.1 more.
+    """
+    defaults = FUSION_DEFAULTS[fusion]
+    experts, heads = defaults.experts_lr, defaults.head_lr
+    if feature_dim > 1000:
+        experts, heads = experts * 0.7, heads * 0.8
+    elif feature_dim < 100:
+        experts, heads = experts * 1.3, heads * 1.2
+    if fusion == "TransformerBase" and feature_dim > 500:
+        experts *= 0.8
+    if fusion == "multiplicative" and feature_dim < 500:
+        experts *= 1.1
+    return experts, heads

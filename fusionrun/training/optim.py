@@ -1,0 +1,93 @@
+"""Parameter groups with their own rate, schedule and clip, and the optimizers over them."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Schedule = Callable[[int, int], float]  # (epoch from 0, epochs) -> factor of the base rate
+
+
+def cosine_to_zero(epoch: int, epochs: int) -> float:
+    """Cosine annealing from 1 towards 0 (Loshchilov & Hutter 2017)."""
+    return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def cosine_to_tenth(epoch: int, epochs: int) -> float:
+    """Cosine annealing from 1 towards 0.1."""
+    return 0.1 + 0.9 * cosine_to_zero(epoch, epochs)
+
+
+def warm_restarts(epoch: int, epochs: int) -> float:
+    """Cosine annealing with warm restarts (SGDR, Loshchilov & Hutter 2017), from 1 towards 0.1.
+
+    The first period is a quarter of the epochs; each next one is twice as long.
+    """
+    period = max(1, round(epochs / 4))
+    while epoch >= period:
+        epoch -= period
+        period *= 2
+    return cosine_to_tenth(epoch, period)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that learn together."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    lr: float
+    schedule: Schedule
+    clip: float  # largest norm of the group's gradient
+
+    @staticmethod
+    def of(
+        name: str, modules: Iterable[nn.Module], lr: float, schedule: Schedule, clip: float
+    ) -> "Group":
+        """The group of all trainable parameters of `modules`."""
+        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        return Group(name, parameters, lr, schedule, clip)
+
+
+def sgd(groups: Sequence[Group], weight_decay: float) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum 0.9, one fused kernel over all groups."""
+    return torch.optim.SGD(
+        _param_groups(groups),
+        lr=groups[0].lr,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=weight_decay,
+        fused=True,
+    )
+
+
+def adamw(groups: Sequence[Group], weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), one fused kernel over all groups."""
+    return torch.optim.AdamW(
+        _param_groups(groups), lr=groups[0].lr, weight_decay=weight_decay, fused=True
+    )
+
+
+def _param_groups(groups: Sequence[Group]) -> list[dict[str, object]]:
+    return [{"params": group.parameters, "lr": group.lr, "name": group.name} for group in groups]
+
+
+def set_rates(
+    optimizer: torch.optim.Optimizer, groups: Sequence[Group], epoch: int, epochs: int
+) -> dict[str, float]:
+    """Set every group's rate for `epoch` (from 0); returns {group name: rate}."""
+    rates = {group.name: group.lr * group.schedule(epoch, epochs) for group in groups}
+    for entry in optimizer.param_groups:
+        entry["lr"] = rates[entry["name"]]
+    return rates
+
+
+def clip_gradients(groups: Sequence[Group]) -> Tensor:
+    """Clip each group's gradient norm to its own limit; returns the sum of the norms before.
+
+    The sum stays on the device; it is non-finite exactly when some gradient is.
+    """
+    norms = [nn.utils.clip_grad_norm_(group.parameters, group.clip) for group in groups]
+    return torch.stack(norms).sum()

@@ -1,0 +1,470 @@
+"""Showing a launch: on a real (pseudo) terminal, in a file, and from another shell."""
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fusionrun import display
+from fusionrun.display import Display, watch
+from fusionrun.layout import Layout
+from fusionrun.status import RankView, Snapshot, TaskView
+
+ROOT = Path(__file__).parents[1]
+NAME = "task-0-densenet-multiplicative"
+OTHER = "task-1-resnet-concatenation"
+
+
+def snapshot(state: Any = "running", *, updated: float | None = None) -> Snapshot:
+    ended = "running" if state == "running" else state
+    first = TaskView(
+        NAME, "row", "densenet", "multiplicative", ended, 100, rank=0, epoch=41, val_accuracy=81.25
+    )
+    second = TaskView(OTHER, "row", "resnet", "concatenation", "running", 100, rank=1, epoch=7)
+    if state == "failed":
+        second = dataclasses.replace(second, state="failed", note="ValueError: [/tmp/x] is empty")
+    elif state != "running":
+        second = dataclasses.replace(second, state=state)
+    return Snapshot(
+        study="demo",
+        output_dir="runs/demo",
+        state=state,
+        started=0.0,
+        updated=time.time() if updated is None else updated,
+        elapsed=65.0,
+        eta_seconds=120.0,
+        progress=1.0 if state == "done" else 0.4,
+        world_size=2,
+        threads=1,
+        device="cpu",
+        restarts=0,
+        job_id=None,
+        channel="",
+        tasks=(first, second),
+        ranks=(RankView(0, "working", NAME, 0.1, None), RankView(1, "working", OTHER, 0.1, None)),
+    )
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.005)
+
+
+class Off:
+    """A Display off a terminal, its output, and the log of one of its tasks."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        self.layout = Layout(directory)
+        self.log = self.layout.task_log(NAME)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.file = io.StringIO()
+        self.console = Console(file=self.file, **options.pop("console", {}))
+        self.seen = 0
+        settings = {"every_seconds": 0.01, "summary_minutes": 60.0} | options
+        observe = settings.pop("observe", snapshot)
+        self.display = Display(
+            lambda: self._observed(observe),
+            self.layout,
+            [NAME, OTHER],
+            **settings,
+            console=self.console,
+        )
+
+    def _observed(self, observe: Callable[[], Snapshot]) -> Snapshot:
+        self.seen += 1
+        return observe()
+
+    def write(self, text: str, log: Path | None = None) -> None:
+        with (log or self.log).open("a") as file:
+            file.write(text)
+
+    def ticks(self, count: int = 2) -> None:
+        start = self.seen
+        until(lambda: self.seen >= start + count)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.file.getvalue().splitlines()
+
+    @property
+    def mirrored(self) -> list[str]:
+        return [line for line in self.lines if line.startswith("[task-")]
+
+
+def test_every_complete_line_is_mirrored_once_and_in_order(tmp_path: Path) -> None:
+    off = Off(tmp_path)
+    off.display.start()
+    try:
+        for k in range(20):
+            off.write(f"[{NAME}] line {k}\n")
+            if k % 5 == 0:
+                off.ticks()
+        off.write(f"[{OTHER}] hello\n", off.layout.task_log(OTHER))
+        off.write(f"[{NAME}] the first half")
+        off.ticks()
+        assert "half" not in off.file.getvalue()
+        off.write(" and the second é\n[")
+        off.ticks()
+    finally:
+        off.display.stop()
+    wanted = [f"[{NAME}] line {k}" for k in range(20)]
+    wanted.append(f"[{NAME}] the first half and the second é")
+    assert [line for line in off.mirrored if NAME in line] == wanted
+    assert [line for line in off.mirrored if OTHER in line] == [f"[{OTHER}] hello"]
+
+
+def test_what_an_earlier_launch_logged_and_traceback_details_stay_out(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.task_log(NAME).parent.mkdir()
+    layout.task_log(NAME).write_text(f"[{NAME}] of yesterday\n[{NAME}] cut in the mid")
+    off = Off(tmp_path)
+    off.write(f"[{NAME}] new\n[{NAME}] | Traceback\n[{NAME}] |   File\n[{NAME}] failed: a | b\n")
+    off.display.start()
+    off.display.stop()
+    assert off.mirrored == [f"[{NAME}] new", f"[{NAME}] failed: a | b"]
+
+
+def test_lines_written_just_before_the_stop_are_not_lost(tmp_path: Path) -> None:
+    off = Off(tmp_path, every_seconds=60.0)
+    off.display.start()
+    off.ticks(1)
+    off.write(f"[{NAME}] last words\n")
+    off.display.stop()
+    off.display.stop()
+    assert off.mirrored == [f"[{NAME}] last words"]
+    assert sum(line.startswith("demo: running") for line in off.lines) == 1  # and a last summary
+    assert not any(thread.name == "display" for thread in threading.enumerate())
+
+
+def test_summaries_come_at_their_interval(tmp_path: Path) -> None:
+    off = Off(tmp_path, summary_minutes=0.05 / 60)
+    off.display.start()
+    until(lambda: off.file.getvalue().count("demo: running") >= 3)
+    off.display.stop()
+    assert off.file.getvalue().count("demo: running") < off.seen
+
+
+def test_no_escapes_off_a_terminal_whatever_the_environment_says(tmp_path: Path) -> None:
+    script = f"""
+import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
+from pathlib import Path
+from test_display import NAME, Display, Layout, snapshot
+layout = Layout(Path({str(tmp_path)!r}))
+layout.task_log(NAME).parent.mkdir()
+shown = Display(snapshot, layout, [NAME], every_seconds=0.01, summary_minutes=0.001)
+layout.task_log(NAME).write_bytes(f"[{{NAME}}] \\x1b[31mred\\x07 \\xff end\\n".encode("latin-1"))
+shown.start()
+shown.stop()
+"""
+    environ = os.environ | {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert f"[{NAME}]  [31mred  ? end" in done.stdout.decode("ascii")
+    assert b"demo: running" in done.stdout
+    assert not re.search(rb"[\x00-\x09\x0b-\x1f\x7f-\xff]", done.stdout)
+
+
+def test_the_status_file_holds_the_last_snapshot(tmp_path: Path) -> None:
+    state = ["running"]
+    off = Off(tmp_path, observe=lambda: snapshot(state[0], updated=7.0))
+    off.display.start()
+    off.ticks()
+    assert json.loads(off.layout.status.read_text())["state"] == "running"
+    state[0] = "done"
+    off.display.stop()
+    stored = Snapshot.from_json(json.loads(off.layout.status.read_text()))
+    assert stored == snapshot("done", updated=7.0)
+
+
+def test_a_full_disk_is_said_once_and_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = [True]
+
+    def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+        if full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path.write_text(json.dumps(value))
+
+    monkeypatch.setattr(display, "write_json", write_json)
+    off = Off(tmp_path)
+    off.display.start()
+    off.ticks(5)
+    full[0] = False
+    off.ticks(3)
+    off.display.stop()
+    assert off.file.getvalue().count("No space left on device") == 1
+    assert json.loads(off.layout.status.read_text())["study"] == "demo"
+
+
+def test_a_failing_picture_is_said_once_and_the_logs_go_on(tmp_path: Path) -> None:
+    broken = [True]
+
+    def observe() -> Snapshot:
+        if broken[0]:
+            raise KeyError(f"surprise {time.monotonic()}")
+        return snapshot()
+
+    off = Off(tmp_path, observe=observe)
+    off.display.start()
+    off.ticks(5)
+    off.write(f"[{NAME}] still here\n")
+    off.ticks(3)
+    assert off.mirrored == [f"[{NAME}] still here"]
+    broken[0] = False
+    off.display.stop()
+    text = off.file.getvalue()
+    assert text.count("surprise") == 1
+    assert "KeyError" in text
+    assert "demo: running" in text
+
+
+# -- on a terminal -----------------------------------------------------------------------------
+
+
+def in_terminal(
+    script: str, directory: Path, *, interrupt: str = "", columns: int = 100, lines: int = 40
+) -> tuple[int, str]:
+    """Run a script in a pseudo-terminal; SIGINT once it printed `interrupt`. (status, output)."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (lines, columns))
+    head = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom pathlib import Path\n"
+    head += f"out = Path({str(directory)!r})\nfrom test_display import *\n"
+    unwanted = ("COLUMNS", "LINES", "NO_COLOR", "PYTHONIOENCODING")
+    environ = {key: value for key, value in os.environ.items() if key not in unwanted}
+    environ |= {"TERM": "xterm-256color", "PYTHONUTF8": "1"}
+    command = [sys.executable, "-c", head + script]
+    process = subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, env=environ, start_new_session=True
+    )
+    os.close(slave)
+    output = b""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if not select.select([master], [], [], 0.1)[0]:
+            continue
+        try:
+            chunk = os.read(master, 65536)
+        except OSError:  # the other end is closed
+            break
+        output += chunk
+        if interrupt and interrupt.encode() in output:
+            process.send_signal(signal.SIGINT)
+            interrupt = ""
+    else:
+        process.kill()
+    os.close(master)
+    return process.wait(), output.decode()
+
+
+def screen(output: str) -> list[str]:
+    """What a terminal (of any height) shows after `output`: the few codes that rich uses."""
+    lines, y, x = [""], 0, 0
+    for code, text in re.findall(r"(\x1b\[[?0-9;]*[A-Za-z]|[\r\n])|([^\x1b\r\n]+)", output):
+        if text:
+            lines[y] = lines[y][:x].ljust(x) + text + lines[y][x + len(text) :]
+            x += len(text)
+        elif code == "\r":
+            x = 0
+        elif code == "\n":
+            y += 1
+            lines += [""] * (y + 1 - len(lines))
+        elif code.endswith("A"):
+            y -= int(code[2:-1] or 1)
+        elif code.endswith("K"):
+            lines[y] = ""
+        else:
+            assert code[-1] in "mhl", f"unforeseen {code!r}"
+    return lines
+
+
+ON_A_TERMINAL = """
+state = ["running"]
+shown = Display(lambda: snapshot(state[0]), Layout(out), [NAME, OTHER], every_seconds=0.02,
+                summary_minutes=0.001)
+shown.start()
+time.sleep(0.3)
+print("from the main thread")
+state[0] = "failed"
+time.sleep(0.2)
+shown.stop()
+print("after")
+"""
+
+
+def cursor_is_visible(output: str) -> bool:
+    return re.findall(r"\x1b\[\?25([hl])", output)[-1:] != ["l"]
+
+
+def test_a_terminal_shows_one_table_and_gets_its_cursor_back(tmp_path: Path) -> None:
+    status, output = in_terminal(ON_A_TERMINAL, tmp_path)
+    assert status == 0, output
+    lines = screen(output)
+    text = "\n".join(lines)
+    assert output.count("# ") > 5  # drawn again and again
+    assert sum("fused %" in line for line in lines) == 1  # but there's one
+    assert sum("densenet multiplicative" in line for line in lines) == 1
+    assert "\x1b[?25l" in output
+    assert cursor_is_visible(output)
+    assert "✗ failed" in text
+    assert lines[0] == "from the main thread"
+    # above the table, as it is, once
+    assert lines.index(f"✗ {OTHER} failed: ValueError: [/tmp/x] is empty") < 3
+    assert text.count("[/tmp/x] is empty") == 3  # the two milestones and the reason in the table
+    assert lines[-2] == "after"
+    assert "demo: failed" not in text
+
+
+def test_a_table_taller_than_the_terminal_leaves_no_remnants(tmp_path: Path) -> None:
+    status, output = in_terminal(ON_A_TERMINAL, tmp_path, lines=9)
+    lines = screen(output)
+    assert status == 0
+    assert sum("fused %" in line for line in lines) == 1
+    assert sum("resnet concatenation" in line for line in lines) == 1  # the last one is whole
+
+
+def test_a_failing_drawing_on_a_terminal_is_said_once(tmp_path: Path) -> None:
+    script = """
+from fusionrun import board
+draw, calls = board.table, []
+def table(*args, **options):
+    calls.append(1)
+    if len(calls) < 6:
+        raise ZeroDivisionError("in the drawing")
+    return draw(*args, **options)
+board.table = table
+""" + ON_A_TERMINAL.replace('"failed"', '"done"')
+    status, output = in_terminal(script, tmp_path)
+    text = "\n".join(screen(output))
+    assert status == 0
+    assert text.count("ZeroDivisionError: in the drawing") == 1
+    assert text.count("fused %") == 1
+    assert cursor_is_visible(output)
+
+
+# -- watch -------------------------------------------------------------------------------------
+
+
+def stored(directory: Path, shown: Snapshot) -> Path:
+    directory.mkdir(exist_ok=True)
+    path = Layout(directory).status
+    path.write_text(json.dumps(shown.to_json()))
+    return path
+
+
+def watched(directory: Path) -> tuple[int, str]:
+    file = io.StringIO()
+    return watch(directory, console=Console(file=file, force_terminal=True)), file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("state", "status"), [("running", 0), ("done", 0), ("failed", 3), ("stopped", 4)]
+)
+def test_watch_off_a_terminal_is_one_summary(tmp_path: Path, state: str, status: int) -> None:
+    stored(tmp_path, snapshot(state))
+    code, text = watched(tmp_path)
+    assert code == status
+    assert text.startswith(f"demo: {state}")
+    assert "\x1b" not in text
+    assert "no update" not in text
+
+
+@pytest.mark.parametrize(("state", "said"), [("running", True), ("stopped", False)])
+def test_watch_says_when_nothing_comes_any_more(tmp_path: Path, state: str, said: bool) -> None:
+    stored(tmp_path, snapshot(state, updated=time.time() - 25.4))
+    assert ("no update for 25 s" in watched(tmp_path)[1]) == said
+
+
+def half_a_schema() -> str:
+    tree = snapshot().to_json()
+    del tree["tasks"][0]["kind"], tree["progress"]
+    return json.dumps(tree)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "3", "null", "{}", '{"tasks": 3, "ranks": []}', half_a_schema(), "\x00\x01"]
+    + [
+        json.dumps(snapshot().to_json() | change)
+        for change in (
+            {"progress": "half"},
+            {"state": "paused"},
+            {"elapsed": None, "eta_seconds": "soon"},
+            {"tasks": ["a"]},
+            {"ranks": [{"rank": 0}]},
+            {"study": None},
+            {"invented": 1},
+        )
+    ],
+)
+def test_watch_explains_a_file_it_cannot_show(
+    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Layout(tmp_path).status.write_text(content)
+    code, text = watched(tmp_path)
+    error = capsys.readouterr().err
+    assert (code, text) == (1, "")
+    assert len(error.splitlines()) == 1
+    assert str(Layout(tmp_path).status) in error
+    assert "isn't a status file of this version" in error
+
+
+def test_watch_without_a_launch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert watched(tmp_path / "nowhere") == (1, "")
+    assert "nowhere/status.json doesn't exist" in capsys.readouterr().err
+    Layout(tmp_path).status.mkdir()
+    assert watched(tmp_path) == (1, "")
+    assert "can't be read: Is a directory" in capsys.readouterr().err
+
+
+WATCH = "raise SystemExit(watch(out, every_seconds=0.05))"
+
+
+def test_watch_on_a_terminal_follows_to_the_end(tmp_path: Path) -> None:
+    stored(tmp_path, snapshot("running", updated=time.time() - 25))
+    script = f"""
+import threading
+def go_on():
+    time.sleep(0.3)
+    Layout(out).status.unlink()
+    time.sleep(0.3)
+    stored(out.with_name("later"), snapshot("failed")).replace(Layout(out).status)
+threading.Thread(target=go_on).start()
+{WATCH}
+"""
+    status, output = in_terminal(script, tmp_path)
+    text = "\n".join(screen(output))
+    assert status == 3, output
+    assert "no update for 25 s" in output
+    assert "doesn't exist" in output  # said while it was gone, and not the end
+    assert text.count("fused %") == 1
+    assert "✗ failed" in text
+    assert "no update" not in text
+    assert cursor_is_visible(output)
+
+
+def test_ctrl_c_leaves_watch_quietly(tmp_path: Path) -> None:
+    stored(tmp_path, snapshot())
+    status, output = in_terminal(WATCH, tmp_path, interrupt="Ctrl-C leaves this view")
+    assert status == 0, output
+    assert "Traceback" not in output
+    assert "checkpoint" not in output  # that hint is for the launch's own terminal
+    assert cursor_is_visible(output)

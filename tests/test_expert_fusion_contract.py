@@ -1,0 +1,154 @@
+"""What every expert and every fusion promises, for all pairs in the two tables.
+
+A new line in either table is picked up unasked; a new architecture without tiny arguments below
+is tested at its defaults.
+"""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fusionrun.experts import BUILDERS, build_expert
+from fusionrun.fusions import FUSIONS, FusionModel, build_fusion
+
+TINY: dict[str, dict[str, Any]] = {  # lists, as they come from YAML
+    "densenet": {"growth": 8, "stem": 16, "blocks": [2, 2, 2, 2]},
+    "resnet": {"width": 8, "blocks": [1, 1, 1, 1]},
+    "improved_wide_resnet": {"depth": 10, "widen": 1},
+    "resnext": {"depth": 11, "cardinality": 2, "base_width": 8, "stem": 16},
+}
+CLASSES = 7
+
+every_pair = pytest.mark.parametrize(
+    ("expert", "fusion"), [(expert, fusion) for expert in BUILDERS for fusion in FUSIONS]
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small lose more to waiting between threads than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_model(expert: str, fusion: str, num_experts: int = 2, seed: int = 0) -> FusionModel:
+    torch.manual_seed(seed)
+    experts = [build_expert(expert, CLASSES, **TINY.get(expert, {})) for _ in range(num_experts)]
+    return FusionModel(experts, build_fusion(fusion, num_experts, experts[0].feature_dim), CLASSES)
+
+
+@every_pair
+@pytest.mark.parametrize(("num_experts", "side"), [(2, 16), (3, 48)])
+def test_shapes_and_finite_numbers(expert: str, fusion: str, num_experts: int, side: int) -> None:
+    model = tiny_model(expert, fusion, num_experts)
+    D = model.fusion.feature_dim
+    for mode in (True, False):
+        output = model.train(mode)(torch.randn(2, 3, side, side))
+        assert output.logits.shape == (2, CLASSES)
+        assert output.expert_logits.shape == (2, num_experts, CLASSES)
+        assert output.features.shape == (2, num_experts, D)
+        assert all(tensor.isfinite().all() for tensor in output)
+        assert output.logits[0].ne(output.logits[1]).any(), "the image has no influence"
+
+
+@every_pair
+def test_each_path_of_the_loss_reaches_exactly_its_parameters(expert: str, fusion: str) -> None:
+    model = tiny_model(expert, fusion, num_experts=3)
+    output = model(torch.randn(8, 3, 16, 16))
+    labels = torch.arange(8) % CLASSES
+
+    def reached(loss: torch.Tensor) -> set[str]:
+        named = dict(model.named_parameters())
+        gradients = torch.autograd.grad(
+            loss, list(named.values()), retain_graph=True, allow_unused=True
+        )
+        found = {k: g for k, g in zip(named, gradients, strict=True) if g is not None}
+        assert all(g.isfinite().all() for g in found.values())
+        return {key for key, gradient in found.items() if gradient.abs().max() > 0}
+
+    names = {key for key, _ in model.named_parameters()}
+    assert reached(F.cross_entropy(output.logits, labels)) == {
+        key for key in names if "classifier" not in key
+    }
+    for k in range(3):
+        assert reached(F.cross_entropy(output.expert_logits[:, k], labels)) == {
+            key for key in names if key.startswith(f"experts.{k}.")
+        }
+
+
+@every_pair
+def test_one_step_down_the_gradient_lowers_the_loss(expert: str, fusion: str) -> None:
+    model = tiny_model(expert, fusion).double()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.MultiheadAttention):
+            module.eval()  # the same function before and after the step
+    images, labels = torch.randn(8, 3, 16, 16).double(), torch.arange(8) % CLASSES
+    before = F.cross_entropy(model(images).logits, labels)
+    before.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    squared_norm = sum(float(g.square().sum()) for g in gradients)
+    step = 1e-4 / squared_norm  # the loss should fall by 1e-4 to first order
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= step * parameter.grad
+        after = F.cross_entropy(model(images).logits, labels)
+    assert (before - after).item() == pytest.approx(1e-4, rel=0.2)
+
+
+@every_pair
+def test_state_survives_a_file(expert: str, fusion: str) -> None:
+    saved, loaded = tiny_model(expert, fusion, seed=0), tiny_model(expert, fusion, seed=1)
+    images = torch.randn(2, 3, 16, 16)
+    saved(images)  # moves the running statistics of the norms
+    saved.eval(), loaded.eval()
+    assert not torch.equal(saved(images).logits, loaded(images).logits)
+    file = io.BytesIO()
+    torch.save(saved.state_dict(), file)
+    file.seek(0)
+    loaded.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    assert all(torch.equal(a, b) for a, b in zip(saved(images), loaded(images), strict=True))
+
+
+@every_pair
+def test_bf16_autocast(expert: str, fusion: str) -> None:
+    model = tiny_model(expert, fusion)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(torch.randn(4, 3, 16, 16))
+    assert output.features.dtype == output.logits.dtype == torch.bfloat16
+    (output.logits.float().square().sum() + output.expert_logits.float().square().sum()).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all(), key
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations that would make a GPU's host wait for a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@every_pair
+def test_a_training_step_reads_nothing_back(expert: str, fusion: str) -> None:
+    model = tiny_model(expert, fusion)
+    images = torch.randn(2, 3, 16, 16)
+    with HostReads() as reads:
+        model(images).logits.sum().backward()
+    assert reads.seen == []
+    with HostReads() as control:
+        images.sum().item()
+    assert control.seen == ["aten._local_scalar_dense.default"]
