@@ -581,7 +581,7 @@ def _flow(parts: Sequence[Text], width: int, separator: str) -> list[Text]:
     """Parts side by side, on the next line when they don't fit; only a longer part is divided."""
     room = max(width - 2 * _MARGIN, 1)
     lines: list[Text] = []
-    for part in (piece for part in parts for piece in part.divide(range(room, len(part), room))):
+    for part in (piece for whole in parts for piece in whole.divide(range(room, len(whole), room))):
         joined = Text.assemble(lines[-1], (separator, "dim"), part) if lines else part
         if lines and joined.cell_len <= room:
             lines[-1] = joined

@@ -84,7 +84,20 @@ def _parser(place: Place) -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_prepare(verbs)
     _add_watch(verbs)
+    _add_evaluate(verbs)
     return parser
+
+
+def _add_evaluate(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "evaluate",
+        help="measure a study's saved models again",
+        description="Load the components of every finished row of OUTPUT_DIR, verify them against "
+        "their manifests, measure them on the test set beside the cheap alternatives, and write "
+        "results.csv, results.md and results.svg. Exit status: 0 all rows measured, 3 not all.",
+    )
+    verb.add_argument("output_dir", metavar="OUTPUT_DIR")
+    verb.set_defaults(command=_evaluate)
 
 
 OVERRIDES = "key=value overrides any field of the recipe by its dotted path, e.g. fusion.epochs=3"
@@ -156,7 +169,12 @@ def _train(options: argparse.Namespace, place: Place) -> int:
     from fusionrun.runner import run
     from fusionrun.study import plan_study
 
-    return run(plan_study(recipe, str(path)), place, Console())
+    return run(plan_study(recipe, str(path)), place, make_console())
+
+
+def make_console() -> Console:
+    """The terminal as it is, or a log file that is wide enough for the tables."""
+    return Console() if sys.stdout.isatty() else Console(width=140, color_system=None)
 
 
 def _preset(options: argparse.Namespace) -> dict[str, Any]:
@@ -184,12 +202,11 @@ def _prepare(options: argparse.Namespace, place: Place) -> int:
         raise RecipeError("prepare needs a RECIPE")
     recipe = load_recipe(path, overrides)
     from fusionrun.data.datasets import DataError
-    from fusionrun.runner import load_data
-    from fusionrun.study import plan_study
+    from fusionrun.study import load_data, plan_study
 
     study = plan_study(recipe, str(path))
     try:
-        data, splits = load_data(recipe, study.splits_dir, lambda text: print(text, flush=True))
+        data, splits = load_data(study, lambda text: print(text, flush=True))
     except (DataError, OSError) as error:
         raise LaunchError(str(error)) from None
     for note in data.notes:
@@ -210,3 +227,13 @@ def _watch(options: argparse.Namespace, place: Place) -> int:
     from fusionrun.display import watch
 
     return watch(Path(options.output_dir))
+
+
+def _evaluate(options: argparse.Namespace, place: Place) -> int:
+    folder = Path(options.output_dir)
+    path = folder / "recipe.yaml"
+    recipe = load_recipe(path, preset={"output_dir": str(folder)})
+    from fusionrun.analysis.evaluation import evaluate
+    from fusionrun.study import plan_study
+
+    return evaluate(plan_study(recipe, str(path)), place, make_console())

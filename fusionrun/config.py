@@ -15,6 +15,9 @@ from typing import Any, Literal, cast
 import yaml
 
 
+MAX_NODES = 10_000  # values in a recipe; hundreds of rows need a few thousand
+
+
 class RecipeError(Exception):
     """The recipe or an override is wrong; the message says where, what was found and expected."""
 
@@ -266,18 +269,55 @@ def flatten(value: object, prefix: str = "") -> dict[str, Any]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """The safe loader, which refuses a key that is written twice."""
+    """The safe loader, which refuses keys written twice and aliases that multiply."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _count_nodes(node, {})
+        return node
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        # here and not where mappings are constructed: by then `<<` has merged others into them
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value!r} is written twice", key_node.start_mark
-                )
-            if isinstance(key_node, yaml.ScalarNode):
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is written twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return node
+
+
+def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Nodes below `node` with every alias written out; ValueError above MAX_NODES.
+
+    A few lines of aliases of aliases can stand for billions of values, which whatever copies or
+    prints the tree would meet one by one.
+    """
+    if id(node) not in counts:
+        counts[id(node)] = MAX_NODES  # what an alias of itself finds
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        counts[id(node)] = 1 + sum(_count_nodes(part, counts) for part in parts)
+    if counts[id(node)] > MAX_NODES:
+        raise ValueError(f"found more than {MAX_NODES} values, or an alias inside what it stands for")
+    return counts[id(node)]
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    """`text` as plain values, of which no two share a part: an override changes one place only."""
+    try:
+        return _plain(yaml.load(text, Loader=_StrictLoader))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source}: is not valid YAML: {_one_line(error)}") from None
+    # PyYAML lets Python's own errors through, e.g. for `!!bool perhaps` and the date 2026-13-01
+    except (RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {_one_line(error)}"
+        raise RecipeError(f"{source}: is not valid YAML: {problem}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -291,12 +331,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: is not text in UTF-8, expected a YAML recipe") from None
     except OSError as error:
         raise RecipeError(f"{path}: can't be read: {error.strerror}") from None
-    try:
-        tree = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: is not valid YAML: {_one_line(error)}") from None
-    except (RecursionError, ValueError) as error:
-        raise RecipeError(f"{path}: is not valid YAML: {type(error).__name__}: {error}") from None
+    tree = _parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: found {_kind(tree)}, expected keys such as output_dir and rows")
     return tree
@@ -306,10 +341,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"override {text!r}: expected key=value, e.g. fusion.epochs=3")
-    try:
-        return key.strip(), yaml.load(value, Loader=_StrictLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise RecipeError(f"override {text!r}: the value isn't YAML: {_one_line(error)}") from None
+    return key.strip(), _parse_yaml(value, f"override {text!r}")
 
 
 def _assign(

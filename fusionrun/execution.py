@@ -1,5 +1,6 @@
 """How a rank executes a task: an expert's training, or a row's, from weights to saved results."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,12 @@ from fusionrun.data.augment import AUGMENTATIONS
 from fusionrun.data.datasets import Dataset
 from fusionrun.data.loader import ResidentLoader
 from fusionrun.data.splits import Splits
-from fusionrun.distributed import Place
 from fusionrun.experts import Expert, build_expert
 from fusionrun.fusions import FusionModel, build_fusion
 from fusionrun.layout import expert_file
 from fusionrun.reporting import TaskReporter
 from fusionrun.seeds import derive_seed
-from fusionrun.study import Study
+from fusionrun.study import Study, load_data
 from fusionrun.training.checkpoint import ResumeFile
 from fusionrun.training.loop import Best, Trainer, check_settings, collect_logits
 from fusionrun.training.losses import head_weights
@@ -52,7 +52,6 @@ class Workplace:
     """What every task on this rank works with."""
 
     study: Study
-    place: Place
     device: torch.device
     threads: int
     data: Dataset
@@ -111,6 +110,33 @@ class Workplace:
             "epoch": best.epoch,
             "val_accuracy": best.val_accuracy,
         }
+
+
+def open_workplace(
+    study: Study,
+    device: torch.device,
+    threads: int,
+    *,
+    progress: Callable[[str], None],
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Workplace:
+    """Load the study's data onto the device. Raises DataError."""
+    deterministic = study.recipe.runtime.deterministic
+    if deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic
+    data, splits = load_data(study, progress)
+    return Workplace(
+        study=study,
+        device=device,
+        threads=threads,
+        data=data,
+        images=data.train_images.to(device),
+        labels=data.train_labels.to(device),
+        splits=splits,
+        stop_requested=stop_requested,
+    )
 
 
 def is_done(study: Study, task: Task) -> bool:
@@ -198,7 +224,7 @@ def train_row(work: Workplace, task: Task, reporter: TaskReporter) -> None:
     best = trainer.run()
     model.load_state_dict(best.state)
     selected = trainer.history[best.epoch - 1]
-    results = _test(work, row, model, selected.val_accuracies[1:], before)
+    results = test_row(work, row, model, selected.val_accuracies[1:], before)
     about = About(component="row", fusion=row.fusion, **work.about(row.model, experts[0], best))
     manifest = {
         "row": row.name,
@@ -293,7 +319,7 @@ def _experts_alone(work: Workplace, experts: list[Expert], loader: ResidentLoade
     return accuracies
 
 
-def _test(
+def test_row(
     work: Workplace,
     row: Row,
     model: FusionModel,

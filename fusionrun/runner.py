@@ -6,8 +6,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from types import FrameType
 from typing import TextIO
 
@@ -17,9 +16,8 @@ from rich.console import Console
 
 from fusionrun.analysis.results import collect_results, results_table, write_results
 from fusionrun.assignment import Queue, Task
-from fusionrun.config import Recipe, dump_recipe
-from fusionrun.data.datasets import DataError, Dataset, load_dataset
-from fusionrun.data.splits import Splits, load_or_create_splits
+from fusionrun.config import dump_recipe
+from fusionrun.data.datasets import DataError
 from fusionrun.display import Display
 from fusionrun.distributed import (
     LaunchError,
@@ -30,7 +28,7 @@ from fusionrun.distributed import (
     join,
     leave,
 )
-from fusionrun.execution import Workplace, is_done, train_expert, train_row
+from fusionrun.execution import Workplace, is_done, open_workplace, train_expert, train_row
 from fusionrun.files import sweep_temporaries, write_text
 from fusionrun.logs.text import TaskLog
 from fusionrun.reporting import TaskReporter
@@ -219,8 +217,15 @@ def _work(
         for task in study.tasks:
             if _is_done(study, task):
                 queue.close(task, "done")
-        work = _set_up(study, place, record, stop, device, threads)
-        _take_tasks(work, queue, record, stop)
+        work = open_workplace(
+            study,
+            device,
+            threads,
+            progress=lambda text: _note(record, stop, text),
+            stop_requested=stop.requested,
+        )
+        record.note = ""
+        _take_tasks(work, place, queue, record, stop)
         record.state = "stopped" if stop.requested() else "finished"
     except StopRequested:
         record.state = "stopped"
@@ -230,80 +235,19 @@ def _work(
         record.note, record.state = traceback.format_exc(), "failed"
 
 
-def _set_up(
-    study: Study,
-    place: Place,
-    record: Record,
-    stop: Stop,
-    device: torch.device,
-    threads: int,
-) -> Workplace:
-    """The data on the device and its splits. Raises DataError."""
-
-    def progress(text: str) -> None:
-        record.note = text
-        if stop.requested():
-            raise StopRequested
-
-    recipe = study.recipe
-    if recipe.runtime.deterministic and device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not recipe.runtime.deterministic
-    data, splits = load_data(recipe, study.splits_dir, progress)
-    record.note = ""
-    return Workplace(
-        study=study,
-        place=place,
-        device=device,
-        threads=threads,
-        data=data,
-        images=data.train_images.to(device),
-        labels=data.train_labels.to(device),
-        splits=splits,
-        stop_requested=stop.requested,
-    )
+def _note(record: Record, stop: Stop, text: str) -> None:
+    """What the set-up is doing, for the table; long set-ups can be stopped too."""
+    record.note = text
+    if stop.requested():
+        raise StopRequested
 
 
-def load_data(
-    recipe: Recipe, splits_dir: Path, progress: Callable[[str], None]
-) -> tuple[Dataset, Splits]:
-    """The recipe's data set and its splits, made if they aren't there. Raises DataError."""
-    data = recipe.data
-    dataset = load_dataset(
-        data.name,
-        root=data.root,
-        cache_dir=data.cache_dir,
-        download=data.download,
-        image_size=data.image_size,
-        num_classes=data.num_classes,
-        train_images=data.train_images,
-        test_images=data.test_images,
-        seed=data.seed,
-        progress=progress,
-    )
-    splits = load_or_create_splits(
-        splits_dir,
-        dataset.train_labels.numpy(),
-        dataset_name=dataset.name,
-        fingerprint=dataset.fingerprint,
-        seed=data.seed,
-        holdout_fraction=data.holdout_fraction,
-        val_fraction=data.val_fraction,
-        num_experts=recipe.experts.count,
-        kind=data.split,
-        shared_fraction=data.shared_fraction,
-        unique_fraction=data.unique_fraction,
-    )
-    return dataset, splits
-
-
-def _take_tasks(work: Workplace, queue: Queue, record: Record, stop: Stop) -> None:
+def _take_tasks(work: Workplace, place: Place, queue: Queue, record: Record, stop: Stop) -> None:
     """Claim and execute tasks until none is left or a stop is asked for."""
     while not stop.requested():
         task = queue.next()
         if task is not None:
-            _execute(work, queue, task, record)
+            _execute(work, place, queue, task, record)
         elif queue.exhausted:
             return
         else:
@@ -311,9 +255,9 @@ def _take_tasks(work: Workplace, queue: Queue, record: Record, stop: Stop) -> No
             time.sleep(0.2)
 
 
-def _execute(work: Workplace, queue: Queue, task: Task, record: Record) -> None:
+def _execute(work: Workplace, place: Place, queue: Queue, task: Task, record: Record) -> None:
     """One task from claim to outcome; only a stop gets past this, a failure is the task's own."""
-    layout, rank = work.study.layout, work.place.rank
+    layout, rank = work.study.layout, place.rank
     with TaskLog(layout.task_log(task.name), task.name) as log:
         reporter = TaskReporter(work.study, task, record, log, work.device)
         try:
@@ -388,7 +332,7 @@ def _say_goodbye(study: Study, code: int, record: Record, console: Console) -> N
     if code == NOT_STARTED:
         print(f"fusionrun: {record.note}", file=sys.stderr)
         return
-    console.print(results_table(collect_results(study)), soft_wrap=False)
+    console.print(results_table(collect_results(study), console.width))
     words = {
         DONE: "all rows done",
         ROW_FAILED: "some tasks failed; the same command runs them again, and only them",

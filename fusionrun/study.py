@@ -1,6 +1,6 @@
 """A recipe made concrete: its rows, tasks and places, with every name it uses checked."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from fusionrun.analysis.cost import multiply_accumulates
 from fusionrun.assignment import Row, Task, make_rows, make_tasks
 from fusionrun.config import Recipe, RecipeError, flatten, nearest
 from fusionrun.data.augment import AUGMENTATIONS
-from fusionrun.data.datasets import DATASETS
+from fusionrun.data.datasets import DATASETS, Dataset, load_dataset
+from fusionrun.data.splits import Splits, load_or_create_splits
 from fusionrun.experts import BUILDERS, build_expert
 from fusionrun.fusions import FUSIONS, build_fusion
 from fusionrun.layout import Layout
@@ -84,6 +85,37 @@ class Study:
         del fusion["fusion.alpha"]
         row = {"model": task.model, "fusion": task.row.fusion}
         return {**common, **fusion, **row, "seed": task.row.seed, "alpha": task.row.alpha}
+
+
+def load_data(study: Study, progress: Callable[[str], None]) -> tuple[Dataset, Splits]:
+    """The study's data set and its splits, made if they aren't there. Raises DataError."""
+    data = study.recipe.data
+    dataset = load_dataset(
+        data.name,
+        root=data.root,
+        cache_dir=data.cache_dir,
+        download=data.download,
+        image_size=data.image_size,
+        num_classes=data.num_classes,
+        train_images=data.train_images,
+        test_images=data.test_images,
+        seed=data.seed,
+        progress=progress,
+    )
+    splits = load_or_create_splits(
+        study.splits_dir,
+        dataset.train_labels.numpy(),
+        dataset_name=dataset.name,
+        fingerprint=dataset.fingerprint,
+        seed=data.seed,
+        holdout_fraction=data.holdout_fraction,
+        val_fraction=data.val_fraction,
+        num_experts=study.recipe.experts.count,
+        kind=data.split,
+        shared_fraction=data.shared_fraction,
+        unique_fraction=data.unique_fraction,
+    )
+    return dataset, splits
 
 
 def _or(value: float | None, default: float) -> float:

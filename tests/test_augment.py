@@ -197,13 +197,13 @@ def candidates(images, wide):
     return outcomes
 
 
-def matches(found, outcomes, tolerance=1, share=0.01):
+def matches(found, outcomes, tolerance=1, share=0.02):
     """Per sample, the names of the outcomes that explain it; sample n shows scene n % scenes."""
     explained = [set() for _ in found]
     for (name, *_), result in outcomes.items():
         repeats = found.view(-1, *result.shape).short()
         wrong = ((repeats - result.short()).abs() > tolerance).flatten(2).float().mean(2)
-        # the few pixels of geometry that may round either way; one level of photometry
+        # pixels of geometry may round either way (a diagonal at 135 degrees); levels too
         for n in torch.nonzero(wrong.flatten() < share).flatten().tolist():
             explained[n].add(name)
     return explained
@@ -211,7 +211,7 @@ def matches(found, outcomes, tolerance=1, share=0.01):
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_policy_applies_each_torchvision_operation_equally_often(wide):
-    different = scenes(24, 32)
+    different = scenes(16, 32)
     images = different.repeat(14, 1, 1, 1)
     policy = "trivialaugment" if wide else "randaugment"
     found, _ = run(images, Augmentation(policy, 1, 9, crop_padding=0, flip=0.0))
@@ -223,8 +223,8 @@ def test_policy_applies_each_torchvision_operation_equally_often(wide):
     clear = ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY", "Brightness", "Color"]
     clear += ["Contrast", "Sharpness", "Solarize", "AutoContrast", "Equalize"]
     for name in clear:
-        # 336 samples, 14 operations: 24 each, standard deviation 4.7
-        assert 5 <= alone.count(name) <= 45, (name, alone.count(name))
+        # 224 samples, 14 operations: 16 each, standard deviation 3.9
+        assert 3 <= alone.count(name) <= 34, (name, alone.count(name))
 
 
 def test_every_trivialaugment_strength_occurs():

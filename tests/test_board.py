@@ -313,7 +313,7 @@ def test_a_full_height_hides_nothing() -> None:
 
 
 def test_ascii_only_keeps_every_width() -> None:
-    shown = snapshot([row(1, "failed", note="Größe ✗ 数")] + experts("done", "running", "queued"))
+    shown = snapshot([row(1, "failed", note="Größe ✗ 数"), *experts("done", "running", "queued")])
     plain = drawn(shown, 120, ascii_only=True)
     "\n".join(plain).encode("ascii")
     assert [len(line) for line in plain] == [len(line) for line in drawn(shown, 120)]
@@ -356,8 +356,10 @@ def test_milestones_are_one_line() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (3599.7, "1h00m"), (86399.0, "23h59m")]
-    + [(86400.0, "1d00h"), (1e7, "115d17h"), (-3.0, "0s"), (None, "–"), (float("inf"), "–")],
+    [
+        *((0.0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (3599.7, "1h00m"), (86399.0, "23h59m")),
+        *((86400.0, "1d00h"), (1e7, "115d17h"), (-3.0, "0s"), (None, "–"), (float("inf"), "–")),
+    ],
 )
 def test_durations(seconds: float | None, text: str) -> None:
     assert f"ETA {text}," in summary_lines(snapshot([row(0)], eta_seconds=seconds))[0]

@@ -59,16 +59,20 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("seed", "seed"),
     ("alpha", "alpha"),
     ("epoch", "epoch"),
-    ("val_accuracy", "validation"),
+    ("val_accuracy", "val."),
     ("fused", "fused"),
     ("best_expert", "best expert"),
     ("mean_probabilities", "mean prob."),
     ("mean_logits", "mean logits"),
-    ("before_best_expert", "best expert before"),
-    ("before_mean_probabilities", "mean prob. before"),
-    ("before_mean_logits", "mean logits before"),
+    ("before_best_expert", "before: expert"),
+    ("before_mean_probabilities", "before: prob."),
+    ("before_mean_logits", "before: logits"),
     ("gain", "gain"),
 )
+# what a narrow terminal can do without, first to go first; the files have everything
+DISPENSABLE = ("epoch", "val_accuracy", "before_mean_probabilities", "mean_probabilities")
+SVG_WIDTH = 150  # columns of the picture
+NUMBER_WIDTH = 10  # of a column of numbers, with its frame
 
 
 def collect_results(study: Study) -> list[Result]:
@@ -101,26 +105,30 @@ def write_results(layout: Layout, results: Sequence[Result]) -> None:
     write_text(layout.results("svg"), _as_svg(results))
 
 
-def results_table(results: Sequence[Result]) -> Table:
-    """The table for a terminal."""
-    table = Table(title="Test accuracy (%), read once after validation selected the epoch")
-    shown = [entry for entry in COLUMNS if entry[0] not in _uninteresting(results)]
+def results_table(results: Sequence[Result], width: int) -> Table:
+    """The table for people, at most `width` columns wide where that is possible."""
+    table = Table(title="Test accuracy in percent, read once", caption=CAPTION)
+    names = max(len(result.model) + len(result.fusion_type) for result in results) + 7
+    shown = _columns_that_fit(results, (width - names) // NUMBER_WIDTH)
     for column, heading in shown:
-        text = column in ("task", "model", "fusion_type")
-        table.add_column(heading, justify="left" if text else "right", no_wrap=text)
+        text = column in ("model", "fusion_type")
+        table.add_column(
+            heading.replace(" ", "\n"), justify="left" if text else "right", overflow="fold"
+        )
     for result in results:
-        table.add_row(*(_cell(result, column) for column, _ in shown), style=_style(result))
+        cells = (_cell(result, column) for column, _ in shown)
+        table.add_row(*cells, style="dim" if result.fused is None else "")
     return table
 
 
-def _uninteresting(results: Sequence[Result]) -> set[str]:
-    """Columns that a person can do without: the row's name has them, or all rows agree."""
-    same = {c for c in ("seed", "alpha") if len({getattr(r, c) for r in results}) <= 1}
-    return {"task", *same}
-
-
-def _style(result: Result) -> str:
-    return "dim" if result.fused is None else ""
+def _columns_that_fit(results: Sequence[Result], numbers: int) -> list[tuple[str, str]]:
+    """Model and fusion, then as many of the numbers as there is room for."""
+    unvaried = {c for c in ("seed", "alpha") if len({getattr(r, c) for r in results}) <= 1}
+    shown = [entry for entry in COLUMNS if entry[0] not in {"task", *unvaried}]
+    for column in DISPENSABLE:
+        if len(shown) - 2 > numbers:
+            shown = [entry for entry in shown if entry[0] != column]
+    return shown
 
 
 def _cell(result: Result, column: str) -> str:
@@ -152,6 +160,8 @@ def _as_markdown(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n\n" + LEGEND + "\n"
 
 
+CAPTION = "before: the experts without any fusion training; gain: fused minus the best alternative"
+
 LEGEND = (
     "Accuracy on the test set in percent, read once, after validation selected the epoch. "
     "`best expert`, `mean prob.` and `mean logits` use the experts after fusion training, "
@@ -161,6 +171,6 @@ LEGEND = (
 
 
 def _as_svg(results: Sequence[Result]) -> str:
-    console = Console(record=True, width=150, file=io.StringIO(), force_terminal=True)
-    console.print(results_table(results))
+    console = Console(record=True, width=SVG_WIDTH, file=io.StringIO(), force_terminal=True)
+    console.print(results_table(results, SVG_WIDTH))
     return console.export_svg(title="fusionrun")
