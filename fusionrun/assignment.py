@@ -59,7 +59,8 @@ def make_rows(
         if own_seed is not None and own_seed != seed:
             variant += f"-seed{own_seed}"
         if own_alpha is not None and own_alpha != alpha:
-            variant += f"-alpha{own_alpha:g}"
+            # all its digits: two rows that differ in the ninth must not share their files
+            variant += f"-alpha{own_alpha!r}".removesuffix(".0")
         row_seed = seed if own_seed is None else own_seed
         row_alpha = alpha if own_alpha is None else own_alpha
         rows.append(Row(index, model, fusion, row_seed, row_alpha, variant))

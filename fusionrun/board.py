@@ -361,7 +361,7 @@ class _Rows:
             line.append_text(Text.assemble(cell, pad) if is_left else Text.assemble(pad, cell))
             line.append(" " * self._gap if i + 1 < len(cells) else "")
         line.rstrip()
-        line.truncate(self._width, overflow="ellipsis")
+        line.truncate(self._width - _MARGIN, overflow="ellipsis")
         return _one_line(line)
 
 
@@ -375,7 +375,7 @@ def _wait(snapshot: Snapshot, task: TaskView) -> str:
         and other.state not in ("done", "failed")
         for other in snapshot.tasks
     )
-    return f"for {_plural(missing, f'{task.model} expert')}" if missing else _plain(task.note)
+    return f"for {_plural(missing, 'expert')}" if missing else _plain(task.note)
 
 
 def _name(task: TaskView, room: int) -> str:

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run_command(arguments: Sequence[str], place: Place) -> int:
     try:
-        options = _parser(place).parse_args(arguments)
+        options = _parse(_parser(place), arguments)
         return int(options.command(options, place))
     except RecipeError as error:
         return _complain(place, str(error), WRONG_RECIPE)
@@ -60,6 +60,16 @@ def _complain(place: Place, message: str, code: int) -> int:
     if place.rank == 0:
         print(f"fusionrun: {message}", file=sys.stderr)
     return code
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """As parse_args, but words may stand on both sides of flags: `R --epochs 3 fusion.alpha=2`."""
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "words") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.words += rest
+    return options
 
 
 class _Parser(argparse.ArgumentParser):
@@ -150,11 +160,18 @@ def _add_watch(verbs: Any) -> None:
 
 def _split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     """(recipe or None, overrides)."""
-    recipes = [word for word in words if "=" not in word or Path(word).is_file()]
+    recipes = [word for word in words if "=" not in word or _is_file(word)]
     if len(recipes) > 1:
         raise RecipeError(f"found {len(recipes)} recipes ({', '.join(recipes)}), expected one")
     overrides = [word for word in words if word not in recipes]
     return (Path(recipes[0]) if recipes else None), overrides
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except OSError:  # an override can be longer than any file's name
+        return False
 
 
 def _train(options: argparse.Namespace, place: Place) -> int:

@@ -8,10 +8,11 @@ Each file names its architecture, its arguments and the normalisation of its inp
 else is needed; what doesn't fit is refused with what was found and what was expected.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,16 @@ from fusionrun.layout import RowFiles
 from fusionrun.training.checkpoint import CheckpointError, load, save
 
 FORMAT = 1
+# what a manifest needs to have; it may hold more
+MANIFEST_KEYS: Mapping[str, type] = {
+    "format": int,
+    "model": str,
+    "fusion": str,
+    "num_experts": int,
+    "num_classes": int,
+    "components": dict,
+    "settings": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -57,16 +68,20 @@ def save_component(path: Path, module: nn.Module | Mapping[str, Tensor], about: 
 def load_component(path: str | Path, component: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(what the file says of itself, weights). Raises CheckpointError for another kind of file."""
     payload = load(Path(path))
-    if payload.get("format") != FORMAT or "state_dict" not in payload:
+    if payload.get("format") != FORMAT or not isinstance(payload.get("state_dict"), dict):
         keys = ", ".join(sorted(map(str, payload))[:4])
         raise CheckpointError(
             f"{path}: found a checkpoint with the keys {keys}, ..., expected a {component} "
             f"saved by fusionrun (format {FORMAT})"
         )
-    if payload["component"] != component:
+    if payload.get("component") != component:
+        found = payload.get("component")
         raise CheckpointError(
-            f"{path}: found a component of kind {payload['component']!r}, expected {component!r}"
+            f"{path}: found a component of kind {found!r}, expected {component!r}"
         )
+    lacking = sorted({field.name for field in fields(About)} - payload.keys())
+    if lacking:
+        raise CheckpointError(f"{path}: {_some('lacks', lacking)}, which a {component} needs")
     weights = payload.pop("state_dict")
     return payload, weights
 
@@ -74,7 +89,8 @@ def load_component(path: str | Path, component: str) -> tuple[dict[str, Any], di
 def load_expert(path: str | Path) -> Expert:
     """The expert saved at `path`, on the CPU in evaluation mode. Raises CheckpointError."""
     about, weights = load_component(path, "expert")
-    expert = build_expert(about["model"], about["num_classes"], **about["arguments"])
+    with _fitting(path):
+        expert = build_expert(about["model"], about["num_classes"], **about["arguments"])
     fit_weights(expert, weights, path)
     return expert.eval()
 
@@ -85,20 +101,22 @@ def load_expert_weights(expert: Expert, path: Path) -> str:
     Returns what the file says of its origin. Raises CheckpointError when they don't fit.
     """
     payload = load(path)
-    if "state_dict" not in payload:
+    if payload.get("format") != FORMAT:
         fit_weights(expert, payload, path)
         return "a bare state dict"
-    found, expected = payload.get("num_classes"), expert.num_classes
+    about, weights = load_component(path, "expert")
+    found, expected = about["num_classes"], expert.num_classes
     if found != expected:
         raise CheckpointError(f"{path}: is for {found} classes, this study has {expected}")
-    fit_weights(expert, payload["state_dict"], path)
-    return f"epoch {payload.get('epoch')}, validation {payload.get('val_accuracy', 0):.2f} %"
+    fit_weights(expert, weights, path)
+    return f"epoch {about['epoch']}, validation {about['val_accuracy']:.2f} %"
 
 
 def load_fusion_module(path: str | Path) -> FusionModule:
     """The fusion module saved at `path`: features (N, E, D) -> (N, D). Raises CheckpointError."""
     about, weights = load_component(path, "fusion_module")
-    fusion = build_fusion(about["fusion"], about["num_experts"], about["feature_dim"])
+    with _fitting(path):
+        fusion = build_fusion(about["fusion"], about["num_experts"], about["feature_dim"])
     fit_weights(fusion, weights, path)
     return fusion.eval()
 
@@ -106,7 +124,8 @@ def load_fusion_module(path: str | Path) -> FusionModule:
 def load_global_head(path: str | Path) -> nn.Linear:
     """The head saved at `path`: fused features (N, D) -> logits (N, C). Raises CheckpointError."""
     about, weights = load_component(path, "global_head")
-    head = nn.Linear(about["feature_dim"], about["num_classes"])
+    with _fitting(path):
+        head = nn.Linear(about["feature_dim"], about["num_classes"])
     fit_weights(head, weights, path)
     return head.eval()
 
@@ -120,22 +139,38 @@ def load_model(directory: str | Path) -> FusionModel:
     manifest = read_manifest(files.manifest)
     paths = component_paths(files, manifest["num_experts"])
     for name, path in paths.items():
-        recorded = manifest["components"].get(name, {}).get("sha256")
-        if path.is_file() and recorded != file_hash(path):
+        if path.is_file() and _recorded_hash(manifest, name) != file_hash(path):
             raise CheckpointError(
                 f"{path}: is not the file that {files.manifest} describes (sha256 differs)"
             )
     experts = [load_expert(files.expert(k)) for k in range(manifest["num_experts"])]
     fusion = load_fusion_module(files.fusion_module)
-    model = FusionModel(experts, fusion, manifest["num_classes"])
-    model.global_head = load_global_head(files.global_head)
+    head = load_global_head(files.global_head)
+    with _fitting(files.manifest):
+        model = FusionModel(experts, fusion, manifest["num_classes"])
+    fit_weights(model.global_head, head.state_dict(), files.global_head)
     return model.eval()
+
+
+@contextlib.contextmanager
+def _fitting(path: str | Path) -> Iterator[None]:
+    """What a constructor won't take came from the file at `path`: a CheckpointError."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _recorded_hash(manifest: Mapping[str, Any], component: str) -> object:
+    entry = manifest["components"].get(component)
+    return entry.get("sha256") if isinstance(entry, dict) else None
 
 
 def fit_weights(module: nn.Module, weights: Mapping[str, Any], path: str | Path) -> None:
     """Load `weights` into `module`, or raise CheckpointError naming what doesn't fit."""
     own = module.state_dict()
-    missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    missing = sorted(own.keys() - weights.keys())
+    surplus = sorted(map(str, weights.keys() - own.keys()))
     if missing or surplus:
         raise CheckpointError(
             f"{path}: doesn't fit this {type(module).__name__}: {_some('lacks', missing)}"
@@ -199,11 +234,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
         tree = json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such manifest; has this row finished?") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: is not JSON ({error})") from None
-    needed = {"format", "model", "fusion", "num_experts", "num_classes", "components", "settings"}
-    if not isinstance(tree, dict) or not needed <= tree.keys():
-        raise CheckpointError(f"{path}: is not a manifest; expected the keys {sorted(needed)}")
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path}: found {type(tree).__name__}, expected a manifest")
+    for key, kind in MANIFEST_KEYS.items():
+        if not isinstance(tree.get(key), kind):
+            found = repr(tree[key]) if key in tree else "nothing"
+            raise CheckpointError(
+                f"{path}: is not a manifest: {key}: found {found}, expected {kind.__name__}"
+            )
     if tree["format"] != FORMAT:
         raise CheckpointError(f"{path}: has format {tree['format']!r}, expected {FORMAT}")
     return tree

@@ -5,6 +5,7 @@ The runner reads a recipe once; everything below it takes plain arguments.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -14,8 +15,7 @@ from typing import Any, Literal, cast
 
 import yaml
 
-
-MAX_NODES = 10_000  # values in a recipe; hundreds of rows need a few thousand
+MAX_VALUES = 10_000  # values in a recipe; hundreds of rows need a few thousand
 
 
 class RecipeError(Exception):
@@ -33,7 +33,7 @@ class _FieldError(Exception):
 
 def _require(holds: bool, name: str, found: object, expected: str) -> None:
     if not holds:
-        raise _FieldError(name, f"found {found!r}, expected {expected}")
+        raise _FieldError(name, f"found {_shown(found)}, expected {expected}")
 
 
 def _require_positive(config: object, *names: str) -> None:
@@ -107,11 +107,13 @@ class ExpertsConfig:
     lr: float | None = None  # null: 0.1 (SGD, Nesterov momentum 0.9, cosine to 0)
     weight_decay: float | None = None  # null: by architecture (5e-4 or 1e-4)
     augmentation: str = "auto"  # auto: by architecture
+    mixing: Literal["cutmix", "mixup", "none"] = "cutmix"  # of two images into one
+    mixing_alpha: float | None = None  # null: 1.0 for cutmix, by architecture for mixup
     label_smoothing: float | None = None  # null: by architecture (0.05 or 0.1)
 
     def __post_init__(self) -> None:
         _require(self.count >= 2, "count", self.count, "2 or more experts")
-        _require_positive(self, "epochs", "batch_size", "lr")
+        _require_positive(self, "epochs", "batch_size", "lr", "mixing_alpha")
         _require_not_negative(self, "weight_decay")
         _check_smoothing(self.label_smoothing)
 
@@ -129,10 +131,13 @@ class FusionConfig:
     global_head_lr: float | None = None  # null: as fusion_lr
     weight_decay: float | None = None  # null: by fusion type (1e-4, TransformerBase 5e-4)
     augmentation: str = "auto"  # auto: by fusion type
+    mixing: Literal["cutmix", "mixup", "none"] = "cutmix"
+    mixing_alpha: float | None = None  # null: 1.0 for cutmix, by fusion type for mixup
     label_smoothing: float | None = None  # null: by fusion type (0.05, 0.08 or 0.1)
 
     def __post_init__(self) -> None:
-        _require_positive(self, "epochs", "batch_size", "experts_lr", "fusion_lr", "global_head_lr")
+        _require_positive(self, "epochs", "experts_lr", "fusion_lr", "global_head_lr")
+        _require_positive(self, "mixing_alpha")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
         _require_not_negative(self, "alpha", "weight_decay")
         _check_smoothing(self.label_smoothing)
@@ -277,7 +282,7 @@ class _StrictLoader(yaml.SafeLoader):
             _count_nodes(node, {})
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # here and not where mappings are constructed: by then `<<` has merged others into them
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
@@ -292,26 +297,28 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
-    """Nodes below `node` with every alias written out; ValueError above MAX_NODES.
+    """Nodes below `node` with every alias written out; ValueError above MAX_VALUES.
 
     A few lines of aliases of aliases can stand for billions of values, which whatever copies or
     prints the tree would meet one by one.
     """
     if id(node) not in counts:
-        counts[id(node)] = MAX_NODES  # what an alias of itself finds
+        counts[id(node)] = MAX_VALUES  # what an alias of itself finds
         parts = node.value if isinstance(node, yaml.CollectionNode) else ()
         if isinstance(node, yaml.MappingNode):
             parts = [part for pair in node.value for part in pair]
         counts[id(node)] = 1 + sum(_count_nodes(part, counts) for part in parts)
-    if counts[id(node)] > MAX_NODES:
-        raise ValueError(f"found more than {MAX_NODES} values, or an alias inside what it stands for")
+    if counts[id(node)] > MAX_VALUES:
+        raise ValueError(f"found more than {MAX_VALUES} values, or an alias inside itself")
     return counts[id(node)]
 
 
 def _parse_yaml(text: str, source: str) -> Any:
     """`text` as plain values, of which no two share a part: an override changes one place only."""
     try:
-        return _plain(yaml.load(text, Loader=_StrictLoader))
+        tree = _plain(yaml.load(text, Loader=_StrictLoader))
+        repr(tree)  # ValueError for a number of thousands of digits, which no message could show
+        return tree
     except yaml.YAMLError as error:
         raise RecipeError(f"{source}: is not valid YAML: {_one_line(error)}") from None
     # PyYAML lets Python's own errors through, e.g. for `!!bool perhaps` and the date 2026-13-01
@@ -359,6 +366,7 @@ def _assign(
     else:
         problem = f"{'.'.join(parents)} is {_kind(place)}, which has no fields"
         raise RecipeError(f"{source}: {problem}")
+    sources.pop(key, None)  # the last one set stands last
     sources[key] = source
 
 
@@ -373,9 +381,11 @@ def _enter(place: Any, name: str, path: str, source: str) -> Any:
 
 
 def _list_index(place: list[Any], name: str, path: str, source: str) -> int:
-    if not name.isdecimal() or int(name) >= len(place):
-        raise RecipeError(f"{source}: {path}: expected an index from 0 to {len(place) - 1}")
-    return int(name)
+    valid = [str(index) for index in range(len(place))]
+    if name not in valid:
+        limits = f"an index from 0 to {len(place) - 1}" if place else "nothing: the list is empty"
+        raise RecipeError(f"{source}: {path}: found {name!r}, expected {limits}")
+    return valid.index(name)
 
 
 def _source_of(path: str, sources: dict[str, str]) -> str | None:
@@ -395,14 +405,14 @@ def _build(kind: type, tree: Any, path: str) -> object:
     hints = typing.get_type_hints(kind)
     for key in tree:
         if key not in specs:
-            problem = f"unknown key {key!r}; {nearest(str(key), specs)}"
+            problem = f"unknown key {_shown(key)}; {nearest(str(key), specs)}"
             raise _FieldError(_join(path, str(key)), problem)
     values: dict[str, object] = {}
     for name, spec in specs.items():
         if name in tree:
             values[name] = _convert(hints[name], tree[name], _join(path, name))
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise _FieldError(_join(path, name), "is missing and has no default")
+            raise _FieldError(_join(path, name), "found nothing, expected a value")
     try:
         return kind(**values)
     except _FieldError as error:
@@ -422,7 +432,7 @@ def _convert(hint: Any, value: Any, path: str) -> object:
         # YAML reads a bare `off` as the boolean false
         value = "off" if value is False and "off" in options else value
         if value not in options:
-            raise _FieldError(path, f"found {value!r}; {nearest(str(value), options)}")
+            raise _FieldError(path, f"found {_shown(value)}; {nearest(str(value), options)}")
         return cast(object, value)
     if origin is tuple:
         if not isinstance(value, list):
@@ -438,6 +448,7 @@ def _convert(hint: Any, value: Any, path: str) -> object:
 
 
 def _convert_mapping(inner: Any, value: Any, path: str) -> dict[str, object]:
+    value = {} if value is None else value
     if not isinstance(value, dict):
         raise _FieldError(path, f"found {_kind(value)}, expected a mapping")
     return {str(key): _convert(inner, item, _join(path, str(key))) for key, item in value.items()}
@@ -445,18 +456,22 @@ def _convert_mapping(inner: Any, value: Any, path: str) -> dict[str, object]:
 
 def _convert_scalar(hint: type, value: Any, path: str) -> object:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    if hint is float and isinstance(value, str):
+    problem = f"found {_shown(value)} ({_kind(value)}), expected {names[hint]}"
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         # YAML 1.1 reads 1e-4 (no dot) as text; everybody means the number
         try:
             value = float(value)
-        except ValueError:
-            raise _FieldError(path, f"found {value!r}, expected {names[hint]}") from None
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        except (ValueError, OverflowError):
+            raise _FieldError(path, problem) from None
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise _FieldError(path, f"found {value!r} ({_kind(value)}), expected {names[hint]}")
-    if isinstance(value, float) and not abs(value) < float("inf"):
+        raise _FieldError(path, problem)
+    if isinstance(value, float) and not math.isfinite(value):
         raise _FieldError(path, f"found {value!r}, expected a finite number")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise _FieldError(path, f"found {_shown(value)}, expected a whole number of 64 bits")
+    if isinstance(value, str) and any(c < " " or "\ud800" <= c <= "\udfff" for c in value):
+        # no path can hold the one and no UTF-8 file the other
+        raise _FieldError(path, f"found {_shown(value)}, expected text of printable characters")
     return value
 
 
@@ -475,6 +490,12 @@ def _join(path: str, name: str) -> str:
 def _kind(value: object) -> str:
     names = {dict: "a mapping", list: "a list", str: "text", bool: "true/false", int: "a number"}
     return "nothing" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _shown(value: object) -> str:
+    """`value` as an error message shows it, never more than a line of it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _one_line(error: Exception) -> str:

@@ -249,8 +249,6 @@ def _redraw(
 ) -> None:
     """Draw what fits the terminal, or the `whole` table for the last time, to be scrolled."""
     console = live.console
-    if whole:
-        live.vertical_overflow = "visible"
     drawn = board.table(
         snapshot,
         console.width,
@@ -259,7 +257,8 @@ def _redraw(
         hint=hint,
         ascii_only=console.options.ascii_only,
     )
-    live.update(drawn, refresh=True)
+    # stopping draws once more, and a table that has scrolled away can't be drawn over
+    live.update(drawn, refresh=not whole)
 
 
 def _print_plain(console: Console, line: str) -> None:

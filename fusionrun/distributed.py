@@ -7,9 +7,11 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:  # torch takes seconds to import; whoever only asks for the place needn't wait
+    import torch
+    from torch.distributed import Store
 
 # A peer may hold the interpreter for minutes (a huge write, a cold file system) without being
 # dead; a dead one closes its socket and raises at once, so the limit only has to be finite.
@@ -41,7 +43,10 @@ class LaunchError(Exception):
 
 
 def read_place(environ: Mapping[str, str]) -> Place:
-    """The place that torchrun (or Slurm's srun with one process a task) gave this process."""
+    """The place that torchrun gave this process; alone where there is no torchrun.
+
+    Raises LaunchError when the variables make no sense.
+    """
 
     def number(default: int, *names: str) -> int:
         for name in names:
@@ -52,25 +57,36 @@ def read_place(environ: Mapping[str, str]) -> Place:
         return default
 
     rank, world_size = number(0, "RANK"), number(1, "WORLD_SIZE")
+    local_world_size = number(1, "LOCAL_WORLD_SIZE")
     if rank >= world_size:
         raise LaunchError(f"RANK is {rank} but WORLD_SIZE is {world_size}; start with torchrun")
+    if local_world_size < 1:
+        raise LaunchError(f"LOCAL_WORLD_SIZE: found {local_world_size}, expected 1 or more")
     return Place(
         rank=rank,
         world_size=world_size,
         local_rank=number(0, "LOCAL_RANK"),
-        local_world_size=number(1, "LOCAL_WORLD_SIZE"),
+        local_world_size=local_world_size,
         restarts=number(0, "TORCHELASTIC_RESTART_COUNT") + number(0, "SLURM_RESTART_COUNT"),
         job_id=environ.get("SLURM_JOB_ID"),
     )
 
 
-def join(place: Place) -> dist.Store:
+def join(place: Place) -> "Store":
     """Join the launch's processes; returns the store through which tasks are claimed.
 
-    A process alone needs no peers and gets a store of its own.
+    A process alone needs no peers and gets a store of its own. Raises LaunchError when it isn't
+    said where the peers are.
     """
+    import torch.distributed as dist
+
     if not place.is_distributed:
         return dist.HashStore()
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise LaunchError(
+                f"{name}: not set although WORLD_SIZE is {place.world_size}; start with torchrun"
+            )
     store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=PEER_TIMEOUT)))
     if place.local_world_size == place.world_size:
         # torchrun keeps one store over restarts: without a prefix of its own, a restarted group
@@ -85,16 +101,20 @@ def join(place: Place) -> dist.Store:
 
 def leave() -> None:
     """Close what `join` opened."""
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def choose_device(place: Place, wanted: str) -> torch.device:
+def choose_device(place: Place, wanted: str) -> "torch.device":
     """This rank's device; ranks share GPUs when there are fewer of them than ranks.
 
     A Slurm task that sees its own GPU only has a single device, and modulo picks it.
     Raises LaunchError when a GPU is asked for and none is there.
     """
+    import torch
+
     count = torch.cuda.device_count() if wanted in ("auto", "cuda") else 0
     if count == 0:
         if wanted == "cuda":
@@ -114,6 +134,8 @@ def divide_threads(place: Place, wanted: int | None) -> int:
     More threads than cores is ruinous (about a tenth of the speed with twice as many), and the
     number decides the order of sums, so it's recorded with every checkpoint.
     """
+    import torch
+
     cores = len(os.sched_getaffinity(0))
     threads = wanted or max(1, cores // place.local_world_size)
     torch.set_num_threads(threads)

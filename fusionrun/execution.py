@@ -21,7 +21,7 @@ from fusionrun.components import (
     save_model,
     state_hash,
 )
-from fusionrun.data.augment import AUGMENTATIONS
+from fusionrun.data.augment import AUGMENTATIONS, Augmentation
 from fusionrun.data.datasets import Dataset
 from fusionrun.data.loader import ResidentLoader
 from fusionrun.data.splits import Splits
@@ -42,6 +42,9 @@ from fusionrun.training.optim import (
     sgd,
     warm_restarts,
 )
+
+EVALUATION_BATCH = 512  # images; without gradients there is room for more than in training
+NOT_AUGMENTED = AUGMENTATIONS["none"]
 
 EXPERT_CLIP = 5.0  # largest gradient norm of the experts in a row
 HEAD_CLIP = 1.0  # of fusion module and global head, and of an expert that trains alone
@@ -65,17 +68,24 @@ class Workplace:
         wanted = self.study.recipe.runtime.amp == "auto"
         return wanted and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
 
-    def loader(self, indices: np.ndarray, batch_size: int, augmentation: str) -> ResidentLoader:
+    def loader(
+        self, indices: np.ndarray, batch_size: int, augmentation: Augmentation = NOT_AUGMENTED
+    ) -> ResidentLoader:
         return self._loader(self.images, self.labels, indices, batch_size, augmentation)
 
     def test_loader(self, batch_size: int) -> ResidentLoader:
         images, labels = self.data.test_images, self.data.test_labels
         everything = np.arange(len(labels))
         on_device = images.to(self.device), labels.to(self.device)
-        return self._loader(*on_device, everything, batch_size, "none")
+        return self._loader(*on_device, everything, batch_size, NOT_AUGMENTED)
 
     def _loader(
-        self, images: Tensor, labels: Tensor, indices: np.ndarray, batch_size: int, name: str
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: np.ndarray,
+        batch_size: int,
+        augmentation: Augmentation,
     ) -> ResidentLoader:
         return ResidentLoader(
             images,
@@ -85,7 +95,7 @@ class Workplace:
             batch_size=batch_size,
             mean=self.data.mean,
             std=self.data.std,
-            augmentation=AUGMENTATIONS[name],
+            augmentation=augmentation,
             channels_last=self.study.recipe.runtime.channels_last,
         )
 
@@ -159,6 +169,7 @@ def train_expert(work: Workplace, task: Task, reporter: TaskReporter) -> None:
     study, k = work.study, task.expert
     assert k is not None
     defaults = study.expert_defaults(task.model)
+    augmentation = study.expert_augmentation(task.model)
     seed = derive_seed(study.recipe.seed, task.model, k)
     arguments = {**study.model_arguments(task.model), "dropout": defaults.dropout}
     torch.manual_seed(derive_seed(seed, "weights"))
@@ -170,7 +181,7 @@ def train_expert(work: Workplace, task: Task, reporter: TaskReporter) -> None:
         task,
         reporter,
         model=expert,
-        train=(work.splits.expert_train[k], defaults.batch_size, defaults.augmentation),
+        train=(work.splits.expert_train[k], defaults.batch_size, augmentation),
         validate=work.splits.expert_val[k],
         optimizer=sgd(groups, defaults.weight_decay),
         groups=groups,
@@ -195,13 +206,14 @@ def train_row(work: Workplace, task: Task, reporter: TaskReporter) -> None:
     torch.manual_seed(derive_seed(seed, "weights"))
     experts, sources = _load_experts(work, row.model)
     defaults = study.fusion_defaults(row.fusion)
+    augmentation = study.fusion_augmentation(row.fusion)
     fusion = build_fusion(row.fusion, len(experts), experts[0].feature_dim)
     model = FusionModel(experts, fusion, len(work.data.classes))
     for source in sources:
         reporter.message(f"starts from {source}")
     work.settle(model)
     # read before training changes them: the alternative that costs no fusion training at all
-    before = _experts_alone(work, experts, work.loader(work.splits.fusion_val, 512, "none"))
+    before = _experts_alone(work, experts, work.loader(work.splits.fusion_val, EVALUATION_BATCH))
     frozen = list(experts) if study.recipe.fusion.freeze_experts else []
     for expert in frozen:
         expert.requires_grad_(False)
@@ -211,7 +223,7 @@ def train_row(work: Workplace, task: Task, reporter: TaskReporter) -> None:
         task,
         reporter,
         model=model,
-        train=(work.splits.fusion_train, study.recipe.fusion.batch_size, defaults.augmentation),
+        train=(work.splits.fusion_train, study.recipe.fusion.batch_size, augmentation),
         validate=work.splits.fusion_val,
         optimizer=adamw(groups, defaults.weight_decay),
         groups=groups,
@@ -254,7 +266,7 @@ def _trainer(
     reporter: TaskReporter,
     *,
     model: nn.Module,
-    train: tuple[np.ndarray, int, str],
+    train: tuple[np.ndarray, int, Augmentation],
     validate: np.ndarray,
     optimizer: torch.optim.Optimizer,
     groups: list[Group],
@@ -268,7 +280,7 @@ def _trainer(
     return Trainer(
         model=model,
         train_loader=work.loader(*train),
-        val_loader=work.loader(validate, 512, "none"),
+        val_loader=work.loader(validate, EVALUATION_BATCH),
         optimizer=optimizer,
         groups=groups,
         head_weights=weights,
@@ -327,7 +339,7 @@ def test_row(
     before_val_accuracies: list[float],
 ) -> dict[str, Any]:
     """The one reading of the test set: fused, tuned experts, experts before tuning."""
-    loader = work.test_loader(batch_size=512)
+    loader = work.test_loader(EVALUATION_BATCH)
     logits, labels = collect_logits(model, loader, bf16=work.bf16)
     untuned, _ = _load_experts(work, row.model)
     before = []

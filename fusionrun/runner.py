@@ -1,6 +1,7 @@
 """One rank, start to end: join, take tasks until none is left, leave together."""
 
 import fcntl
+import importlib.util
 import os
 import signal
 import sys
@@ -119,6 +120,7 @@ def _open_launch(study: Study, place: Place) -> tuple[torch.device, TextIO | Non
     device, lock, problem = torch.device("cpu"), None, ""
     try:
         device = choose_device(place, study.recipe.runtime.device)
+        _check_packages(study)
         if place.rank == 0:
             lock = _lock(study, place)
             _prepare_output(study)
@@ -134,6 +136,16 @@ def _open_launch(study: Study, place: Place) -> tuple[torch.device, TextIO | Non
         if text:
             raise LaunchError(text if rank == 0 else f"rank {rank}: {text}")
     return device, lock
+
+
+def _check_packages(study: Study) -> None:
+    """Weights & Biases isn't among the requirements: whoever asks for it brings it."""
+    mode = study.recipe.logs.wandb
+    if mode != "off" and importlib.util.find_spec("wandb") is None:
+        raise LaunchError(
+            f"{study.name}: logs.wandb is {mode}, but the package isn't installed; "
+            f"run `pip install wandb`, or set logs.wandb=off"
+        )
 
 
 def _lock(study: Study, place: Place) -> TextIO:

@@ -1,7 +1,8 @@
 """A recipe made concrete: its rows, tasks and places, with every name it uses checked."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,18 @@ import torch
 
 from fusionrun.analysis.cost import multiply_accumulates
 from fusionrun.assignment import Row, Task, make_rows, make_tasks
-from fusionrun.config import Recipe, RecipeError, flatten, nearest
-from fusionrun.data.augment import AUGMENTATIONS
+from fusionrun.config import (
+    ExpertsConfig,
+    FusionConfig,
+    Recipe,
+    RecipeError,
+    flatten,
+    nearest,
+)
+from fusionrun.data.augment import AUGMENTATIONS, Augmentation
 from fusionrun.data.datasets import DATASETS, Dataset, load_dataset
 from fusionrun.data.splits import Splits, load_or_create_splits
-from fusionrun.experts import BUILDERS, build_expert
+from fusionrun.experts import BUILDERS, argument_names, build_expert
 from fusionrun.fusions import FUSIONS, build_fusion
 from fusionrun.layout import Layout
 from fusionrun.training.defaults import (
@@ -48,6 +56,7 @@ class Study:
             weight_decay=_or(own.weight_decay, base.weight_decay),
             batch_size=int(_or(own.batch_size, base.batch_size)),
             augmentation=base.augmentation if own.augmentation == "auto" else own.augmentation,
+            mixup_alpha=base.mixup_alpha,
             label_smoothing=_or(own.label_smoothing, base.label_smoothing),
             dropout=float(self.model_arguments(model).get("dropout", base.dropout)),
         )
@@ -60,8 +69,15 @@ class Study:
             head_lr=base.head_lr,
             weight_decay=_or(own.weight_decay, base.weight_decay),
             augmentation=base.augmentation if own.augmentation == "auto" else own.augmentation,
+            mixup_alpha=base.mixup_alpha,
             label_smoothing=_or(own.label_smoothing, base.label_smoothing),
         )
+
+    def expert_augmentation(self, model: str) -> Augmentation:
+        return _mixed(self.expert_defaults(model), self.recipe.experts)
+
+    def fusion_augmentation(self, fusion: str) -> Augmentation:
+        return _mixed(self.fusion_defaults(fusion), self.recipe.fusion)
 
     def rates(self, fusion: str, feature_dim: int) -> tuple[float, float, float]:
         """Rates of (experts, fusion module, global head): the recipe's, else adapted ones."""
@@ -85,6 +101,15 @@ class Study:
         del fusion["fusion.alpha"]
         row = {"model": task.model, "fusion": task.row.fusion}
         return {**common, **fusion, **row, "seed": task.row.seed, "alpha": task.row.alpha}
+
+
+def _mixed(
+    defaults: ExpertDefaults | FusionDefaults, own: ExpertsConfig | FusionConfig
+) -> Augmentation:
+    """The set of per-image operations, with the mixing of images that the recipe wants."""
+    alpha = _or(own.mixing_alpha, defaults.mixup_alpha if own.mixing == "mixup" else 1.0)
+    chosen = AUGMENTATIONS[defaults.augmentation]
+    return replace(chosen, mixing=own.mixing, mixing_alpha=alpha)
 
 
 def load_data(study: Study, progress: Callable[[str], None]) -> tuple[Dataset, Splits]:
@@ -122,15 +147,19 @@ def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
+def _folder(place: str, path: str | Path) -> Path:
+    """The shell leaves the ~ of output_dir=~/runs alone, so somebody has to read it."""
+    with _blame(place):
+        return Path(path).expanduser()
+
+
 def plan_study(recipe: Recipe, name: str) -> Study:
     """Check every name of the recipe against the tables, then lay out its rows and tasks.
 
     Raises RecipeError.
     """
     _check_names(recipe, name)
-    layout = Layout(Path(recipe.output_dir))
-    checkpoint_dir = recipe.experts.checkpoint_dir
-    splits_dir = recipe.data.splits_dir
+    layout = Layout(_folder(f"{name}: output_dir", recipe.output_dir))
     entries = [(row.model, row.fusion, row.seed, row.alpha) for row in recipe.rows]
     rows = make_rows(entries, seed=recipe.seed, alpha=recipe.fusion.alpha)
     work = _work_per_image(recipe, rows, name)
@@ -151,48 +180,58 @@ def plan_study(recipe: Recipe, name: str) -> Study:
         name=name,
         recipe=recipe,
         layout=layout,
-        checkpoint_dir=Path(checkpoint_dir) if checkpoint_dir else layout.expert_checkpoints,
-        splits_dir=Path(splits_dir) if splits_dir else layout.splits,
+        checkpoint_dir=_folder(
+            f"{name}: experts.checkpoint_dir", experts.checkpoint_dir or layout.expert_checkpoints
+        ),
+        splits_dir=_folder(f"{name}: data.splits_dir", data.splits_dir or layout.splits),
         rows=rows,
         tasks=tasks,
     )
 
 
 def _check_names(recipe: Recipe, name: str) -> None:
-    def check(path: str, value: str, valid: Mapping[str, object], *extra: str) -> None:
-        if value not in valid and value not in extra:
-            hint = nearest(value, [*valid, *extra])
-            raise RecipeError(f"{name}: {path}: found {value!r}; {hint}")
+    def check(path: str, value: str, valid: Iterable[str]) -> None:
+        if value not in valid:
+            raise RecipeError(f"{name}: {path}: found {value!r}; {nearest(value, valid)}")
 
     for index, row in enumerate(recipe.rows):
         check(f"rows.{index}.model", row.model, BUILDERS)
         check(f"rows.{index}.fusion", row.fusion, FUSIONS)
-    for model in recipe.models:
+    for model, arguments in recipe.models.items():
         check(f"models.{model}", model, BUILDERS)
+        for argument in arguments:
+            check(f"models.{model}.{argument}", argument, argument_names(model))
     check("data.name", recipe.data.name, DATASETS)
-    check("experts.augmentation", recipe.experts.augmentation, AUGMENTATIONS, "auto")
-    check("fusion.augmentation", recipe.fusion.augmentation, AUGMENTATIONS, "auto")
+    check("experts.augmentation", recipe.experts.augmentation, [*AUGMENTATIONS, "auto"])
+    check("fusion.augmentation", recipe.fusion.augmentation, [*AUGMENTATIONS, "auto"])
 
 
 def _work_per_image(recipe: Recipe, rows: tuple[Row, ...], name: str) -> dict[str, float]:
     """Multiply-accumulates per image of each architecture; builds everything once, weightless."""
     work: dict[str, float] = {}
+    feature_dims: dict[str, int] = {}
+    for model in dict.fromkeys(row.model for row in rows):
+        with torch.device("meta"), _blame(f"{name}: models.{model}"):
+            arguments = recipe.models.get(model, {})
+            expert = build_expert(model, recipe.data.num_classes, **arguments)
+        feature_dims[model] = expert.feature_dim
+        size = recipe.data.image_size
+        with _blame(f"{name}: data.image_size: {model} can't take {size}x{size} images"):
+            work[model] = multiply_accumulates(expert, size)
     for row in rows:
-        arguments = recipe.models.get(row.model, {})
-        with torch.device("meta"):
-            try:
-                expert = build_expert(row.model, recipe.data.num_classes, **arguments)
-            except ValueError as error:
-                raise RecipeError(f"{name}: models.{row.model}: {error}") from None
-            try:
-                build_fusion(row.fusion, recipe.experts.count, expert.feature_dim)
-            except ValueError as error:
-                raise RecipeError(f"{name}: rows.{row.index}.fusion: {error}") from None
-        if row.model not in work:
-            try:
-                work[row.model] = multiply_accumulates(expert, recipe.data.image_size)
-            except RuntimeError as error:
-                size = recipe.data.image_size
-                problem = f"{row.model} can't take {size}x{size} images: {error}"
-                raise RecipeError(f"{name}: data.image_size: {problem}") from None
+        with torch.device("meta"), _blame(f"{name}: rows.{row.index}.fusion"):
+            build_fusion(row.fusion, recipe.experts.count, feature_dims[row.model])
     return work
+
+
+@contextlib.contextmanager
+def _blame(place: str) -> Iterator[None]:
+    """Whatever a network can't be built with is the recipe's mistake at `place`: RecipeError.
+
+    Our own checks raise ValueError; torch finds sizes without end (RuntimeError, and TypeError
+    for those beyond 64 bits).
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise RecipeError(f"{place}: {str(error).splitlines()[0]}") from None

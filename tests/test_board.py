@@ -164,7 +164,7 @@ def squeezed(lines: list[str]) -> str:
 def test_no_line_is_wider_than_the_console(name: str, width: int) -> None:
     lines = drawn(launches()[name], width)
     assert len(lines) > 5
-    assert max(map(cell_len, lines)) <= width
+    assert max(map(cell_len, lines)) < width  # with a margin, for the terminals that need one
 
 
 @pytest.mark.parametrize("width", (80, 100, 120, 160, 200))
@@ -244,7 +244,7 @@ def test_what_was_not_measured_is_a_dash() -> None:
 
 @pytest.mark.parametrize(
     ("age", "state", "warned"),
-    [(9.9, "working", False), (12.3, "working", True), (None, "starting", False)]
+    [(9.9, "working", False), (10.4, "working", True), (None, "starting", False)]
     + [(500.0, state, False) for state in ("finished", "stopped", "failed")],
 )
 def test_silence_is_shown_for_a_living_rank_only(
@@ -253,15 +253,28 @@ def test_silence_is_shown_for_a_living_rank_only(
     ranks = (RankView(0, state, row(0).name, age, None), RankView(1, state, None, age, None))
     shown = snapshot([row(0)], ranks=ranks)
     text = "\n".join(drawn(shown, 80) + summary_lines(shown))
-    assert text.count("no heartbeat 12 s") == (4 if warned else 0)  # two ranks, two pictures
+    assert text.count("no heartbeat 10 s") == (4 if warned else 0)  # two ranks, two pictures
     assert ("no heartbeat" in text) == warned
+
+
+def test_what_a_rank_notes_is_said_once() -> None:
+    task = row(0, "failed", note="disk full")
+    ranks = (
+        RankView(0, "idle", None, 0.1, None, note="disk full"),
+        RankView(1, "idle", None, 0.1, None, note="disk slow"),
+    )
+    shown = snapshot([task], ranks=ranks)
+    for lines in (drawn(shown, 80), summary_lines(shown)):
+        text = "\n".join(lines)
+        assert text.count("disk full") == 1
+        assert text.count("! rank 1: disk slow") == 1
 
 
 def test_waiting_rows_say_how_many_experts_they_wait_for() -> None:
     tasks = [row(0, "waiting"), row(1, "queued")]
     tasks += [expert("densenet", k, state) for k, state in enumerate(("done", "running", "queued"))]
     text = "\n".join(drawn(snapshot(tasks), 80))
-    assert "waiting for 2 densenet experts" in text
+    assert "waiting for 2 experts" in text
     assert "queued  for a free rank" in text
 
 

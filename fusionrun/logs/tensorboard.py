@@ -24,15 +24,20 @@ class NullLog:
 
 
 class TensorBoardLog:
-    """Event files in `directory`; earlier ones count up to `first_epoch` only."""
+    """Event files in `directory`; of earlier ones counts what lies before `first_epoch`.
+
+    `text` by tag is written once, by the first launch that works here.
+    """
 
     def __init__(self, directory: Path, first_epoch: int, text: Mapping[str, str]) -> None:
         # costs about a second, which a launch without TensorBoard need not pay
         from torch.utils.tensorboard import SummaryWriter
 
+        resumed = any(directory.glob("events.*"))
         self._writer = SummaryWriter(str(directory), purge_step=first_epoch)
-        for tag, value in text.items():
-            self._writer.add_text(tag, value)
+        if not resumed:
+            for tag, value in text.items():
+                self._writer.add_text(tag, value)
 
     def scalars(self, values: Mapping[str, float], epoch: int) -> None:
         for tag, value in values.items():

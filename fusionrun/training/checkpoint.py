@@ -3,7 +3,7 @@
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -16,7 +16,17 @@ class CheckpointError(Exception):
 
 def save(path: Path, payload: dict[str, Any]) -> None:
     """Write `payload` (tensors and plain values) to `path`, atomically. Raises OSError."""
-    write_atomically(path, lambda file: torch.save(payload, file))
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(payload, file)
+        except RuntimeError as error:
+            # when a write fails, torch trips over its own clean-up and hides the disk's error
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    write_atomically(path, write)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -29,17 +39,18 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+        damaged = _damaged_record(path)
         if damaged is not None:
             raise CheckpointError(f"{path}: is damaged (checksum of {damaged} is wrong)")
         payload = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path}: holds more than tensors and plain values; loading it could run code, so it "
             f"was refused. Save it as a state dict of tensors"
         ) from None
-    except (zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except Exception as error:  # a damaged file makes its readers fail in every way there is
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: is damaged or not a PyTorch checkpoint ({reason})"
@@ -49,18 +60,30 @@ def load(path: Path) -> dict[str, Any]:
     return payload
 
 
+def _damaged_record(path: Path) -> str | None:
+    """The first record of the archive that isn't as it was written, or None."""
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            # never set by torch, which would leave such a record's tensor uninitialised
+            if record.compress_type or record.external_attr:
+                return record.filename
+        return archive.testzip()
+
+
 class ResumeFile:
     """A task's resume state and the one before it, which steps in if the newer is ever damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.previous = path.with_name(f"{path.stem}_previous{path.suffix}")
+        self._damaged = False  # the newer file; it must not take its predecessor's place
 
     def save(self, payload: dict[str, Any]) -> None:
         """Write the state; at every moment at least one whole state stands on disk."""
-        if self.path.exists():
+        if self.path.exists() and not self._damaged:
             self.path.replace(self.previous)
         save(self.path, payload)
+        self._damaged = False
 
     def load(self) -> tuple[dict[str, Any] | None, str]:
         """(newest readable state or None, "" or what was wrong with a newer one)."""
@@ -71,4 +94,5 @@ class ResumeFile:
                     return load(path), problem
                 except CheckpointError as error:
                     problem = problem or str(error)
+                    self._damaged = self._damaged or path == self.path
         return None, problem

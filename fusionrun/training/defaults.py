@@ -15,6 +15,7 @@ class ExpertDefaults:
     weight_decay: float
     batch_size: int
     augmentation: str  # a name of data.augment.AUGMENTATIONS
+    mixup_alpha: float  # if the recipe prefers mixup to cutmix
     label_smoothing: float
     dropout: float  # while the expert trains alone; in a fusion model the architecture's own
 
@@ -27,23 +28,24 @@ class FusionDefaults:
     head_lr: float  # of the fusion module and of the global head
     weight_decay: float
     augmentation: str
+    mixup_alpha: float
     label_smoothing: float
 
 
 EXPERT_DEFAULTS: Mapping[str, ExpertDefaults] = {
-    "densenet": ExpertDefaults(0.1, 1e-4, 64, "randaugment", 0.05, 0.2),
-    "resnet": ExpertDefaults(0.1, 1e-4, 128, "color_jitter", 0.1, 0.0),
-    "improved_wide_resnet": ExpertDefaults(0.1, 5e-4, 128, "randaugment_strong", 0.05, 0.3),
-    "resnext": ExpertDefaults(0.1, 5e-4, 128, "trivialaugment", 0.05, 0.3),
+    "densenet": ExpertDefaults(0.1, 1e-4, 64, "randaugment", 0.2, 0.05, 0.2),
+    "resnet": ExpertDefaults(0.1, 1e-4, 128, "color_jitter", 0.4, 0.1, 0.0),
+    "improved_wide_resnet": ExpertDefaults(0.1, 5e-4, 128, "randaugment_strong", 0.2, 0.05, 0.3),
+    "resnext": ExpertDefaults(0.1, 5e-4, 128, "trivialaugment", 0.2, 0.05, 0.3),
 }
 
 FUSION_DEFAULTS: Mapping[str, FusionDefaults] = {
-    "multiplicative": FusionDefaults(1e-4, 5e-4, 1e-4, "color_jitter", 0.1),
-    "multiplicativeAddition": FusionDefaults(1e-4, 1e-3, 1e-4, "randaugment_strong", 0.08),
-    "multiplicativeShifted": FusionDefaults(1e-4, 5e-4, 1e-4, "color_jitter", 0.1),
-    "TransformerBase": FusionDefaults(5e-5, 2e-4, 5e-4, "trivialaugment", 0.05),
-    "concatenation": FusionDefaults(1e-4, 1e-3, 1e-4, "randaugment_strong", 0.08),
-    "simpleAddition": FusionDefaults(1e-4, 1e-3, 1e-4, "color_jitter", 0.1),
+    "multiplicative": FusionDefaults(1e-4, 5e-4, 1e-4, "color_jitter", 0.2, 0.1),
+    "multiplicativeAddition": FusionDefaults(1e-4, 1e-3, 1e-4, "randaugment_strong", 0.3, 0.08),
+    "multiplicativeShifted": FusionDefaults(1e-4, 5e-4, 1e-4, "color_jitter", 0.2, 0.1),
+    "TransformerBase": FusionDefaults(5e-5, 2e-4, 5e-4, "trivialaugment", 0.2, 0.05),
+    "concatenation": FusionDefaults(1e-4, 1e-3, 1e-4, "randaugment_strong", 0.3, 0.08),
+    "simpleAddition": FusionDefaults(1e-4, 1e-3, 1e-4, "color_jitter", 0.2, 0.1),
 }
 
 

@@ -15,7 +15,7 @@ from fusionrun.fusions import FusionOutput
 from fusionrun.seeds import derive_seed
 from fusionrun.training.checkpoint import ResumeFile
 from fusionrun.training.losses import head_hits, head_losses
-from fusionrun.training.optim import Group, clip_gradients, set_rates
+from fusionrun.training.optim import Group, clip_gradients, load_optimizer, set_rates
 
 PULSE_SECONDS = 1.0  # how often a running epoch's numbers are read from the device
 
@@ -336,9 +336,16 @@ class Trainer:
             self.reporter.message(f"{problem}; {older}")
         if state is None:
             return
-        check_settings(str(self.resume_file.path), state["settings"], self.settings)
+        source = str(self.resume_file.path)
+        if "settings" not in state:
+            keys = ", ".join(sorted(map(str, state))[:4])
+            raise TaskError(
+                f"{source}: found a checkpoint with the keys {keys}, expected a resume state; "
+                f"move it away to start over"
+            )
+        check_settings(source, state["settings"], self.settings)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self._meter.restore(state["meter"])
         self._step, self._seconds = state["step"], state["seconds"]
         self.best = Best(**state["best"])

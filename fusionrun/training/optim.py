@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,18 @@ def adamw(groups: Sequence[Group], weight_decay: float) -> torch.optim.Optimizer
 
 def _param_groups(groups: Sequence[Group]) -> list[dict[str, object]]:
     return [{"params": group.parameters, "lr": group.lr, "name": group.name} for group in groups]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restore `state`, in the memory layout of the parameters: fused kernels read it as raw memory.
+
+    It differs where the recipe's `runtime.channels_last` changed since the state was saved.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if value.shape == parameter.shape:
+                entries[name] = torch.empty_like(parameter.detach()).copy_(value)
 
 
 def set_rates(

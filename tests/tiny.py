@@ -1,0 +1,79 @@
+"""The smallest study that has everything: four architectures, four fusions, two experts each."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY = """
+output_dir: out
+rows:
+  - {model: densenet, fusion: multiplicative}
+  - {model: resnet, fusion: multiplicativeAddition}
+  - {model: improved_wide_resnet, fusion: TransformerBase}
+  - {model: resnext, fusion: concatenation}
+data:
+  {name: synthetic, num_classes: 4, train_images: 160, test_images: 32, image_size: 16,
+   val_fraction: 0.25}
+models:
+  densenet: {growth: 4, blocks: [1, 1], stem: 8}
+  resnet: {width: 8, blocks: [1]}
+  improved_wide_resnet: {depth: 10, widen: 1, width: 4}
+  resnext: {depth: 11, cardinality: 2, base_width: 4, stem: 4}
+experts: {count: 2, epochs: 2, batch_size: 16}
+fusion: {epochs: 3, batch_size: 8}
+runtime: {device: cpu, threads: 1}
+checkpoint: {every_epochs: 1}
+status: {every_seconds: 0.2}
+"""
+
+FUSIONS = {
+    "densenet": "multiplicative",
+    "resnet": "multiplicativeAddition",
+    "improved_wide_resnet": "TransformerBase",
+    "resnext": "concatenation",
+}
+
+
+def write_recipe(folder: Path, text: str = TINY) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(text)
+    return path
+
+
+def environment(**more: str) -> dict[str, str]:
+    """As a user's shell, with the package importable and nothing left of an outer launch."""
+    outer = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_", "SLURM_", "FUSIONRUN_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(outer)}
+    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+
+
+def torchrun(*arguments: str | Path, ranks: int, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A launch as the README types it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(ranks), "-m", "fusionrun", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=110
+    )
+
+
+def alone(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """One process, no torchrun."""
+    command = [sys.executable, "-m", "fusionrun", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=110
+    )
+
+
+def launch_sh(*arguments: str | Path, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """The real launch.sh with the Python that runs the tests."""
+    return subprocess.run(
+        ["bash", str(ROOT / "launch.sh"), *map(str, arguments)],
+        cwd=cwd,
+        env=environment(PYTHON=sys.executable, **more),
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
