@@ -416,7 +416,8 @@ def test_same_seed_same_bytes_whatever_else_happened(name):
 def test_copies_of_one_image_come_out_different(name):
     images = pictures(12)[9:10].repeat(64, 1, 1, 1)
     found, _ = run(images, AUGMENTATIONS[name], labels=torch.zeros(64).long())
-    assert len(found.unique(dim=0)) > 55
+    # crop and flip alone have 81 x 2 outcomes, of which 64 draws hit about 53
+    assert len(found.unique(dim=0)) > 45
 
 
 class Watch(TorchDispatchMode):

@@ -231,7 +231,7 @@ def test_a_failing_picture_is_said_once_and_the_logs_go_on(tmp_path: Path) -> No
     off.ticks(5)
     off.write(f"[{NAME}] still here\n")
     off.ticks(3)
-    assert off.mirrored == [f"[{NAME}] still here"]
+    assert off.mirrored[1:] == [f"[{NAME}] still here"]  # after the complaint
     broken[0] = False
     off.display.stop()
     text = off.file.getvalue()

@@ -90,7 +90,9 @@ def test_each_rank_trained_its_own_row(four_ranks: Path) -> None:
     for index, (model, fusion) in enumerate(FUSIONS.items()):
         log = (four_ranks / f"out/logs/task-{index}-{model}-{fusion}.log").read_text()
         assert f"starts on rank {index}, cpu, 1 threads" in log
-        assert all(line.startswith(f"[task-{index}-{model}-{fusion}] ") for line in log.splitlines())
+        assert all(
+            line.startswith(f"[task-{index}-{model}-{fusion}] ") for line in log.splitlines()
+        )
 
 
 def test_off_a_terminal_there_are_plain_lines_one_a_task_and_epoch(four_ranks: Path) -> None:

@@ -58,11 +58,11 @@ class Augmentation:
 
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": Augmentation(crop_padding=0, flip=0.0),
-    "crop_flip": Augmentation(mixing="cutmix"),
-    "color_jitter": Augmentation("color_jitter", erasing=0.25, mixing="cutmix"),
-    "randaugment": Augmentation("randaugment", 2, 9, erasing=0.1, mixing="cutmix"),
-    "randaugment_strong": Augmentation("randaugment", 3, 14, erasing=0.3, mixing="cutmix"),
-    "trivialaugment": Augmentation("trivialaugment", erasing=0.25, mixing="cutmix"),
+    "crop_flip": Augmentation(),
+    "color_jitter": Augmentation("color_jitter", erasing=0.25),
+    "randaugment": Augmentation("randaugment", 2, 9, erasing=0.1),
+    "randaugment_strong": Augmentation("randaugment", 3, 14, erasing=0.3),
+    "trivialaugment": Augmentation("trivialaugment", erasing=0.25),
 }
 
 # Operations of both policies, with their strength at the last bin (0 at the first) and whether

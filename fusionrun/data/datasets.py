@@ -13,6 +13,7 @@ from fusionrun.data.cache import Arrays
 from fusionrun.data.errors import DataError
 from fusionrun.data.files import ignore
 from fusionrun.data.request import Request
+from fusionrun.data.subset import take_subset
 
 __all__ = ["DATASETS", "DataError", "Dataset", "load_dataset"]
 
@@ -48,16 +49,18 @@ def load_dataset(
     download: bool = False,
     image_size: int = 32,
     num_classes: int = 20,
-    train_images: int = 4000,
-    test_images: int = 1000,
+    train_images: int | None = None,
+    test_images: int | None = None,
     seed: int = 42,
     progress: Callable[[str], None] = ignore,
 ) -> Dataset:
     """Load the data set `name` of DATASETS.
 
     `root` holds the source files. Sets read from files are prepared once in `cache_dir` (default
-    `<root>/.fusionrun_cache`) and shared by every process that loads them. `num_classes`,
-    `train_images`, `test_images` and `seed` define "synthetic" and mean nothing elsewhere.
+    `<root>/.fusionrun_cache`) and shared by every process that loads them. `train_images` and
+    `test_images` say how many to use: None is all (of "synthetic": 4000 and 1000), otherwise a
+    subset drawn with `seed`, even over the classes. `num_classes` means something to "synthetic"
+    only.
 
     Raises DataError for an unknown name, and for files that are missing, damaged or unwritable.
     """
@@ -73,12 +76,14 @@ def load_dataset(
             download=download,
             image_size=image_size,
             num_classes=num_classes,
-            train_images=train_images,
-            test_images=test_images,
+            train_images=4000 if train_images is None else train_images,
+            test_images=1000 if test_images is None else test_images,
             seed=seed,
             progress=progress,
         )
     )
+    if name != "synthetic":  # which is drawn in the size that is wanted
+        arrays = take_subset(arrays, train_images, test_images, seed)
     return Dataset(
         name=name,
         train_images=torch.from_numpy(arrays.train_images),

@@ -1,9 +1,8 @@
-"""Files that several processes of one launch share: locks and atomic writes."""
+"""Files that several processes of one launch share: locks."""
 
 import contextlib
 import fcntl
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,19 +30,3 @@ def locked(path: Path, *, shared: bool = False, waiting: Callable[[], None]) -> 
         yield
     finally:
         os.close(descriptor)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` so that a reader sees the old file or the whole new one, never a part."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; colleagues who share the folder must be able to read this
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

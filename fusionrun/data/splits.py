@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fusionrun.data.errors import DataError, SplitError
-from fusionrun.data.files import locked, write_atomically
+from fusionrun.data.files import locked
+from fusionrun.files import write_atomically, write_json
 
 __all__ = ["DataError", "SplitError", "Splits", "load_or_create_splits", "make_splits"]
 
@@ -257,12 +257,6 @@ def _hash(indices: npt.NDArray[Any]) -> str:
     return hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
 
 
-def _npy(indices: Indices) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, indices)
-    return buffer.getvalue()
-
-
 def _create(
     directory: Path, labels: Indices, dataset_name: str, fingerprint: str, arguments: _Arguments
 ) -> Splits:
@@ -298,10 +292,10 @@ def _create(
     try:
         # in this order: a crash leaves a lone holdout, which the next start adopts
         if not adopted:
-            write_atomically(directory / HOLDOUT_FILE, _npy(holdout))
+            write_atomically(directory / HOLDOUT_FILE, lambda file: np.save(file, holdout))
         if not (directory / POOL_FILE).exists():
-            write_atomically(directory / POOL_FILE, _npy(pool))
-        write_atomically(directory / META_FILE, (json.dumps(meta, indent=2) + "\n").encode())
+            write_atomically(directory / POOL_FILE, lambda file: np.save(file, pool))
+        write_json(directory / META_FILE, meta)
     except OSError as error:
         raise SplitError(
             f"{directory}: the split cannot be written ({error.strerror}). "

@@ -9,6 +9,8 @@ import torch
 
 from fusionrun.files import write_atomically
 
+FOLDER_MARK = 0x10  # in the attributes of a zip archive's record
+
 
 class CheckpointError(Exception):
     """A checkpoint is missing, damaged or doesn't fit; the message names the file and says how."""
@@ -41,7 +43,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         damaged = _damaged_record(path)
         if damaged is not None:
-            raise CheckpointError(f"{path}: is damaged (checksum of {damaged} is wrong)")
+            raise CheckpointError(f"{path}: is damaged (its record {damaged} has changed)")
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
@@ -64,8 +66,8 @@ def _damaged_record(path: Path) -> str | None:
     """The first record of the archive that isn't as it was written, or None."""
     with zipfile.ZipFile(path) as archive:
         for record in archive.infolist():
-            # never set by torch, which would leave such a record's tensor uninitialised
-            if record.compress_type or record.external_attr:
+            # torch takes what is marked as a folder for empty: its tensor would be uninitialised
+            if record.external_attr & FOLDER_MARK and not record.is_dir():
                 return record.filename
         return archive.testzip()
 
