@@ -164,9 +164,11 @@ def plan_study(recipe: Recipe, name: str) -> Study:
     rows = make_rows(entries, seed=recipe.seed, alpha=recipe.fusion.alpha)
     work = _work_per_image(recipe, rows, name)
     data, experts, fusion = recipe.data, recipe.experts, recipe.fusion
-    pool = 1 - data.holdout_fraction
-    seen = data.shared_fraction + data.unique_fraction if data.split == "iid" else 1 / experts.count
-    expert_share = pool * min(seen, 1.0)
+    own_share = 1 / experts.count  # of what the experts divide among them
+    if data.split == "iid":
+        own_share = min(data.unique_fraction, (1 - data.shared_fraction) * own_share)
+        own_share += data.shared_fraction
+    expert_share = (1 - data.holdout_fraction) * own_share
     row_share = data.holdout_fraction * (1 - data.val_fraction) * experts.count
     tasks = make_tasks(
         rows,

@@ -150,7 +150,7 @@ def test_a_flipped_bit_anywhere_changes_nothing_unseen(path: Path, whole: bytes)
 def test_a_flipped_mark_in_the_table_of_contents_is_found(
     path: Path, whole: bytes, offset: int, bit: int
 ) -> None:
-    """A folder (offset 38), compressed (10), encrypted (8): torch makes a tensor of them or dies."""
+    """A folder (offset 38): torch takes uninitialised memory for its tensor. 10, 8: it gives up."""
     entry = whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"/data/0"))
     path.write_bytes(flip(whole, entry + offset, bit))
     refusal(path)

@@ -295,7 +295,7 @@ def test_a_recipe_is_a_mapping(tmp_path: Path, text: str) -> None:
         "? {a: 1}\n: 3",
         "--- 1\n--- 2",
         "seed: \0",
-        "[" * 20_000,
+        "[" * 5_000,
         "seed: 0x" + "f" * 5000,  # Python can hold the number, but refuses to print it
         "seed: " + "9" * 5000,
     ],
