@@ -149,21 +149,28 @@ class TaskReporter:
         )
 
     def _scalars(self, numbers: EpochNumbers) -> dict[str, float]:
-        """Tags grouped so that TensorBoard puts what belongs together side by side."""
+        """Tags grouped so that a chart overlays the rows, and no chart mixes rows and experts."""
+        if self._task.row is None:
+            return {
+                "expert_training/accuracy_validation": numbers.val_accuracies[0],
+                "expert_training/accuracy_train": numbers.train_accuracies[0],
+                "expert_training/loss_validation": numbers.val_losses[0],
+                "expert_training/loss_train": numbers.objective,
+                "expert_training/rate": numbers.rates["expert"],
+                "expert_training/images_per_second": numbers.images_per_second,
+            }
         scalars = {
             "accuracy/validation": numbers.val_accuracies[0],
             "accuracy/train": numbers.train_accuracies[0],
+            "accuracy/gain_over_best_expert": self._record.gain,
             "loss/validation": numbers.val_losses[0],
             "loss/train": numbers.objective,
+            "loss/train_global": numbers.train_losses[0],
+            "loss/train_individual": sum(numbers.train_losses[1:]),
             "speed/images_per_second": numbers.images_per_second,
             "speed/epoch_seconds": numbers.seconds,
         }
         scalars |= {f"rate/{name}": rate for name, rate in numbers.rates.items()}
-        if len(numbers.val_accuracies) == 1:
-            return scalars
-        scalars["accuracy/gain_over_best_expert"] = self._record.gain
-        scalars["loss/train_global"] = numbers.train_losses[0]
-        scalars["loss/train_individual"] = sum(numbers.train_losses[1:])
         for k, accuracy in enumerate(numbers.val_accuracies[1:]):
             scalars[f"experts/accuracy_{k}"] = accuracy
         return scalars
