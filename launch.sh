@@ -4,8 +4,9 @@
 #   bash launch.sh [RECIPE] [key=value ...]        default recipe: configs/demo.yaml
 #   sbatch launch.sh RECIPE [key=value ...]        the same on a Slurm cluster
 #
-# Environment: RANKS  processes per node (default 4; they share GPUs when there are fewer)
-#              PYTHON the interpreter to use (default python3, then .venv)
+# Environment: RANKS         processes per node (default 4; they share GPUs if there are fewer)
+#              PYTHON        the interpreter to use (default: python3, else .venv)
+#              MAX_RESTARTS  how often killed processes are started again (default 20)
 # Exit status: 0 all rows done, 1 could not start, 2 wrong recipe or command line,
 #              3 some row failed, 4 stopped before the end (run it again to go on)
 #
@@ -20,11 +21,16 @@
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
 
-# Under sbatch this script is a copy in Slurm's spool, so its own folder isn't the project's.
+# Under sbatch this script is a copy in Slurm's spool; Slurm knows where it was submitted from.
+submitted_script() {
+  [[ -n ${SLURM_JOB_ID:-} ]] || return 0
+  scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=\(\/[^ ]*\).*/\1/p'
+}
+
 find_root() {
   local candidate
   for candidate in "${FUSIONRUN_ROOT:-}" "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" \
-    "${SLURM_SUBMIT_DIR:-}" "$PWD"; do
+    "$(dirname "$(submitted_script)")" "${SLURM_SUBMIT_DIR:-}" "$PWD"; do
     if [[ -n $candidate && -f $candidate/fusionrun/__main__.py ]]; then
       readlink -f "$candidate"
       return
@@ -55,7 +61,10 @@ find_python() {
       return
     fi
   done
-  set_up_venv >&2
+  if ! set_up_venv >&2; then
+    echo "launch.sh: the set-up of .venv failed; see the lines above" >&2
+    exit 1
+  fi
   echo "$ROOT/.venv/bin/python"
 }
 
@@ -66,10 +75,9 @@ set_up_venv() {
     exit 1
   fi
   echo "launch.sh: setting up $ROOT/.venv from requirements.txt (once; some minutes, about 6 GB)"
-  "$base" -m venv "$ROOT/.venv" &&
-    "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-      -r "$ROOT/requirements.txt" ||
-    { echo "launch.sh: the set-up failed; see the lines above" >&2; exit 1; }
+  "$base" -m venv "$ROOT/.venv"
+  "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    -r "$ROOT/requirements.txt"
 }
 
 # One torchrun over RANKS processes; rank 0 keeps the terminal, the others' output goes to files.
@@ -83,40 +91,95 @@ start_torchrun() {
   # Its own session: a Ctrl-C reaches this script alone, which forwards it once.
   setsid "$PYTHON" -m torch.distributed.run \
     --nproc-per-node="$RANKS" --max-restarts="${MAX_RESTARTS:-20}" --monitor-interval=0.5 \
-    --shutdown-timeout=25 --log-dir="$logs" ${others:+--redirects="$others"} \
-    "${RENDEZVOUS[@]}" -m fusionrun train "$@" 2> >(quieten >&2) &
+    --shutdown-timeout=25 --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
+    --log-dir="$logs" ${others:+--redirects="$others"} "${RENDEZVOUS[@]}" \
+    -m fusionrun train "$@" 2> >(quieten >&2) &
   CHILD=$!
 }
 
-# torchrun reports a forwarded stop signal as a traceback of its own; nobody needs that.
+# torchrun reports a stop signal as a traceback of its own; nobody needs that.
 quieten() {
   sed -u '/^Traceback (most recent call last):$/,/SignalException/{/SignalException/!d;d}'
 }
 
-forward() {
-  [[ -n ${STOPPING:-} ]] && return
-  STOPPING=1
-  kill -TERM "$CHILD" 2>/dev/null || true
+# On several nodes every node's torchrun meets the others on the first one.
+choose_rendezvous() {
+  RENDEZVOUS=(--standalone)
+  if [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]]; then
+    local first is_host=false
+    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    [[ $SLURM_NODEID != 0 ]] || is_host=true
+    RENDEZVOUS=(--nnodes="$SLURM_JOB_NUM_NODES" --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID"
+      --rdzv-endpoint="$first:$((20000 + SLURM_JOB_ID % 20000))" --rdzv-conf="is_host=$is_host")
+  fi
 }
 
+# In a Slurm job but in none of its steps: the work belongs in a step, one task a node.
+# (4294967290 and 4294967291 are the steps of a salloc shell and of the batch script.)
+needs_srun() {
+  [[ -n ${SLURM_JOB_ID:-} ]] || return 1
+  case ${SLURM_STEP_ID:-none} in none | 4294967290 | 4294967291) ;; *) return 1 ;; esac
+}
+
+start_srun() {
+  local nodes=${SLURM_JOB_NUM_NODES:-1} words=()
+  words+=(--nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1)
+  # srun doesn't take these from the job by itself
+  [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || words+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
+  [[ -z ${SLURM_GPUS_ON_NODE:-} ]] || words+=(--gres="gpu:$SLURM_GPUS_ON_NODE")
+  [[ ! -t 0 || ! -t 1 ]] || words+=(--pty) # else no live table under salloc
+  FUSIONRUN_ROOT=$ROOT PYTHON=$PYTHON RANKS=$RANKS \
+    srun --kill-on-bad-exit=0 "${words[@]}" bash "$ROOT/launch.sh" "$@" &
+  CHILD=$!
+}
+
+# One signal, once. Slurm signals every process of a step itself; there is nobody left to tell.
+forward() {
+  [[ -z ${STOPPING:-} ]] || return 0
+  STOPPING=$1
+  [[ -n ${IN_STEP:-} ]] || kill -"$2" "$CHILD" 2>/dev/null || true
+}
+
+# bash returns from `wait` when a trap has run, so wait again until the child is gone.
 wait_for_child() {
-  # bash returns from `wait` when a trap has run, so wait again until the child is gone
-  while kill -0 "$CHILD" 2>/dev/null; do wait "$CHILD" || true; done
+  CODE=0
+  while kill -0 "$CHILD" 2>/dev/null; do
+    CODE=0
+    wait "$CHILD" || CODE=$?
+  done
+}
+
+# Slurm warned that time is up and everything is saved: the job goes back into the queue.
+requeue() {
+  echo "launch.sh: saved before the time limit; job $SLURM_JOB_ID goes back into the queue"
+  scontrol requeue "$SLURM_JOB_ID"
+}
+
+run_under_slurm() {
+  start_srun "$@"
+  trap 'forward USR1 USR1' USR1
+  trap 'forward TERM TERM' INT TERM HUP
+  wait_for_child
+  [[ ${STOPPING:-} != USR1 || $CODE -ne 4 ]] || requeue
+  exit "$CODE"
 }
 
 main() {
+  [[ $# -gt 0 && $1 != *=* && $1 != -* ]] || set -- "" "$@"
   ROOT=$(find_root)
   PYTHON=$(find_python)
   RANKS=${RANKS:-4}
-  RENDEZVOUS=(--standalone)
+  [[ -n $1 ]] || set -- "$ROOT/configs/demo.yaml" "${@:2}"
+  if needs_srun; then run_under_slurm "$@"; fi
+  IN_STEP=${SLURM_STEP_ID:-}
+  choose_rendezvous
   EXIT_DIR=$(mktemp -d)
   trap 'rm -rf "$EXIT_DIR"' EXIT
-  [[ $# -gt 0 && $1 != *=* && $1 != -* ]] || set -- "$ROOT/configs/demo.yaml" "$@"
   start_torchrun "$@"
-  trap forward INT TERM HUP USR1
+  trap 'forward TERM TERM' INT TERM HUP USR1
   wait_for_child
   [[ ! -t 1 ]] || printf '\033[?25h' # a killed rank 0 leaves the cursor hidden
-  [[ -s $EXIT_DIR/status ]] && exit "$(<"$EXIT_DIR/status")"
+  if [[ -s $EXIT_DIR/status ]]; then exit "$(<"$EXIT_DIR/status")"; fi
   echo "launch.sh: the processes ended without saying how; run the same command to go on" >&2
   exit 4
 }

@@ -71,8 +71,8 @@ def load_component(path: str | Path, component: str) -> tuple[dict[str, Any], di
     if payload.get("format") != FORMAT or not isinstance(payload.get("state_dict"), dict):
         keys = ", ".join(sorted(map(str, payload))[:4])
         raise CheckpointError(
-            f"{path}: found a checkpoint with the keys {keys}, ..., expected a {component} "
-            f"saved by fusionrun (format {FORMAT})"
+            f"{path}: found a checkpoint with the keys {keys}, ..., expected a component of kind "
+            f"{component!r} (format {FORMAT})"
         )
     if payload.get("component") != component:
         found = payload.get("component")
@@ -81,7 +81,7 @@ def load_component(path: str | Path, component: str) -> tuple[dict[str, Any], di
         )
     lacking = sorted({field.name for field in fields(About)} - payload.keys())
     if lacking:
-        raise CheckpointError(f"{path}: {_some('lacks', lacking)}, which a {component} needs")
+        raise CheckpointError(f"{path}: {_some('lacks', lacking)}, expected in every component")
     weights = payload.pop("state_dict")
     return payload, weights
 
