@@ -91,7 +91,7 @@ start_torchrun() {
   # Its own session: a Ctrl-C reaches this script alone, which forwards it once.
   setsid "$PYTHON" -m torch.distributed.run \
     --nproc-per-node="$RANKS" --max-restarts="${MAX_RESTARTS:-20}" --monitor-interval=0.5 \
-    --shutdown-timeout=25 --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
+    --shutdown-timeout=25 --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2 \
     --log-dir="$logs" ${others:+--redirects="$others"} "${RENDEZVOUS[@]}" \
     -m fusionrun train "$@" 2> >(quieten >&2) &
   CHILD=$!
@@ -157,10 +157,11 @@ requeue() {
 
 run_under_slurm() {
   start_srun "$@"
-  trap 'forward USR1 USR1' USR1
+  trap 'forward USR1 USR1' USR1 # Slurm's warning, as the #SBATCH line above wants it
+  trap 'forward USR2 USR2' USR2 # or as a job's own --signal=B:USR2@300 does
   trap 'forward TERM TERM' INT TERM HUP
   wait_for_child
-  [[ ${STOPPING:-} != USR1 || $CODE -ne 4 ]] || requeue
+  [[ ${STOPPING:-} != USR? || $CODE -ne 4 ]] || requeue
   exit "$CODE"
 }
 
@@ -176,7 +177,7 @@ main() {
   EXIT_DIR=$(mktemp -d)
   trap 'rm -rf "$EXIT_DIR"' EXIT
   start_torchrun "$@"
-  trap 'forward TERM TERM' INT TERM HUP USR1
+  trap 'forward TERM TERM' INT TERM HUP USR1 USR2
   wait_for_child
   [[ ! -t 1 ]] || printf '\033[?25h' # a killed rank 0 leaves the cursor hidden
   if [[ -s $EXIT_DIR/status ]]; then exit "$(<"$EXIT_DIR/status")"; fi

@@ -3,9 +3,11 @@
 The runner reads a recipe once; everything below it takes plain arguments.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
+import signal
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -124,6 +126,9 @@ class FusionConfig:
 
     epochs: int = 100
     batch_size: int = 128
+    # images that pass through the model at a time, gradients adding up to batch_size; null: all;
+    # auto: all, halved whenever memory runs out. Batch statistics are the micro-batch's own
+    micro_batch: Literal["auto"] | int | None = None
     alpha: float = 1.0  # weight of the sum of the experts' own losses
     freeze_experts: bool = False  # true: only fusion module and global head learn
     experts_lr: float | None = None  # null: adapted to fusion type and feature size
@@ -137,6 +142,13 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "epochs", "experts_lr", "fusion_lr", "global_head_lr")
+        micro = self.micro_batch
+        _require(
+            not isinstance(micro, int) or micro >= 2,
+            "micro_batch",
+            micro,
+            "2 or more (batch normalisation can't learn from one image), auto or null",
+        )
         _require_positive(self, "mixing_alpha")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
         _require_not_negative(self, "alpha", "weight_decay")
@@ -156,9 +168,15 @@ class RuntimeConfig:
     amp: Literal["auto", "off"] = "auto"  # auto: bfloat16 autocast on a GPU that has it
     channels_last: bool = True
     deterministic: bool = False  # GPU: bit-identical reruns, slower (a CPU always is)
+    # a rank that gets one of these saves at its next step and leaves; Slurm's warning among them
+    stop_signals: tuple[str, ...] = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
+    hang_minutes: float | None = None  # stop the launch when a rank stands still for so long
 
     def __post_init__(self) -> None:
-        _require_positive(self, "threads")
+        _require_positive(self, "threads", "hang_minutes")
+        for index, name in enumerate(self.stop_signals):
+            known = name in signal.Signals.__members__ and name not in ("SIGKILL", "SIGSTOP")
+            _require(known, f"stop_signals.{index}", name, "a signal's name, such as SIGUSR1")
 
 
 @dataclass(frozen=True)
@@ -425,7 +443,10 @@ def _convert(hint: Any, value: Any, path: str) -> object:
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+        *others, hint = (part for part in typing.get_args(hint) if part is not type(None))
+        for other in others:
+            with contextlib.suppress(_FieldError):
+                return _convert(other, value, path)
         return _convert(hint, value, path)
     if origin is Literal:
         options = typing.get_args(hint)

@@ -164,6 +164,14 @@ def is_done(study: Study, task: Task) -> bool:
     return True
 
 
+def resume_path(study: Study, task: Task) -> Path:
+    """Where the task's resume state lies."""
+    if task.row is not None:
+        return study.layout.row(task.model, task.row.variant).checkpoint
+    assert task.expert is not None
+    return study.layout.expert_resume(task.model, task.expert)
+
+
 def train_expert(work: Workplace, task: Task, reporter: TaskReporter) -> None:
     """Train one expert on its part of the data and save its best epoch."""
     study, k = work.study, task.expert
@@ -188,7 +196,6 @@ def train_expert(work: Workplace, task: Task, reporter: TaskReporter) -> None:
         weights=torch.ones(1, device=work.device),
         smoothing=defaults.label_smoothing,
         seed=seed,
-        resume=study.layout.expert_resume(task.model, k),
     )
     best = trainer.run()
     path = expert_file(study.checkpoint_dir, task.model, k)
@@ -230,7 +237,6 @@ def train_row(work: Workplace, task: Task, reporter: TaskReporter) -> None:
         weights=head_weights(len(experts), row.alpha, work.device),
         smoothing=defaults.label_smoothing,
         seed=seed,
-        resume=files.checkpoint,
         frozen=frozen,
     )
     best = trainer.run()
@@ -273,7 +279,6 @@ def _trainer(
     weights: Tensor,
     smoothing: float,
     seed: int,
-    resume: Path,
     frozen: Sequence[nn.Module] = (),
 ) -> Trainer:
     recipe = work.study.recipe
@@ -288,7 +293,7 @@ def _trainer(
         epochs=task.epochs,
         seed=seed,
         device=work.device,
-        resume_file=ResumeFile(resume),
+        resume_file=ResumeFile(resume_path(work.study, task)),
         settings={**work.study.settings(task), "threads": work.threads},
         reporter=reporter,
         stop_requested=work.stop_requested,

@@ -64,6 +64,9 @@ class Layout:
     def outcome(self, task: str) -> Path:
         return self.state / "outcomes" / f"{task}.json"
 
+    def crashes(self, task: str) -> Path:
+        return self.state / "crashes" / f"{task}.json"
+
     def row(self, model: str, variant: str) -> RowFiles:
         """`variant` is the fusion type, with -seed<n> or -alpha<x> where the recipe varies them."""
         family = f"{model}_fusions"

@@ -35,15 +35,17 @@ class TaskReporter:
     def _begin(self) -> None:
         record = self._record
         for name, value in vars(Record()).items():
-            if name not in ("beat", "state", "task"):
+            if name not in ("beat", "pulse", "state", "task"):
                 setattr(record, name, value)
         record.task, record.state = self._task.index, "working"
 
     def message(self, text: str) -> None:
+        self._record.pulse += 1
         self._log.line(text)
 
     def progress(self, progress: Progress) -> None:
         record = self._record
+        record.pulse += 1
         record.epoch, record.step = float(progress.epoch), float(progress.step)
         record.steps = float(progress.steps)
         record.train_loss, record.train_accuracy = progress.objective, progress.train_accuracy
@@ -81,6 +83,7 @@ class TaskReporter:
 
     def _publish(self, history: Sequence[EpochNumbers], best: Best) -> None:
         numbers, record = history[-1], self._record
+        record.pulse += 1
         self._seconds = sum(entry.seconds for entry in history)
         record.epoch, record.step = float(numbers.epoch), 0.0
         record.train_loss = numbers.objective

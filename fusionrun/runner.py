@@ -2,7 +2,9 @@
 
 import fcntl
 import importlib.util
+import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -29,8 +31,15 @@ from fusionrun.distributed import (
     join,
     leave,
 )
-from fusionrun.execution import Workplace, is_done, open_workplace, train_expert, train_row
-from fusionrun.files import sweep_temporaries, write_text
+from fusionrun.execution import (
+    Workplace,
+    is_done,
+    open_workplace,
+    resume_path,
+    train_expert,
+    train_row,
+)
+from fusionrun.files import sweep_temporaries, write_json, write_text
 from fusionrun.logs.text import TaskLog
 from fusionrun.reporting import TaskReporter
 from fusionrun.status import (
@@ -40,6 +49,7 @@ from fusionrun.status import (
     Observer,
     Outcome,
     Record,
+    Snapshot,
     read_outcome,
     write_outcome,
 )
@@ -49,8 +59,9 @@ from fusionrun.training.loop import StopRequested, TaskError
 
 DONE, NOT_STARTED, WRONG_RECIPE, ROW_FAILED, STOPPED = range(5)  # exit statuses of a launch
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 FAREWELL_SECONDS = 5.0  # how long a stopped rank waits for its peers: well inside any grace time
+
+CRASHES = 3  # a task that kills its process so often at one point isn't started again
 
 # what a person can mend; anything else deserves its traceback in the task's log
 USER_ERRORS = (TaskError, CheckpointError, DataError, LaunchError, OSError)
@@ -62,9 +73,9 @@ class Stop:
     def __init__(self) -> None:
         self.signal = 0
 
-    def listen(self) -> None:
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._receive)
+    def listen(self, names: Sequence[str]) -> None:
+        for name in names:
+            signal.signal(signal.Signals[name], self._receive)
 
     def requested(self) -> bool:
         return self.signal != 0
@@ -77,7 +88,7 @@ def run(study: Study, place: Place, console: Console) -> int:
     """Work on `study` as the rank that `place` says; returns the launch's exit status."""
     die_with_parent()
     stop = Stop()
-    stop.listen()
+    stop.listen(study.recipe.runtime.stop_signals)
     store = join(place)
     device, lock = _open_launch(study, place)
     threads = divide_threads(place, study.recipe.runtime.threads)
@@ -91,7 +102,9 @@ def run(study: Study, place: Place, console: Console) -> int:
         decide=lambda records: _verdict(study, queue, records),
     )
     heartbeat = Heartbeat(record, study.layout.heartbeat(place.rank), 1.0)
-    display = _make_display(study, place, channel, str(device), threads, console)
+    display = None
+    if place.rank == 0:
+        display = _make_display(study, place, channel, queue, str(device), threads, console)
     heartbeat.start()
     channel.start()
     if display is not None:
@@ -109,7 +122,9 @@ def run(study: Study, place: Place, console: Console) -> int:
             _say_goodbye(study, code, record, console)
     if lock is not None:
         lock.close()
-    return _leave(channel, code)
+    if not channel.alive and not channel.broken:
+        leave()
+    return code
 
 
 def _open_launch(study: Study, place: Place) -> tuple[torch.device, TextIO | None]:
@@ -123,7 +138,7 @@ def _open_launch(study: Study, place: Place) -> tuple[torch.device, TextIO | Non
         _check_packages(study)
         if place.rank == 0:
             lock = _lock(study, place)
-            _prepare_output(study)
+            _prepare_output(study, first_attempt=place.restarts == 0)
     except LaunchError as error:
         problem = str(error)
     except OSError as error:
@@ -168,10 +183,12 @@ def _lock(study: Study, place: Place) -> TextIO:
     return lock
 
 
-def _prepare_output(study: Study) -> None:
+def _prepare_output(study: Study, *, first_attempt: bool) -> None:
     """Clear what an earlier launch left unfinished, and write down the recipe."""
     layout = study.layout
     sweep_temporaries(layout.output_dir)
+    if first_attempt:  # torchrun's restarts count crashes, a person's new start doesn't
+        shutil.rmtree(layout.crashes("").parent, ignore_errors=True)
     for path in layout.heartbeat(0).parent.glob("*.json"):
         path.unlink()
     for task in study.tasks:
@@ -192,10 +209,14 @@ def _is_done(study: Study, task: Task) -> bool:
 
 
 def _make_display(
-    study: Study, place: Place, channel: Channel, device: str, threads: int, console: Console
-) -> Display | None:
-    if place.rank != 0:
-        return None
+    study: Study,
+    place: Place,
+    channel: Channel,
+    queue: Queue,
+    device: str,
+    threads: int,
+    console: Console,
+) -> Display:
     observer = Observer(
         study.layout,
         study.tasks,
@@ -204,15 +225,48 @@ def _make_display(
         study=study.name,
         device=device,
         threads=threads,
+        outcome_of=queue.outcome,
     )
+    watchdog = Watchdog(study.recipe.runtime.hang_minutes, place)
+
+    def observe() -> Snapshot:
+        snapshot = observer.snapshot()
+        watchdog.look(snapshot)
+        return snapshot
+
     return Display(
-        observer.snapshot,
+        observe,
         study.layout,
         [task.name for task in study.tasks],
         every_seconds=study.recipe.status.every_seconds,
         summary_minutes=study.recipe.status.summary_minutes,
         console=console,
     )
+
+
+class Watchdog:
+    """Stops the launch when a rank stands still for too long (runtime.hang_minutes)."""
+
+    def __init__(self, limit_minutes: float | None, place: Place) -> None:
+        self._limit = limit_minutes
+        self._place = place
+        self._barked = False
+
+    def look(self, snapshot: Snapshot) -> None:
+        for rank in snapshot.ranks if self._limit is not None and not self._barked else ():
+            still = max(rank.still_seconds, rank.heartbeat_age or 0.0)
+            if rank.state not in ENDED and still > 60 * (self._limit or 0.0):
+                self._barked = True
+                print(
+                    f"fusionrun: rank {rank.rank} ({rank.task or rank.state}) has stood still for "
+                    f"{still:.0f} s (runtime.hang_minutes={self._limit:g}); the launch stops. The "
+                    f"same command goes on from the last checkpoints",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                # torchrun tells every rank, and kills one that can't hear
+                target = os.getppid() if self._place.is_distributed else os.getpid()
+                os.kill(target, signal.SIGTERM)
 
 
 def _work(
@@ -242,7 +296,7 @@ def _work(
     except StopRequested:
         record.state = "stopped"
     except USER_ERRORS as error:
-        record.note, record.state = str(error), "failed"
+        record.note, record.state = _in_words(error), "failed"
     except Exception:
         record.note, record.state = traceback.format_exc(), "failed"
 
@@ -264,38 +318,88 @@ def _take_tasks(work: Workplace, place: Place, queue: Queue, record: Record, sto
             return
         else:
             record.state = "idle"
+            record.pulse += 1
             time.sleep(0.2)
 
 
 def _execute(work: Workplace, place: Place, queue: Queue, task: Task, record: Record) -> None:
     """One task from claim to outcome; only a stop gets past this, a failure is the task's own."""
-    layout, rank = work.study.layout, place.rank
+    layout = work.study.layout
+    trace = ""
+    try:
+        outcome = _attempt(work, place, queue, task, record)
+    except USER_ERRORS as error:
+        outcome = _failed(place, record, _in_words(error))
+    except Exception as error:
+        trace = traceback.format_exc()
+        note = f"{type(error).__name__}: {error}; traceback in {layout.task_log(task.name)}"
+        outcome = _failed(place, record, note)
+    try:
+        if outcome.state == "failed":
+            with TaskLog(layout.task_log(task.name), task.name) as log:
+                log.details(trace)
+                log.line(f"failed: {outcome.note}")
+        write_outcome(layout.outcome(task.name), outcome)
+        layout.crashes(task.name).unlink(missing_ok=True)
+    except OSError as error:
+        # a full disk can't even hold the reason; the table gets it from the queue
+        print(f"[{task.name}] {outcome.note}; {_in_words(error)}", file=sys.stderr, flush=True)
+    record.task, record.note = -1, ""
+    queue.close(task, "done" if outcome.state == "done" else outcome.note)
+
+
+def _attempt(work: Workplace, place: Place, queue: Queue, task: Task, record: Record) -> Outcome:
+    """Train the task and say how it stands; whatever goes wrong is raised."""
+    layout = work.study.layout
     with TaskLog(layout.task_log(task.name), task.name) as log:
         reporter = TaskReporter(work.study, task, record, log, work.device)
         try:
-            log.line(f"starts on rank {rank}, {work.device}, {work.threads} threads")
+            log.line(f"starts on rank {place.rank}, {work.device}, {work.threads} threads")
             _require_needs(queue, task)
             is_done(work.study, task)  # says why when a result of other settings stands there
+            _count_crashes(work.study, task)
             execute = train_expert if task.kind == "expert" else train_row
             execute(work, task, reporter)
-            outcome = reporter.outcome(rank)
             log.line("done")
         except StopRequested:
             log.line("stopped; the same command goes on from here")
+            layout.crashes(task.name).unlink(missing_ok=True)
             raise
-        except USER_ERRORS as error:
-            outcome = Outcome("failed", note=str(error), rank=rank, epoch=int(record.epoch))
-        except Exception as error:
-            log.details(traceback.format_exc())
-            note = f"{type(error).__name__}: {error}; traceback in {layout.task_log(task.name)}"
-            outcome = Outcome("failed", note=note, rank=rank, epoch=int(record.epoch))
         finally:
             reporter.close()
-        if outcome.state == "failed":
-            log.line(f"failed: {outcome.note}")
-    write_outcome(layout.outcome(task.name), outcome)
-    record.task, record.note = -1, ""
-    queue.close(task, "done" if outcome.state == "done" else outcome.note)
+    return reporter.outcome(place.rank)
+
+
+def _failed(place: Place, record: Record, note: str) -> Outcome:
+    return Outcome("failed", note=note, rank=place.rank, epoch=int(record.epoch))
+
+
+def _in_words(error: Exception) -> str:
+    """What a person needs to know of an error; the system's own come with the file's name."""
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}. Nothing that was saved before is lost"
+    return str(error)
+
+
+def _count_crashes(study: Study, task: Task) -> None:
+    """Note that the task starts; a clean end removes the note.
+
+    Raises TaskError when the task took its process with it CRASHES times without getting further:
+    torchrun's restarts are there for the other rows too.
+    """
+    note, checkpoint = study.layout.crashes(task.name), resume_path(study, task)
+    reached = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+    crashes = 0
+    if note.exists():
+        before = json.loads(note.read_text())
+        crashes = before["crashes"] + 1 if before["reached"] == reached else 0
+    if crashes >= CRASHES:
+        raise TaskError(
+            f"its process died {crashes} times without getting further; the log of the rank and "
+            f"the system's (dmesg: out of memory?) may say why. A new launch tries it again"
+        )
+    write_json(note, {"crashes": crashes, "reached": reached})
 
 
 def _require_needs(queue: Queue, task: Task) -> None:
@@ -344,7 +448,8 @@ def _say_goodbye(study: Study, code: int, record: Record, console: Console) -> N
     if code == NOT_STARTED:
         print(f"fusionrun: {record.note}", file=sys.stderr)
         return
-    console.print(results_table(collect_results(study), console.width))
+    if code != STOPPED:
+        console.print(results_table(collect_results(study), console.width))
     words = {
         DONE: "all rows done",
         ROW_FAILED: "some tasks failed; the same command runs them again, and only them",
@@ -352,13 +457,3 @@ def _say_goodbye(study: Study, code: int, record: Record, console: Console) -> N
     }
     line = f"{words[code]}. Results: {study.layout.results('md')}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _leave(channel: Channel, code: int) -> int:
-    """Return the exit status; end at once when a thread still hangs in a dead peer's gather."""
-    if channel.alive or channel.broken:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    leave()
-    return code

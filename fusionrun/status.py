@@ -46,7 +46,8 @@ class Record:
 
     state: RankState = "starting"
     task: int = -1  # index of the task in hand, -1 for none
-    beat: float = 0.0  # counts up with every heartbeat
+    beat: float = 0.0  # counts up with every heartbeat: the process lives
+    pulse: float = 0.0  # counts up as the work goes on: it doesn't hang
     epoch: float = 0.0  # completed epochs
     step: float = 0.0  # steps done in the current epoch
     steps: float = 0.0  # steps of an epoch
@@ -131,6 +132,7 @@ class RankView:
     heartbeat_age: float | None  # seconds since it was last seen alive; None: never seen
     memory_bytes: float | None
     note: str = ""
+    still_seconds: float = 0.0  # since its work last went on
 
 
 @dataclass(frozen=True)
@@ -342,15 +344,17 @@ class Observer:
         study: str,
         device: str,
         threads: int,
+        outcome_of: Callable[[str], str | None],
     ) -> None:
         self._layout = layout
         self._tasks = tasks
         self._channel = channel
         self._place = place
         self._about = {"study": study, "device": device, "threads": threads}
+        self._outcome_of = outcome_of
         self._started = time.time()
-        self._beats: dict[int, tuple[float, float]] = {}  # rank: (beat, when it last changed)
-        self._rates: dict[int, float] = {}
+        # (rank, what): (count, when it last changed); by this machine's clock, clocks differ
+        self._counts: dict[tuple[int, str], tuple[float, float]] = {}
 
     def snapshot(self) -> Snapshot:
         """The state of the launch now."""
@@ -389,17 +393,23 @@ class Observer:
     def _rank_view(self, rank: int, record: Record | None, now: float) -> RankView:
         if record is None:
             return RankView(rank, "starting", None, None, None)
-        beat, since = self._beats.get(rank, (-1.0, now))
-        if record.beat != beat:
-            since = now
-            self._beats[rank] = (record.beat, now)
         name = self._tasks[record.task].name if record.task >= 0 else None
+        age = self._age(rank, "beat", record.beat, now)
+        still = self._age(rank, "pulse", record.pulse, now) if record.state == "working" else 0.0
         memory = known(record.memory_bytes)
-        return RankView(rank, record.state, name, now - since, memory, record.note)
+        return RankView(rank, record.state, name, age, memory, record.note, still)
+
+    def _age(self, rank: int, what: str, count: float, now: float) -> float:
+        """Seconds since the rank's count of `what` last changed."""
+        before, since = self._counts.get((rank, what), (-1.0, now))
+        if count != before:
+            since = now
+            self._counts[rank, what] = (count, now)
+        return now - since
 
     def _task_views(self, records: Sequence[Record | None]) -> tuple[TaskView, ...]:
         running = {r.task: (rank, r) for rank, r in enumerate(records) if r and r.task >= 0}
-        outcomes = {t.name: read_outcome(self._layout.outcome(t.name)) for t in self._tasks}
+        outcomes = {task.name: self._outcome(task.name) for task in self._tasks}
         views = []
         for task in self._tasks:
             outcome = outcomes[task.name]
@@ -411,6 +421,14 @@ class Observer:
                 missing = [need for need in task.needs if outcomes[need] is None]
                 views.append(_open_view(task, missing))
         return tuple(views)
+
+    def _outcome(self, name: str) -> Outcome | None:
+        """How a task ended: from its file or, where none could be written, from its rank."""
+        outcome = read_outcome(self._layout.outcome(name))
+        word = self._outcome_of(name) if outcome is None else None
+        if word is None:
+            return outcome
+        return Outcome("done") if word == "done" else Outcome("failed", note=word)
 
     def _open(self, views: Sequence[TaskView]) -> list[tuple[Task, TaskView]]:
         pairs = zip(self._tasks, views, strict=True)

@@ -117,7 +117,8 @@ def test_truncated_at_any_length(path: Path, whole: bytes) -> None:
 
 def tensor_bytes(path: Path) -> list[int]:
     """Positions in the file of the numbers of all tensors, found by searching for them."""
-    content, positions = path.read_bytes(), []
+    content = path.read_bytes()
+    positions: list[int] = []
     for tensor in load(path)["model"].values():
         memory = tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor
         raw = memory.reshape(-1).view(torch.uint8).numpy().tobytes()

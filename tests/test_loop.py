@@ -116,7 +116,8 @@ class Counter:
         if not model.training:
             return None
         self.steps += 1
-        return (self.at.get(self.steps, lambda images: images)(arguments[0]),)
+        change = self.at.get(self.steps)
+        return (change(arguments[0]),) if change else None
 
 
 @dataclass
@@ -147,7 +148,7 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
         groups = [group for group in parts if group.parameters]
         optimizer, weights = adamw(groups, 1e-2), head_weights(2, 0.5, CPU)
     if last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     diary = Diary(model)
     arguments: dict[str, Any] = {
         "model": model,
@@ -340,7 +341,7 @@ def test_another_layout_continues_the_same_training(path: Path) -> None:
     straight.trainer.run()
     stop_after(make_kit(other := path.with_name("other.pth"), "expert"), 4)
     kit = make_kit(other, "expert")
-    kit.trainer.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    kit.trainer.model.to(memory_format=torch.contiguous_format)
     kit.trainer.run()
     ours, theirs = kit.trainer.model.state_dict(), straight.trainer.model.state_dict()
     for name, value in ours.items():
@@ -397,7 +398,9 @@ def parameters(model: nn.Module) -> dict[str, Tensor]:
 def poison(kit: Kit, how: str, step: int) -> None:
     if how == "gradient":  # the loss is fine
         first = next(iter(kit.trainer.model.parameters()))
-        first.register_hook(lambda g: g * math.nan if kit.counter.steps == step else g)
+        first.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: gradient * math.nan if kit.counter.steps == step else gradient
+        )
     else:
         kit.counter.at[step] = with_nan if how == "nan" else with_huge_numbers
 

@@ -130,7 +130,7 @@ class Network(nn.Module):
         self.expert = nn.Sequential(first, nn.BatchNorm2d(6), nn.Conv2d(6, 5, 1))
         self.fusion = nn.Linear(5, 5)
         self.head = nn.Linear(5, 4)
-        self.to(memory_format=layout)  # type: ignore[call-overload]
+        self.to(memory_format=layout)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.expert(images).mean(dim=(2, 3))
