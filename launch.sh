@@ -80,6 +80,19 @@ set_up_venv() {
     -r "$ROOT/requirements.txt"
 }
 
+# torchrun, but for its warnings and traceback when it was told to stop.
+TORCHRUN='
+import logging
+import sys
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.run import main
+logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+try:
+    main(sys.argv[1:])
+except SignalException:
+    sys.exit(1)
+'
+
 # One torchrun over RANKS processes; rank 0 keeps the terminal, the others' output goes to files.
 start_torchrun() {
   local logs=$EXIT_DIR/torchrun others="" rank
@@ -87,19 +100,14 @@ start_torchrun() {
   # The store must not outlive a restart of the workers (pytorch issue 135712).
   export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
   export FUSIONRUN_EXIT_FILE=$EXIT_DIR/status OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR} LOGLEVEL=${LOGLEVEL:-ERROR}
+  export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
   # Its own session: a Ctrl-C reaches this script alone, which forwards it once.
-  setsid "$PYTHON" -m torch.distributed.run \
+  setsid "$PYTHON" -c "$TORCHRUN" \
     --nproc-per-node="$RANKS" --max-restarts="${MAX_RESTARTS:-20}" --monitor-interval=0.5 \
     --shutdown-timeout=25 --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2 \
     --log-dir="$logs" ${others:+--redirects="$others"} "${RENDEZVOUS[@]}" \
-    -m fusionrun train "$@" 2> >(quieten >&2) &
+    -m fusionrun train "$@" &
   CHILD=$!
-}
-
-# torchrun reports a stop signal as a traceback of its own; nobody needs that.
-quieten() {
-  sed -u '/^Traceback (most recent call last):$/,/SignalException/{/SignalException/!d;d}'
 }
 
 # On several nodes every node's torchrun meets the others on the first one.

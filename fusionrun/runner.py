@@ -328,6 +328,8 @@ def _execute(work: Workplace, place: Place, queue: Queue, task: Task, record: Re
     trace = ""
     try:
         outcome = _attempt(work, place, queue, task, record)
+    except StopRequested:
+        raise
     except USER_ERRORS as error:
         outcome = _failed(place, record, _in_words(error))
     except Exception as error:

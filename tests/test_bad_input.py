@@ -4,6 +4,7 @@ A wrong start is one line on stderr that names the place and what was expected, 
 nothing; a checkpoint that can't be used fails its row and says why.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -22,7 +23,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fusionrun import runner
 from fusionrun.cli import main
 from fusionrun.components import About, save_component
 from fusionrun.experts import Expert, build_expert
@@ -46,7 +46,7 @@ TASK = "task-0-resnet-concatenation"
 
 @pytest.fixture(autouse=True)
 def as_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In a folder of their own with a recipe; the launch leaves the test's process as it was."""
+    """In a folder of their own with a recipe; a launch leaves the tests' process as it was."""
 
     def refuse(code: int) -> None:
         raise AssertionError(f"the process would have ended with {code}")
@@ -56,14 +56,17 @@ def as_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     outer = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_", "SLURM_", "FUSIONRUN_")
     for name in [name for name in os.environ if name.startswith(outer)]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(runner, "die_with_parent", lambda: None)
     monkeypatch.setattr(os, "_exit", refuse)
-    handlers = {number: signal.getsignal(number) for number in runner.STOP_SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
     for number, handler in handlers.items():
-        signal.signal(number, handler)
+        if signal.getsignal(number) != handler:
+            signal.signal(number, handler)
+    with_parent = getattr(ctypes.CDLL(None), "prctl", None)
+    if with_parent is not None:
+        with_parent(1, 0)  # a launch dies with its parent, pytest need not
 
 
 def tree(folder: Path = Path()) -> dict[str, str]:
@@ -680,7 +683,7 @@ def test_a_folder_in_the_experts_place(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["train", "recipe.yaml"]) == 3
     assert "Traceback" not in "".join(capsys.readouterr())
     note = outcome("expert-resnet-0")["note"]
-    assert "given/resnet/expert_0_best.pth" in note and "irectory" in note
+    assert "given/resnet/" in note and "expert_0_best.pth" in note and "irectory" in note
     assert outcome("expert-resnet-1")["state"] == "done"  # the others go on
     assert "can't start: expert-resnet-0 failed" in outcome(TASK)["note"]
     assert (path / "notes.txt").read_text() == "precious"

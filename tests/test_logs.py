@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,8 @@ def test_every_number_of_an_expert_stands_in_its_column(study: Study) -> None:
 
 
 def launch(directory: Path, first: int, last: int, offset: float) -> None:
-    """One launch's part of a task's epochs."""
+    """One launch's part of a task's epochs; launches are ordered by the second they start in."""
+    time.sleep(1.01 - time.time() % 1)
     log = TensorBoardLog(directory, first, {"recipe": "    seed: 42"})
     for epoch in range(first, last + 1):
         scalars = {"accuracy/validation": offset + epoch, "loss/train": offset - epoch}

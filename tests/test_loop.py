@@ -360,22 +360,20 @@ def test_a_run_repeats_itself_and_seeds_differ(path: Path, bf16: bool) -> None:
     assert run("c", 6)["weights"] != first["weights"]
 
 
-def test_order_and_dropout_differ_between_epochs(path: Path) -> None:
-    """The same seed everywhere would repeat every epoch's augmentation and dropout."""
+def test_augmentation_and_dropout_differ_between_all_steps(path: Path) -> None:
+    """The same seed everywhere would repeat one epoch's augmentation and dropout in the next."""
     kit = make_kit(path)
-    seen: list[Tensor] = []
-    dropped: list[Tensor] = []
-    kit.trainer.model.register_forward_pre_hook(
-        lambda module, arguments: seen.append(arguments[0].clone()) if module.training else None
-    )
-    dropout = next(m for m in kit.trainer.model.modules() if isinstance(m, nn.Dropout) and m.p)
-    dropout.register_forward_hook(
-        lambda module, _, output: dropped.append(output == 0) if module.training else None
-    )
+    images: list[str] = []
+    generators: list[str] = []
+
+    def look(model: nn.Module, arguments: tuple[Tensor]) -> None:
+        if model.training:
+            images.append(state_hash({"x": arguments[0]}))
+            generators.append(state_hash({"x": torch.get_rng_state()}))
+
+    kit.trainer.model.register_forward_pre_hook(look)
     kit.trainer.run()
-    assert len({state_hash({"x": images}) for images in seen}) == TOTAL
-    zeros = [mask for mask in dropped if len(mask) == BATCH]
-    assert len({state_hash({"x": mask}) for mask in zeros}) == len(zeros) == 2 * EPOCHS
+    assert len(set(images)) == len(set(generators)) == TOTAL
 
 
 # --- bad numbers ---------------------------------------------------------------------------------
@@ -448,6 +446,14 @@ def test_bad_numbers_stop_the_task_before_they_spread(
         kit = make_kit(path, kind, init=77)
         kit.trainer.run()
         assert outcome(kit.trainer) == uninterrupted[kind]
+
+
+def test_the_first_of_several_bad_steps_is_named(path: Path) -> None:
+    kit = make_kit(path)
+    poison(kit, "nan", 4)
+    poison(kit, "nan", 6)
+    with pytest.raises(TaskError, match="epoch 2, step 1 of 3"):
+        kit.trainer.run()
 
 
 def test_a_stop_does_not_save_bad_numbers(path: Path) -> None:

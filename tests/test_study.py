@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from fusionrun.analysis.cost import multiply_accumulates
 from fusionrun.assignment import Task
@@ -51,7 +50,7 @@ def task(study: Study, name: str) -> Task:
 
 # a task is the same wherever it lies and however often it reports
 PLACES = ("output_dir", "data.root", "data.cache_dir", "data.splits_dir", "data.download")
-PLACES += ("experts.checkpoint_dir", "checkpoint.", "logs.", "status.", "runtime.threads")
+PLACES += ("experts.checkpoint_dir", "checkpoint.", "logs.", "status.", "runtime.")
 # numbers on a GPU depend on these a little; they may be changed for a run that struggles
 HARDWARE = ("runtime.device", "runtime.amp", "runtime.channels_last", "runtime.deterministic")
 NAMES = {
@@ -69,15 +68,22 @@ def leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", hint
 
 
-def other_value(recipe: Recipe, path: str, hint: Any) -> Any:
-    """A valid value of the field at `path` that isn't the recipe's."""
+def value_at(recipe: Recipe, path: str) -> Any:
     value: Any = recipe
     for name in path.split("."):
         value = getattr(value, name)
+    return value
+
+
+def other_value(path: str, hint: Any, value: Any) -> Any:
+    """A valid value of the field at `path` that isn't `value`."""
     if typing.get_origin(hint) is typing.Literal:
         return next(option for option in typing.get_args(hint) if option != value)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+        kinds = (kind for kind in typing.get_args(hint) if kind is not type(None))
+        return other_value(path, next(kinds), value)
+    if typing.get_origin(hint) is tuple:
+        return list(value[1:])
     if hint is bool:
         return not value
     if hint is int:
@@ -93,8 +99,8 @@ FIELDS = [(path, hint) for path, hint in leaves(Recipe) if path not in HARDWARE]
 @pytest.mark.parametrize(("path", "hint"), FIELDS, ids=[path for path, _ in FIELDS])
 def test_settings_are_what_changes_the_result(tmp_path: Path, path: str, hint: Any) -> None:
     before = plan(tmp_path)
-    change = yaml.safe_dump(other_value(before.recipe, path, hint)).removesuffix("...\n")
-    after = plan(tmp_path, f"{path}={change}")
+    value = other_value(path, hint, value_at(before.recipe, path))
+    after = plan(tmp_path, f"{path}={json.dumps(value)}")
     assert before.recipe != after.recipe
     row, expert = "task-1-densenet-TransformerBase", "expert-resnet-0"
     row_changed, expert_changed = (

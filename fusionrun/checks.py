@@ -1,0 +1,326 @@
+"""What a launch needs, looked at in a fraction of a second: neither data nor weights are read.
+
+`train` runs these checks itself; `doctor` adds those of inspection.py and times the training.
+"""
+
+import heapq
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fusionrun.assignment import Task
+from fusionrun.data.splits import META_FILE
+from fusionrun.distributed import LaunchError, Place
+from fusionrun.execution import is_done
+from fusionrun.experts import build_expert
+from fusionrun.fusions import build_fusion
+from fusionrun.layout import expert_file
+from fusionrun.study import Study
+from fusionrun.training.checkpoint import CheckpointError, ResumeFile
+from fusionrun.training.loop import TaskError
+
+State = Literal["pass", "warn", "fail"]
+
+NUMBER_BYTES = 4  # every weight and every optimizer state is float32
+MEND_EXPERT = "its rows will fail: put the right file there, or remove it to have it trained"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's table."""
+
+    name: str  # of what was looked at
+    state: State
+    found: str
+    advice: str = ""  # what to do about it
+
+    @property
+    def line(self) -> str:
+        return f"{self.name}: {self.found}" + (f". {self.advice}" if self.advice else "")
+
+
+Check = Callable[[], Iterable[Finding]]
+
+
+def run_checks(checks: Sequence[tuple[str, Check]], *, broken: State = "fail") -> list[Finding]:
+    """The findings of all checks in order; a check that breaks is a finding of state `broken`."""
+    findings: list[Finding] = []
+    for name, check in checks:
+        try:
+            findings += check()
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else "no message"
+            found = f"this check broke: {type(error).__name__}: {reason}"
+            findings.append(Finding(name, broken, found, "what it covers is unknown"))
+    return findings
+
+
+def cheap_checks(study: Study, place: Place) -> list[Finding]:
+    """What takes a fraction of a second, of a launch of `place.local_world_size` ranks here."""
+    ranks = place.local_world_size
+    return run_checks(
+        [
+            ("write permission", lambda: check_folders(study)),
+            ("disk space", lambda: check_disk(study, ranks)),
+            ("device", lambda: check_device(study, ranks)),
+            ("CPU threads", lambda: check_threads(study, ranks)),
+            ("experts", lambda: check_expert_files(study)),
+        ],
+        broken="warn",  # a launch that could have worked shouldn't die of its examination
+    )
+
+
+def require_startable(study: Study, place: Place, warn: Callable[[str], None]) -> None:
+    """The part of `doctor` that every launch can afford. Raises LaunchError; `warn` gets the rest.
+
+    One rank, say 0, does it for all on its machine.
+    """
+    findings = cheap_checks(study, place)
+    for finding in findings:
+        if finding.state == "warn":
+            warn(finding.line)
+    failures = [finding.line for finding in findings if finding.state == "fail"]
+    if failures:
+        raise LaunchError("; ".join(failures))
+
+
+# ---------------------------------------------------------------- folders and disk
+
+
+def check_folders(study: Study) -> Iterator[Finding]:
+    """Whatever the launch will write to takes a file; nothing is left behind."""
+    places = {"output_dir": study.layout.output_dir}
+    if any(task.kind == "expert" and not is_done(study, task) for task in study.tasks):
+        places["experts.checkpoint_dir"] = study.checkpoint_dir
+    if not (study.splits_dir / META_FILE).is_file():
+        places["data.splits_dir"] = study.splits_dir
+    problems = {name: _write_problem(path) for name, path in places.items()}
+    for name, problem in problems.items():
+        if problem:
+            advice = f"set {name} to a folder that you may write to"
+            yield Finding("write permission", "fail", f"{name}: {problem}", advice)
+    if not any(problems.values()):
+        yield Finding("write permission", "pass", ", ".join(str(path) for path in places.values()))
+
+
+def nearest_existing(path: Path) -> Path:
+    """`path`, or the lowest folder above it that is there."""
+    path = path.absolute()
+    while not _is_there(path) and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError:  # a folder above it may not even be looked into
+        return False
+    return True
+
+
+def _write_problem(path: Path) -> str:
+    folder = nearest_existing(path)
+    if not folder.is_dir():
+        return f"{folder} is a file, expected a folder"
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:  # has no name where the system can
+            probe.write(bytes(4096))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        return f"{folder} can't be written to ({error.strerror})"
+    return ""
+
+
+def check_disk(study: Study, ranks: int) -> Iterator[Finding]:
+    """The open tasks' checkpoints against the free space, for every file system they go to."""
+    needs: dict[int, int] = {}
+    folders: dict[int, Path] = {}
+    for path, count in expected_bytes(study, ranks).items():
+        folder = nearest_existing(path)
+        device = folder.stat().st_dev
+        needs[device] = needs.get(device, 0) + count
+        folders.setdefault(device, folder)
+    for device, folder in folders.items():
+        free, need = shutil.disk_usage(folder).free, needs[device]
+        found = f"{size(need)} to be written at most, {size(free)} free in {folder}"
+        if need > free:
+            advice = f"free {size(need - free)} there, or set output_dir to a larger disk"
+            yield Finding("disk space", "fail", found, advice)
+        elif need > 0.8 * free:
+            advice = "keep others from filling this disk"
+            yield Finding("disk space", "warn", found, advice)
+        else:
+            yield Finding("disk space", "pass", found)
+
+
+def expected_bytes(study: Study, ranks: int) -> dict[Path, int]:
+    """{folder: bytes that the open tasks still add below it, at most}.
+
+    A resume state is the weights, the best epoch's weights and the optimizer's state, in two
+    generations: an expert's stay, a row's older one goes when the row is done.
+    """
+    kept, experts = 0, 0
+    passing = []  # only as many at a time as there are ranks
+    weights = weight_bytes(study)
+    for task in study.tasks:
+        if _is_done(study, task):
+            continue
+        everything, learning = weights[task.name]
+        present = present_bytes(resume_path(study, task))
+        if task.row is None:
+            state = 2 * everything + learning  # SGD keeps one number a weight
+            kept += max(0, 2 * state - present)
+            experts += everything
+        else:
+            state = 2 * everything + 2 * learning  # AdamW keeps two
+            kept += everything + max(0, state - present)
+            passing.append(state)
+    kept += sum(heapq.nlargest(ranks, passing))
+    # the experts' folder may lie on another disk
+    return {study.layout.output_dir: kept, study.checkpoint_dir / "any": experts}
+
+
+def weight_bytes(study: Study) -> dict[str, tuple[int, int]]:
+    """{task: bytes of (all the weights that it trains or holds, those that learn)}."""
+    models = {}
+    count, frozen = study.recipe.experts.count, study.recipe.fusion.freeze_experts
+    sizes = {}
+    with torch.device("meta"):
+        for model in dict.fromkeys(task.model for task in study.tasks):
+            arguments = study.model_arguments(model)
+            models[model] = build_expert(model, study.recipe.data.num_classes, **arguments)
+        for task in study.tasks:
+            expert = models[task.model]
+            if task.row is None:
+                sizes[task.name] = (_bytes(expert), _bytes(expert))
+                continue
+            heads = _bytes(build_fusion(task.row.fusion, count, expert.feature_dim))
+            heads += _bytes(nn.Linear(expert.feature_dim, expert.num_classes))
+            everything = count * _bytes(expert) + heads
+            sizes[task.name] = (everything, heads if frozen else everything)
+    return sizes
+
+
+def _bytes(module: nn.Module) -> int:
+    return NUMBER_BYTES * sum(value.numel() for value in module.state_dict().values())
+
+
+def resume_path(study: Study, task: Task) -> Path:
+    if task.row is not None:
+        return study.layout.row(task.model, task.row.variant).checkpoint
+    assert task.expert is not None
+    return study.layout.expert_resume(task.model, task.expert)
+
+
+def present_bytes(resume: Path) -> int:
+    """Bytes of a resume state that is there already, with its predecessor."""
+    paths = (resume, ResumeFile(resume).previous)
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _is_done(study: Study, task: Task) -> bool:
+    try:
+        return is_done(study, task)
+    except (TaskError, CheckpointError):
+        return False
+
+
+# ---------------------------------------------------------------- devices and threads
+
+
+def check_device(study: Study, ranks: int) -> Iterator[Finding]:
+    """The GPUs that the recipe asks for are there, and none is overlooked."""
+    wanted = study.recipe.runtime.device
+    count = torch.cuda.device_count() if wanted != "cpu" else 0
+    if count:
+        names = [torch.cuda.get_device_name(index) for index in range(count)]
+        found = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+        shared = f"; {ranks} ranks share {'it' if count == 1 else 'them'}" if ranks > count else ""
+        yield Finding("device", "pass", found + shared)
+    elif wanted == "cuda":
+        advice = "check nvidia-smi and CUDA_VISIBLE_DEVICES, or set runtime.device=auto"
+        yield Finding("device", "fail", "torch sees no GPU, runtime.device is cuda", advice)
+    elif wanted == "auto" and Path("/dev/nvidia0").exists():
+        found = "this machine has an NVIDIA GPU that torch doesn't see; the CPU would train"
+        advice = "check nvidia-smi, CUDA_VISIBLE_DEVICES and that torch was installed with CUDA"
+        yield Finding("device", "warn", found, advice)
+    else:
+        yield Finding("device", "pass", "CPU" if wanted == "cpu" else "CPU; there is no GPU")
+
+
+def check_threads(study: Study, ranks: int) -> Iterator[Finding]:
+    """No more threads than cores: the ranks would wait for each other."""
+    cores = len(os.sched_getaffinity(0))
+    threads = study.recipe.runtime.threads or max(1, cores // ranks)
+    found = f"{plural(ranks, 'rank')} x {plural(threads, 'thread')} on {plural(cores, 'core')}"
+    if ranks * threads <= cores:
+        yield Finding("CPU threads", "pass", found)
+    elif ranks <= cores:
+        advice = f"set runtime.threads={cores // ranks}, or leave it out"
+        yield Finding("CPU threads", "warn", f"{found}: they wait for each other", advice)
+    else:
+        advice = f"start {plural(cores, 'rank')} at most; the rows take turns"
+        yield Finding("CPU threads", "warn", f"{found}: they share cores", advice)
+
+
+# ---------------------------------------------------------------- experts
+
+
+def check_expert_files(study: Study) -> Iterator[Finding]:
+    """Which experts are there, by their files' outlines alone: what is cut short shows at once."""
+    for model, paths in expert_paths(study).items():
+        present = [path for path in paths if path.is_file()]
+        broken = [path for path in present if not zipfile.is_zipfile(path)]
+        for path in broken:
+            yield Finding(f"experts {model}", "warn", f"{path} is no checkpoint", MEND_EXPERT)
+        if not broken:
+            yield presence(study, model, len(present), len(paths))
+
+
+def expert_paths(study: Study) -> dict[str, list[Path]]:
+    """{architecture: its experts' files}."""
+    count = study.recipe.experts.count
+    return {
+        model: [expert_file(study.checkpoint_dir, model, k) for k in range(count)]
+        for model in dict.fromkeys(row.model for row in study.rows)
+    }
+
+
+def presence(study: Study, model: str, present: int, count: int) -> Finding:
+    name, epochs = f"experts {model}", study.recipe.experts.epochs
+    if present == count:
+        return Finding(name, "pass", f"all {count} are there")
+    found = f"{count - present} of {count} will be trained, {epochs} epochs each"
+    folder = study.checkpoint_dir / model
+    if present or study.recipe.experts.checkpoint_dir is None or _some_trained(study):
+        return Finding(name, "pass", found)
+    advice = "if you have them, check experts.checkpoint_dir"
+    return Finding(name, "warn", f"none in {folder}; {found}", advice)
+
+
+def _some_trained(study: Study) -> bool:
+    """Whether this study trains its experts into the folder that the recipe names."""
+    return (study.layout.state / "experts").is_dir()
+
+
+# ---------------------------------------------------------------- words
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    mib = count / 2**20
+    return f"{mib:.3g} MiB" if mib < 1000 else f"{mib / 1024:,.1f} GiB"

@@ -1,0 +1,248 @@
+"""The doctor's slower checks: devices compute; data, splits and experts are what they should be."""
+
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fusionrun.assignment import Task
+from fusionrun.checks import (
+    MEND_EXPERT,
+    Finding,
+    expert_paths,
+    plural,
+    presence,
+    resume_path,
+    size,
+)
+from fusionrun.components import FORMAT, load_expert_weights
+from fusionrun.data.datasets import Dataset
+from fusionrun.data.splits import HOLDOUT_FILE, META_FILE, Splits
+from fusionrun.execution import is_done
+from fusionrun.experts import Expert, build_expert
+from fusionrun.study import Study
+from fusionrun.training.checkpoint import CheckpointError, ResumeFile, load
+from fusionrun.training.loop import TaskError, check_settings
+
+COMPUTE_TOLERANCE = 1e-3  # relative to the norm; TF32 convolutions stay below it
+COMPUTE_REPEATS = 5
+
+# ---------------------------------------------------------------- devices and port
+
+
+def check_gpu_memory() -> Iterator[Finding]:
+    """Nobody else holds much of a GPU that this launch would use."""
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        found = f"{size(free)} of {size(total)} free"
+        if free < 0.9 * total:
+            advice = "another process uses this GPU (nvidia-smi shows which): end it or wait"
+            yield Finding(f"cuda:{index}", "warn", found, advice)
+        else:
+            yield Finding(f"cuda:{index}", "pass", found)
+
+
+def check_compute(devices: Sequence[torch.device]) -> Iterator[Finding]:
+    """Products, convolutions and their gradients come out right, and the same every time."""
+    reference = compute(torch.device("cpu"), torch.float64)
+    for device in devices:
+        name, advice = f"compute {device}", "don't train on it; CUDA_VISIBLE_DEVICES leaves it out"
+        try:
+            results = [compute(device, torch.float32) for _ in range(COMPUTE_REPEATS)]
+        except RuntimeError as error:
+            yield Finding(name, "fail", f"broke: {str(error).splitlines()[0]}", advice)
+            continue
+        difference = float((results[0] - reference).norm() / reference.norm())
+        if not difference <= COMPUTE_TOLERANCE:  # nan, too
+            found = f"wrong results (relative difference {difference:.2g} from float64)"
+            yield Finding(name, "fail", found, advice)
+        elif not all(torch.equal(result, results[0]) for result in results):
+            yield Finding(name, "fail", "other results when asked the same again", advice)
+        else:
+            found = f"right to {difference:.1g}, the same {COMPUTE_REPEATS} times"
+            yield Finding(name, "pass", found)
+
+
+def compute(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A matrix product, a convolution and its weights' gradient as one vector, float64 on the CPU.
+
+    A fixed problem, large enough to occupy most of a GPU's processors.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        product = numbers(768, 768) @ numbers(768, 768)
+        images, kernels = numbers(16, 16, 16, 16), numbers(16, 16, 3, 3).requires_grad_()
+        maps = nn.functional.conv2d(images, kernels, padding=1)
+        (gradient,) = torch.autograd.grad(maps.relu().sum(), kernels)
+    # each part counts alike, however large its numbers
+    parts = [part.detach().cpu().double().flatten() for part in (product, maps, gradient)]
+    return torch.cat([part / part.norm() for part in parts])
+
+
+def check_port() -> Iterator[Finding]:
+    """torchrun picks a free port of this machine, on which its processes meet."""
+    try:
+        with socket.create_server(("localhost", 0)) as server:
+            port = server.getsockname()[1]
+            socket.create_connection(("localhost", port), timeout=5).close()
+    except OSError as error:
+        found = f"processes can't meet on localhost ({error.strerror or error})"
+        advice = "check that `localhost` is in /etc/hosts and that no firewall or sandbox closes it"
+        yield Finding("port", "fail", found, advice)
+    else:
+        yield Finding("port", "pass", "processes can meet on localhost")
+
+
+# ---------------------------------------------------------------- data and splits
+
+
+def check_data(data: Dataset) -> Iterator[Finding]:
+    """What the loaded data set consists of, and what loading it had to leave out."""
+    side = data.train_images.shape[-1]
+    found = (
+        f"{data.name}: {len(data.train_labels)} training and {len(data.test_labels)} test images "
+        f"of {side}x{side}, {len(data.classes)} classes"
+    )
+    yield Finding("data", "pass", found)
+    for note in data.notes:
+        yield Finding("data", "warn", note, "mend or remove these files, or live without them")
+
+
+def check_splits(study: Study, splits: Splits) -> Iterator[Finding]:
+    """No image is on two sides of a line that results depend on."""
+    experts = {int(index) for part in splits.expert_train for index in part}
+    train, validation = set(splits.fusion_train.tolist()), set(splits.fusion_val.tolist())
+    overlaps = {
+        "an expert's training and the holdout": experts & (train | validation),
+        "fusion training and validation": train & validation,
+    }
+    for sides, shared in overlaps.items():
+        if shared:
+            advice = f"delete {study.splits_dir}, or set data.splits_dir to another folder"
+            found = f"{plural(len(shared), 'image')} shared by {sides}"
+            yield Finding("splits", "fail", found, advice)
+    if any(overlaps.values()):
+        return
+    sizes = sorted({len(part) for part in splits.expert_train})
+    each = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+    if (study.splits_dir / META_FILE).is_file():
+        origin = f"as stored in {study.splits_dir}"
+    elif (study.splits_dir / HOLDOUT_FILE).is_file():
+        origin = f"from the holdout in {study.splits_dir}"
+    else:
+        origin = f"`train` writes them to {study.splits_dir}"
+    found = (
+        f"no overlap: each expert {each} images, fusion {len(train)}, validation "
+        f"{len(validation)}; {origin}"
+    )
+    yield Finding("splits", "pass", found)
+
+
+# ---------------------------------------------------------------- experts and earlier results
+
+
+def check_experts(study: Study, data: Dataset) -> Iterator[Finding]:
+    """Every expert that is there loads, fits, and was trained for this data."""
+    for model, paths in expert_paths(study).items():
+        present = [path for path in paths if path.is_file()]
+        expert = build_expert(model, len(data.classes), **study.model_arguments(model))
+        findings = [finding for path in present for finding in _expert_findings(expert, path, data)]
+        yield from (finding for finding in findings if finding.state != "pass")
+        good = [finding.found for finding in findings if finding.state == "pass"]
+        if len(present) < len(paths):
+            yield presence(study, model, len(present), len(paths))
+        if good:
+            yield Finding(f"experts {model}", "pass", "; ".join(good))
+
+
+def _expert_findings(expert: Expert, path: Path, data: Dataset) -> Iterator[Finding]:
+    name = f"experts {path.parent.name}"
+    try:
+        origin = load_expert_weights(expert, path)
+    except CheckpointError as error:
+        yield Finding(name, "fail", str(error), MEND_EXPERT)
+        return
+    about = load(path)
+    if about.get("format") != FORMAT:
+        yield Finding(name, "pass", f"{_short(path)}: {origin}")
+        return
+    classes, mean_std = about["classes"], [*about["mean"], *about["std"]]
+    if list(classes) != list(data.classes):
+        found = f"{path}: was trained for other classes ({_some(classes)}; here {_some(data.classes)})"
+        yield Finding(name, "fail", found, "use experts of this data set, or train them anew")
+        return
+    own = [*data.mean, *data.std]
+    if any(abs(a - b) > 1e-3 for a, b in zip(mean_std, own, strict=True)):
+        found = (
+            f"{path}: was trained on inputs normalised with {_listed(mean_std)} (mean, std), this "
+            f"study uses {_listed(own)}"
+        )
+        advice = "expect it to start worse than it was; is it of the same data?"
+        yield Finding(name, "warn", found, advice)
+    side = data.train_images.shape[-1]
+    if about["image_size"] != side:
+        found = f"{path}: was trained on images of {about['image_size']} pixels, here {side}"
+        yield Finding(name, "warn", found, "expect it to start worse than it was")
+    yield Finding(name, "pass", f"{_short(path)}: {origin}")
+
+
+def _short(path: Path) -> str:
+    return path.stem.removesuffix("_best").replace("_", " ")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(str, names[:3])) + (f", ... {len(names)} in all" if len(names) > 3 else "")
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return " ".join(f"{number:.4g}" for number in numbers)
+
+
+def standing(study: Study, threads: int) -> tuple[dict[str, int], list[Finding]]:
+    """({task: epochs that an earlier launch did}, what is worth saying about that)."""
+    done: dict[str, int] = {}
+    findings = []
+    for task in study.tasks:
+        try:
+            done[task.name], damage = _epochs_done(study, task, threads)
+        except (TaskError, CheckpointError) as error:
+            done[task.name] = 0
+            found, advice = split_message(str(error))
+            advice = advice or f"move it away, and {task.name} starts over"
+            findings.append(Finding("earlier results", "fail", found, advice))
+        else:
+            if damage:
+                epochs = done[task.name]
+                advice = f"{task.name} goes on after epoch {epochs}" if epochs else "it starts over"
+                findings.append(Finding("earlier results", "warn", damage, advice))
+    finished = sum(done[task.name] == task.epochs for task in study.tasks)
+    begun = sum(0 < done[task.name] < task.epochs for task in study.tasks)
+    if finished or begun:
+        found = f"{finished} of {plural(len(study.tasks), 'task')} done, {begun} begun"
+        findings.append(Finding("earlier results", "pass", found))
+    return done, findings
+
+
+def _epochs_done(study: Study, task: Task, threads: int) -> tuple[int, str]:
+    """(epochs done, what is wrong with the newest state). Raises as the task itself would."""
+    if is_done(study, task):
+        return task.epochs, ""
+    path = resume_path(study, task)
+    state, problem = ResumeFile(path).load()
+    if state is None:
+        return 0, problem
+    expected = {**study.settings(task), "threads": threads}
+    check_settings(str(path), state.get("settings", {}), expected)
+    return min(int(state["epoch"]), task.epochs - 1), problem
+
+
+def split_message(message: str) -> tuple[str, str]:
+    """(what was found, what to do): our errors say them in that order, a sentence each."""
+    found, _, advice = message.partition(". ")
+    return found, advice
