@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -170,7 +170,7 @@ def expected_bytes(study: Study, ranks: int) -> dict[Path, int]:
     generations: an expert's stay, a row's older one goes when the row is done.
     """
     kept, experts = 0, 0
-    passing = []  # only as many at a time as there are ranks
+    passing: list[int] = []  # only as many at a time as there are ranks
     weights = weight_bytes(study)
     for task in study.tasks:
         if _is_done(study, task):
@@ -185,9 +185,10 @@ def expected_bytes(study: Study, ranks: int) -> dict[Path, int]:
             state = 2 * everything + 2 * learning  # AdamW keeps two
             kept += everything + max(0, state - present)
             passing.append(state)
-    kept += sum(heapq.nlargest(ranks, passing))
-    # the experts' folder may lie on another disk
-    return {study.layout.output_dir: kept, study.checkpoint_dir / "any": experts}
+    needs = {study.layout.output_dir: kept + sum(heapq.nlargest(ranks, passing))}
+    if experts:  # their folder may lie on another disk, or be the same
+        needs[study.checkpoint_dir] = needs.get(study.checkpoint_dir, 0) + experts
+    return needs
 
 
 def weight_bytes(study: Study) -> dict[str, tuple[int, int]]:
@@ -212,7 +213,7 @@ def weight_bytes(study: Study) -> dict[str, tuple[int, int]]:
 
 
 def _bytes(module: nn.Module) -> int:
-    return NUMBER_BYTES * sum(value.numel() for value in module.state_dict().values())
+    return NUMBER_BYTES * sum(int(value.numel()) for value in module.state_dict().values())
 
 
 def resume_path(study: Study, task: Task) -> Path:
@@ -282,7 +283,7 @@ def check_expert_files(study: Study) -> Iterator[Finding]:
         present = [path for path in paths if path.is_file()]
         broken = [path for path in present if not zipfile.is_zipfile(path)]
         for path in broken:
-            yield Finding(f"experts {model}", "warn", f"{path} is no checkpoint", MEND_EXPERT)
+            yield Finding("experts", "warn", f"{path} is no checkpoint", MEND_EXPERT)
         if not broken:
             yield presence(study, model, len(present), len(paths))
 
@@ -297,15 +298,14 @@ def expert_paths(study: Study) -> dict[str, list[Path]]:
 
 
 def presence(study: Study, model: str, present: int, count: int) -> Finding:
-    name, epochs = f"experts {model}", study.recipe.experts.epochs
     if present == count:
-        return Finding(name, "pass", f"all {count} are there")
-    found = f"{count - present} of {count} will be trained, {epochs} epochs each"
-    folder = study.checkpoint_dir / model
+        return Finding("experts", "pass", f"{model}: all {count} are there")
+    epochs = plural(study.recipe.experts.epochs, "epoch")
+    found = f"{count - present} of {count} will be trained, {epochs} each"
     if present or study.recipe.experts.checkpoint_dir is None or _some_trained(study):
-        return Finding(name, "pass", found)
+        return Finding("experts", "pass", f"{model}: {found}")
     advice = "if you have them, check experts.checkpoint_dir"
-    return Finding(name, "warn", f"none in {folder}; {found}", advice)
+    return Finding("experts", "warn", f"none in {study.checkpoint_dir / model}: {found}", advice)
 
 
 def _some_trained(study: Study) -> bool:

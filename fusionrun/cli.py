@@ -93,6 +93,7 @@ def _parser(place: Place) -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(verbs)
     _add_prepare(verbs)
+    _add_doctor(verbs)
     _add_watch(verbs)
     _add_evaluate(verbs)
     return parser
@@ -145,6 +146,25 @@ def _add_prepare(verbs: Any) -> None:
     )
     verb.add_argument("words", nargs="+", metavar="RECIPE key=value", help=OVERRIDES)
     verb.set_defaults(command=_prepare)
+
+
+def _add_doctor(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "doctor",
+        help="check everything a launch needs before spending hours, and estimate its time",
+        description="Check folders, disk, devices, data, splits and experts, time a few training "
+        "steps of every row and add up how long the launch will take. Writes nothing but the data "
+        "set's cache. Exit status: 0 nothing failed, 1 something would make the launch fail, "
+        "2 wrong recipe or command line.",
+    )
+    verb.add_argument("words", nargs="+", metavar="RECIPE key=value", help=OVERRIDES)
+    verb.add_argument(
+        "--ranks", type=int, default=4, help="of the launch on this machine (default 4)"
+    )
+    verb.add_argument(
+        "--seconds", type=float, default=10.0, help="of timing for each kind of task (default 10)"
+    )
+    verb.set_defaults(command=_doctor)
 
 
 def _add_watch(verbs: Any) -> None:
@@ -238,6 +258,22 @@ def _prepare(options: argparse.Namespace, place: Place) -> int:
         f"training, {len(splits.fusion_val)} for validation"
     )
     return 0
+
+
+def _doctor(options: argparse.Namespace, place: Place) -> int:
+    path, overrides = _split_words(options.words)
+    if path is None:
+        raise RecipeError("doctor needs a RECIPE")
+    if options.ranks < 1 or not options.seconds > 0:
+        raise RecipeError("--ranks and --seconds: expected a number above 0")
+    recipe = load_recipe(path, overrides)
+    if place.rank > 0:
+        return 0  # under torchrun one process looks for all
+    from fusionrun.doctor import doctor
+    from fusionrun.study import plan_study
+
+    study = plan_study(recipe, str(path))
+    return doctor(study, place, make_console(), ranks=options.ranks, seconds=options.seconds)
 
 
 def _watch(options: argparse.Namespace, place: Place) -> int:

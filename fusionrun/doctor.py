@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from fusionrun.checks import (
     Finding,
     check_device,
     check_disk,
+    check_expert_files,
     check_folders,
     check_threads,
     plural,
@@ -49,7 +50,7 @@ def doctor(study: Study, place: Place, console: Console, *, ranks: int, seconds:
     """Print what was found; returns 1 when something would make a launch fail, else 0.
 
     `ranks` is how many the launch will have on this machine; `seconds` bounds the timing of each
-    row. Nothing is written but the data set's cache and a scratch folder, which is removed.
+    kind of task. Nothing is written but the data set's cache and a scratch folder, which goes.
     """
     place = replace(place, rank=0, world_size=ranks, local_rank=0, local_world_size=ranks)
     try:
@@ -63,10 +64,10 @@ def doctor(study: Study, place: Place, console: Console, *, ranks: int, seconds:
     except KeyboardInterrupt:
         console.print("interrupted; nothing was changed")
         return INTERRUPTED
-    console.print(findings_table(findings))
-    if numbers is not None:
+    console.print(findings_table(study.name, findings))
+    if numbers is not None and numbers.rows:
         console.print(estimates_table(numbers))
-    console.print(verdict(findings, numbers), markup=False, highlight=False, soft_wrap=True)
+    console.print(Text(verdict(findings, numbers)), soft_wrap=True)
     return SICK if any(finding.state == "fail" for finding in findings) else HEALTHY
 
 
@@ -75,8 +76,8 @@ def examine(
 ) -> tuple[list[Finding], Estimate | None]:
     """All findings, and the estimate where data and device are there to make one."""
     ranks = place.local_world_size
-    device, devices = _devices(study, place)
     threads = divide_threads(place, study.recipe.runtime.threads)
+    devices = _devices(study, place)
     findings = run_checks(
         [
             ("write permission", lambda: check_folders(study)),
@@ -84,15 +85,188 @@ def examine(
             ("port", check_port),
             ("CPU threads", lambda: check_threads(study, ranks)),
             ("device", lambda: check_device(study, ranks)),
-            ("device", lambda: check_gpu_memory() if device and device.type == "cuda" else ()),
+            ("GPU memory", lambda: check_gpu_memory(devices)),
             ("compute", lambda: check_compute(devices)),
         ]
     )
-    progress("loading the data")
-    work, problems = _load(study, device or torch.device("cpu"), threads, scratch, progress)
-    findings += problems
-    if work is None:
-        return findings, None
-    progress("reading checkpoints")
-    done: dict[str, int] = {}
-    ...
+    examination = _Examination(study, threads, devices, scratch, progress)
+    findings += run_checks([("data", examination.load)])
+    findings += run_checks(
+        [("experts", examination.experts), ("earlier results", examination.earlier)]
+    )
+    findings += run_checks([("time", lambda: examination.time(ranks, seconds))])
+    return findings, examination.estimate
+
+
+def _devices(study: Study, place: Place) -> list[torch.device]:
+    """All that the launch may use; none when it asks for a GPU and there is none."""
+    try:
+        first = choose_device(place, study.recipe.runtime.device)
+    except LaunchError:  # check_device says it
+        return []
+    if first.type == "cpu":
+        return [first]
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+
+
+class _Examination:
+    """The checks that build on each other: data, then experts and earlier results, then time."""
+
+    def __init__(
+        self,
+        study: Study,
+        threads: int,
+        devices: Sequence[torch.device],
+        scratch: Path,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.estimate: Estimate | None = None
+        self._study = study
+        self._threads = threads
+        self._devices = devices
+        self._scratch = scratch
+        self._progress = progress
+        self._work: Workplace | None = None
+        self._done: dict[str, int] | None = None
+
+    def load(self) -> Iterator[Finding]:
+        """Data and splits as `train` would read them; splits it would make are only derived."""
+        self._progress("loading the data")
+        stored, copy = self._study.splits_dir, self._scratch / "splits"
+        copy.mkdir()
+        for name in (META_FILE, HOLDOUT_FILE, POOL_FILE):
+            if (stored / name).is_file():
+                shutil.copyfile(stored / name, copy / name)
+        device = self._devices[0] if self._devices else torch.device("cpu")
+        study = replace(self._study, splits_dir=copy)
+        try:
+            work = open_workplace(study, device, self._threads, progress=self._progress)
+        except DataError as error:
+            name = "splits" if isinstance(error, SplitError) else "data"
+            found, advice = split_message(str(error).replace(str(copy), str(stored)))
+            yield Finding(name, "fail", found, advice or "set data.* to what is there")
+            return
+        self._work = replace(work, study=self._study)
+        yield from check_data(work.data)
+        yield from check_splits(self._study, work.splits)
+
+    def experts(self) -> Iterator[Finding]:
+        if self._work is None:
+            yield from check_expert_files(self._study)
+            return
+        self._progress("reading the experts")
+        yield from check_experts(self._study, self._work.data)
+
+    def earlier(self) -> list[Finding]:
+        self._progress("reading what earlier launches left")
+        self._done, findings = standing(self._study, self._threads)
+        return findings
+
+    def time(self, ranks: int, seconds: float) -> Iterator[Finding]:
+        if self._work is None or self._done is None or not self._devices:
+            yield Finding("time", "warn", "not measured", "mend what failed above, then ask again")
+            return
+        self.estimate = estimate(
+            self._work,
+            self._done,
+            ranks=ranks,
+            seconds=seconds,
+            scratch=self._scratch,
+            progress=self._progress,
+        )
+        yield from self.estimate.findings
+        total = self.estimate.seconds
+        if total is None:
+            yield Finding("time", "warn", "not known: some tasks couldn't be timed", "see above")
+        else:
+            yield Finding("time", "pass", f"about {duration(total)} with {plural(ranks, 'rank')}")
+
+
+# ---------------------------------------------------------------- tables
+
+
+def findings_table(title: str, findings: Sequence[Finding]) -> Table:
+    """A line a finding; what to do stands below what was found."""
+    table = Table(title=Text(f"Doctor: {title}"), box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("")
+    table.add_column("check")
+    table.add_column("found, and what to do", overflow="fold")
+    for finding in findings:
+        found = Text(finding.found)
+        if finding.advice:
+            found.append(f"\n-> {finding.advice}", STYLES[finding.state])
+        table.add_row(Text(finding.state, STYLES[finding.state]), Text(finding.name), found)
+    return table
+
+
+def estimates_table(numbers: Estimate) -> Table:
+    """A line a row: what is left to do, how long it takes, how much memory."""
+    table = Table(
+        title=f"Estimate for {plural(numbers.ranks, 'rank')} at work",
+        caption=CAPTION + (SCALED if any(_is_scaled(row) for row in numbers.rows) else ""),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("row", overflow="fold")
+    for heading in ("experts", "epoch", "fusion", "memory", "timed"):
+        table.add_column(heading, justify="right")
+    for row in numbers.rows:
+        table.add_row(Text(f"{row.row.model} {row.row.variant}"), *_cells(row))
+    return table
+
+
+CAPTION = (
+    "experts: those still to train, and the time of each (shared by the rows of a model); epoch, "
+    "fusion: one epoch of fusion training and all that are left; memory: peak of a rank's process; "
+    "timed: real training steps. Evaluation counts as a third of training. Ranks that share a "
+    "device are taken to slow each other down evenly."
+)
+SCALED = " ~: a smaller batch was timed, as many images of the whole as stated; taken as linear."
+
+
+def _cells(row: RowEstimate) -> list[str]:
+    timing = row.timing
+    experts = "done"
+    if row.experts_left:
+        experts = f"{row.experts_left} x {duration(row.expert_seconds)}"
+    timed = UNKNOWN
+    if timing is not None:
+        part = f" of {timing.batch}/{timing.full_batch}" if timing.is_scaled else ""
+        timed = f"{plural(timing.steps, 'step')}{part}"
+    if row.seconds == 0:
+        return [experts, "", "done", "", ""]
+    about = "~" if _is_scaled(row) else ""
+    memory = UNKNOWN if row.memory is None else about + size(row.memory)
+    epoch, whole = duration(row.epoch_seconds), duration(row.seconds)
+    return [experts, f"{about}{epoch}", f"{about}{whole}", memory, timed]
+
+
+def _is_scaled(row: RowEstimate) -> bool:
+    return row.timing is not None and row.timing.is_scaled
+
+
+def verdict(findings: Sequence[Finding], numbers: Estimate | None) -> str:
+    """The last line."""
+    counts = {state: sum(finding.state == state for finding in findings) for state in STYLES}
+    if counts["fail"]:
+        return f"{plural(counts['fail'], 'check')} failed: a launch would fail, or fail in part."
+    warned = f"; {plural(counts['warn'], 'warning')} above" if counts["warn"] else ""
+    return f"Ready to train{warned}."
+
+
+def duration(seconds: float | None) -> str:
+    """For people: 0.25s, 8.1s, 45s, 12m30s, 1h02m, 3d04h."""
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 9.95:
+        return f"{seconds:.2f}s" if seconds < 0.995 else f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    minutes = whole // 60
+    if minutes < 24 * 60:
+        return f"{minutes // 60}h{minutes % 60:02}m"
+    return f"{minutes // 1440}d{minutes % 1440 // 60:02}h"

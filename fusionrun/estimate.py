@@ -160,7 +160,7 @@ def _rehearse(
 
 
 def _stage(work: Workplace, task: Task, batch: int, scratch: Path, watch: Stopwatch) -> Workplace:
-    """The workplace for a rehearsal: an endless epoch, hardly any validation, files in `scratch`."""
+    """The workplace for a rehearsal: an endless epoch, little validation, files in `scratch`."""
     recipe, splits = work.study.recipe, work.splits
     if task.row is not None:
         recipe = replace(recipe, fusion=replace(recipe.fusion, batch_size=batch))
@@ -248,12 +248,15 @@ def estimate(
     for task in tasks:
         timing = timings[task.name]
         epochs = task.epochs - done[task.name]
-        spent[task.name] = timing and crowd * task_seconds(work, task, timing, epochs)
+        seconds_alone = None if timing is None else task_seconds(work, task, timing, epochs)
+        spent[task.name] = None if seconds_alone is None else crowd * seconds_alone
     total = None
     known = {name: value for name, value in spent.items() if value is not None}
     if len(known) == len(spent):
         total = launch_seconds(tasks, known, ranks)
-    rows = [_row_estimate(work, task, timings, spent, crowd) for task in work.study.tasks if task.row]
+    rows = [
+        _row_estimate(work, task, timings, spent, crowd) for task in work.study.tasks if task.row
+    ]
     findings += _check_memory(work, [timings[task.name] for task in tasks], ranks)
     return Estimate(ranks, rows, total, findings)
 
@@ -275,7 +278,9 @@ def _time_all(
             continue
         progress(f"timing {task.name}")
         everything, learning = weights[task.name]
-        fixed = everything + (3 if task.row else 2) * learning  # gradients; AdamW keeps two, SGD one
+        fixed = (
+            everything + (3 if task.row else 2) * learning
+        )  # gradients; AdamW keeps two, SGD one
         timings[kind] = None
         try:
             timings[kind] = time_task(work, task, fixed, seconds, scratch)
@@ -325,7 +330,10 @@ def _row_estimate(
     each = [value for name in left if (value := spent[name]) is not None]
     timing = timings.get(task.name)
     train, validation, _ = _images(work, task)
-    epoch = timing and crowd * timing.seconds_per_image * (train + EVALUATION_SHARE * validation)
+    epoch = None
+    if timing is not None:
+        images = train + EVALUATION_SHARE * validation
+        epoch = crowd * timing.seconds_per_image * images
     own = [found for name in (task.name, *left) if (found := timings.get(name)) is not None]
     memory = [found.memory for found in own if found.memory is not None]
     return RowEstimate(

@@ -282,6 +282,7 @@ def _trainer(
     frozen: Sequence[nn.Module] = (),
 ) -> Trainer:
     recipe = work.study.recipe
+    micro = recipe.fusion.micro_batch if task.row is not None else None
     return Trainer(
         model=model,
         train_loader=work.loader(*train),
@@ -299,6 +300,9 @@ def _trainer(
         stop_requested=work.stop_requested,
         every_epochs=recipe.checkpoint.every_epochs,
         every_minutes=recipe.checkpoint.every_minutes,
+        batch_field=f"{'experts' if task.row is None else 'fusion'}.batch_size",
+        micro_batch=micro if isinstance(micro, int) else None,
+        shrink_when_full=micro == "auto",
         bf16=work.bf16,
         frozen=frozen,
     )

@@ -32,16 +32,18 @@ COMPUTE_REPEATS = 5
 # ---------------------------------------------------------------- devices and port
 
 
-def check_gpu_memory() -> Iterator[Finding]:
+def check_gpu_memory(devices: Sequence[torch.device]) -> Iterator[Finding]:
     """Nobody else holds much of a GPU that this launch would use."""
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
+    for device in devices:
+        if device.type != "cuda":
+            continue
+        free, total = torch.cuda.mem_get_info(device)
         found = f"{size(free)} of {size(total)} free"
         if free < 0.9 * total:
             advice = "another process uses this GPU (nvidia-smi shows which): end it or wait"
-            yield Finding(f"cuda:{index}", "warn", found, advice)
+            yield Finding(f"memory {device}", "warn", found, advice)
         else:
-            yield Finding(f"cuda:{index}", "pass", found)
+            yield Finding(f"memory {device}", "pass", found)
 
 
 def check_compute(devices: Sequence[torch.device]) -> Iterator[Finding]:
@@ -158,24 +160,25 @@ def check_experts(study: Study, data: Dataset) -> Iterator[Finding]:
         if len(present) < len(paths):
             yield presence(study, model, len(present), len(paths))
         if good:
-            yield Finding(f"experts {model}", "pass", "; ".join(good))
+            yield Finding("experts", "pass", f"{model}: {'; '.join(good)}")
 
 
 def _expert_findings(expert: Expert, path: Path, data: Dataset) -> Iterator[Finding]:
-    name = f"experts {path.parent.name}"
     try:
         origin = load_expert_weights(expert, path)
     except CheckpointError as error:
-        yield Finding(name, "fail", str(error), MEND_EXPERT)
+        yield Finding("experts", "fail", str(error), MEND_EXPERT)
         return
     about = load(path)
     if about.get("format") != FORMAT:
-        yield Finding(name, "pass", f"{_short(path)}: {origin}")
+        yield Finding("experts", "pass", f"{_short(path)}: {origin}")
         return
     classes, mean_std = about["classes"], [*about["mean"], *about["std"]]
     if list(classes) != list(data.classes):
-        found = f"{path}: was trained for other classes ({_some(classes)}; here {_some(data.classes)})"
-        yield Finding(name, "fail", found, "use experts of this data set, or train them anew")
+        found = (
+            f"{path}: was trained for other classes ({_some(classes)}; here {_some(data.classes)})"
+        )
+        yield Finding("experts", "fail", found, "use experts of this data set, or train them anew")
         return
     own = [*data.mean, *data.std]
     if any(abs(a - b) > 1e-3 for a, b in zip(mean_std, own, strict=True)):
@@ -184,12 +187,12 @@ def _expert_findings(expert: Expert, path: Path, data: Dataset) -> Iterator[Find
             f"study uses {_listed(own)}"
         )
         advice = "expect it to start worse than it was; is it of the same data?"
-        yield Finding(name, "warn", found, advice)
+        yield Finding("experts", "warn", found, advice)
     side = data.train_images.shape[-1]
     if about["image_size"] != side:
         found = f"{path}: was trained on images of {about['image_size']} pixels, here {side}"
-        yield Finding(name, "warn", found, "expect it to start worse than it was")
-    yield Finding(name, "pass", f"{_short(path)}: {origin}")
+        yield Finding("experts", "warn", found, "expect it to start worse than it was")
+    yield Finding("experts", "pass", f"{_short(path)}: {origin}")
 
 
 def _short(path: Path) -> str:

@@ -62,6 +62,11 @@ class TaskReporter:
         for log in self._logs(first_epoch=numbers.epoch):
             log.scalars(self._scalars(numbers), numbers.epoch)
 
+    def resumed(self, history: Sequence[EpochNumbers], best: Best) -> None:
+        """What an earlier launch did: the table and the CSV know it, the other logs have it."""
+        self._publish(history, best)
+        self._write_csv(history)
+
     def outcome(self, rank: int) -> Outcome:
         """How the finished task stands, for the table."""
         record = self._record

@@ -204,6 +204,8 @@ def _check_names(recipe: Recipe, name: str) -> None:
         for argument in arguments:
             check(f"models.{model}.{argument}", argument, argument_names(model))
     check("data.name", recipe.data.name, DATASETS)
+    for key, folder in (("root", recipe.data.root), ("cache_dir", recipe.data.cache_dir)):
+        _folder(f"{name}: data.{key}", folder or "")
     check("experts.augmentation", recipe.experts.augmentation, [*AUGMENTATIONS, "auto"])
     check("fusion.augmentation", recipe.fusion.augmentation, [*AUGMENTATIONS, "auto"])
 

@@ -706,6 +706,27 @@ def test_the_same_command_goes_on_once_it_is_mended(capsys: pytest.CaptureFixtur
     assert main(["train", "recipe.yaml"]) == 0
 
 
+def test_one_row_by_flags_reads_the_experts_it_is_given(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The folder with all models' experts, or the model's own."""
+    folder = Path("elsewhere/resnet")
+    folder.mkdir(parents=True)
+    for k in range(2):
+        bare(folder / f"expert_{k}_best.pth", expert())
+    before = tree(Path("elsewhere"))
+    for given in ("elsewhere", "elsewhere/resnet", "elsewhere/resnet/"):
+        flags = f"--model resnet --fusion_type simpleAddition --checkpoint_dir {given} --epochs 2"
+        output_dir = f"run-{len(given)}"
+        assert main(["train", "recipe.yaml", *flags.split(), "--output_dir", output_dir]) == 0
+        manifest = Path(output_dir, "resnet_fusions/simpleAddition/manifest.json")
+        settings = json.loads(manifest.read_text())["settings"]
+        assert (settings["fusion"], settings["fusion.epochs"]) == ("simpleAddition", 2)
+    assert tree(Path("elsewhere")) == before
+    assert not Path("given").exists() and not Path("out").exists()
+    assert "Traceback" not in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 99}'])
 def test_a_damaged_manifest_fails_its_row_and_is_not_overwritten(
     capsys: pytest.CaptureFixture[str], content: str

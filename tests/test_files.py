@@ -127,9 +127,18 @@ def test_permissions_follow_the_umask(path: Path, umask: None, mask: int) -> Non
         assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
 
 
-def test_threads_do_not_upset_each_others_permissions(tmp_path: Path, umask: None) -> None:
-    """The umask belongs to the whole process: a writer must not touch it."""
+def test_the_umask_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It belongs to the whole process: reading it means setting it, under all threads' feet."""
 
+    def touched(mask: int) -> int:
+        raise AssertionError("os.umask was called")
+
+    monkeypatch.setattr(os, "umask", touched)
+    write_text(path, "x")
+    assert path.read_text() == "x"
+
+
+def test_threads_do_not_upset_each_others_permissions(tmp_path: Path, umask: None) -> None:
     def work(k: int) -> None:
         for i in range(100):
             write_text(tmp_path / f"{k}-{i}", "x", durable=False)

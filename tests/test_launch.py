@@ -13,7 +13,17 @@ import pytest
 
 from fusionrun.components import load_model, read_manifest
 from fusionrun.logs.csv import row_columns
-from tests.tiny import FUSIONS, ROOT, alone, environment, launch_sh, torchrun, write_recipe
+from tests.tiny import (
+    FUSIONS,
+    ROOT,
+    alone,
+    csv_numbers,
+    environment,
+    launch_sh,
+    row_weights,
+    torchrun,
+    write_recipe,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +53,6 @@ def expected_files() -> set[str]:
             files |= {f"csv_logs/{model}_experts/{model}_expert_{k}_training_log.csv"}
             files |= {f"logs/expert-{model}-{k}.log"}
     return files
-
-
-def weights(folder: Path) -> dict[str, str]:
-    """Hash of every row's saved weights."""
-    paths = [f"out/{model}_fusions/{fusion}/manifest.json" for model, fusion in FUSIONS.items()]
-    return {path: read_manifest(folder / path)["weights"] for path in paths}
-
-
-def numbers(folder: Path) -> dict[str, list[list[str]]]:
-    """Every CSV's rows, without what a clock decides."""
-    clocks = {"images_per_second", "seconds", "timestamp"}
-    tables = {}
-    for path in sorted((folder / "out/csv_logs").rglob("*.csv")):
-        with path.open(newline="") as file:
-            rows = [{k: v for k, v in r.items() if k not in clocks} for r in csv.DictReader(file)]
-        tables[path.name] = [list(row.values()) for row in rows]
-    return tables
 
 
 def test_four_ranks_write_exactly_the_fixed_file_set(four_ranks: Path) -> None:
@@ -113,8 +106,8 @@ def test_status_json_tells_how_it_ended(four_ranks: Path) -> None:
 def test_results_do_not_depend_on_how_many_ranks_worked(four_ranks: Path, tmp_path: Path) -> None:
     done = alone("train", write_recipe(tmp_path), "logs.tensorboard=false", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert weights(tmp_path) == weights(four_ranks)
-    assert numbers(tmp_path) == numbers(four_ranks)
+    assert row_weights(tmp_path) == row_weights(four_ranks)
+    assert csv_numbers(tmp_path) == csv_numbers(four_ranks)
 
 
 def test_the_same_command_again_repeats_nothing(four_ranks: Path) -> None:
@@ -216,5 +209,5 @@ def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_result(
     assert "Traceback" not in rest
     resumed = launch_sh(recipe, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert weights(tmp_path) == weights(four_ranks)
-    assert numbers(tmp_path) == numbers(four_ranks)
+    assert row_weights(tmp_path) == row_weights(four_ranks)
+    assert csv_numbers(tmp_path) == csv_numbers(four_ranks)

@@ -275,10 +275,11 @@ def test_tensorboard_is_readable_while_it_runs(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     log = TensorBoardLog(tmp_path, 1, {})
     for epoch in (1, 2):
-        log.scalars({"x": float(epoch)}, epoch)
+        log.scalars({f"x/{k}": float(epoch) for k in range(50)}, epoch)
         events = accumulator.EventAccumulator(str(tmp_path))
         events.Reload()
-        assert [event.step for event in events.Scalars("x")] == list(range(1, epoch + 1))
+        for k in range(50):
+            assert [event.step for event in events.Scalars(f"x/{k}")] == list(range(1, epoch + 1))
     log.close()
 
 

@@ -89,6 +89,7 @@ class Diary:
     model: nn.Module | None = None
     progresses: list[Progress] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
+    resumes: list[int] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     weights: dict[int, str] = field(default_factory=dict)
 
@@ -99,6 +100,9 @@ class Diary:
         self.epochs.append(history[-1].epoch)
         if self.model is not None:
             self.weights[history[-1].epoch] = state_hash(self.model.state_dict())
+
+    def resumed(self, history: Sequence[EpochNumbers], best: Best) -> None:
+        self.resumes.append(history[-1].epoch)
 
     def message(self, text: str) -> None:
         self.messages.append(text)
@@ -167,6 +171,7 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
         "stop_requested": lambda: False,
         "every_epochs": 1,
         "every_minutes": 1e9,
+        "batch_field": "fusion.batch_size",
         **changes,
     }
     return Kit(Trainer(**arguments), Counter(model), diary)
@@ -242,7 +247,8 @@ def test_stopped_at_any_step_it_ends_the_same(
         epoch, step = epoch - 1, STEPS
     assert kit.diary.messages == [f"continues after epoch {epoch}, step {step}"]
     # the table and the logs learn at once what the earlier process had finished
-    assert kit.diary.epochs == ([epoch] if epoch else []) + list(range(epoch + 1, EPOCHS + 1))
+    assert kit.diary.resumes == ([epoch] if epoch else [])
+    assert kit.diary.epochs == list(range(epoch + 1, EPOCHS + 1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -789,3 +795,74 @@ def test_seeds_of_different_decisions_differ() -> None:
     assert all(0 <= seed < 2**63 for seed in found)
     assert found == list(seeds())
     assert derive_seed(42, "resnet", 0) == 9135113207760214522  # in other processes too
+
+
+# ---------------------------------------------------------------- memory
+
+
+def gradients(kit: Kit) -> list[Tensor]:
+    """What one training batch leaves in the parameters."""
+    kit.trainer.model.train()
+    batch = next(iter(kit.trainer.train_loader.training_batches(3)))
+    kit.trainer._accumulate_gradients(batch)
+    return [p.grad.clone() for p in kit.trainer.model.parameters() if p.grad is not None]
+
+
+def without_batch_statistics(model: nn.Module) -> None:
+    """Batch statistics and dropout are what a micro-batch has of its own; leave them out."""
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.Dropout)):
+            module.train(False)
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("micro", [2, 3, 5])
+def test_micro_batches_add_up_to_the_batch(tmp_path: Path, micro: int) -> None:
+    whole, parts = make_kit(tmp_path / "a"), make_kit(tmp_path / "b", micro_batch=micro)
+    for kit in (whole, parts):
+        without_batch_statistics(kit.trainer.model)
+    expected, found = gradients(whole), gradients(parts)
+    assert parts.counter.steps > whole.counter.steps == 1
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def runs_out(images: Tensor) -> Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_when_memory_runs_out_the_micro_batch_halves_and_says_so(tmp_path: Path) -> None:
+    kit = make_kit(tmp_path / "a", shrink_when_full=True)
+    kit.counter.at = {2: runs_out, 4: runs_out}
+    kit.trainer.run()
+    images = kit.trainer.train_loader.batch_size
+    assert kit.trainer.micro_batch == images // 4
+    assert [m.split("micro-batches of ")[1].split()[0] for m in kit.diary.messages] == [
+        str(images // 2),
+        str(images // 4),
+    ]
+    assert len(kit.trainer.history) == EPOCHS
+    assert all(numbers.images == TRAIN for numbers in kit.trainer.history)
+
+
+def test_a_resumed_run_keeps_the_micro_batch_that_fitted(tmp_path: Path) -> None:
+    kit = make_kit(tmp_path / "a", shrink_when_full=True)
+    kit.counter.at = {1: runs_out}
+    kit.trainer.stop_requested = lambda: kit.counter.steps >= 6
+    with pytest.raises(StopRequested):
+        kit.trainer.run()
+    again = make_kit(tmp_path / "a", shrink_when_full=True)
+    again.trainer.run()
+    assert again.trainer.micro_batch == kit.trainer.micro_batch is not None
+
+
+def test_out_of_memory_without_leave_to_shrink_names_what_to_change(tmp_path: Path) -> None:
+    kit = make_kit(tmp_path / "a")
+    kit.counter.at = {2: runs_out}
+    with pytest.raises(TaskError) as caught:
+        kit.trainer.run()
+    message = str(caught.value)
+    assert "out of memory" in message and "fusion.batch_size" in message
+    assert "micro_batch=auto" in message
+    assert str(kit.trainer.train_loader.batch_size) in message

@@ -49,8 +49,9 @@ def task(study: Study, name: str) -> Task:
 # ------------------------------------------------------------------ settings
 
 # a task is the same wherever it lies and however often it reports
-PLACES = ("output_dir", "data.root", "data.cache_dir", "data.splits_dir", "data.download")
-PLACES += ("experts.checkpoint_dir", "checkpoint.", "logs.", "status.", "runtime.")
+PLACES: tuple[str, ...] = ("output_dir", "data.root", "data.cache_dir", "data.splits_dir")
+PLACES += ("data.download", "experts.checkpoint_dir")
+PLACES += ("checkpoint.", "logs.", "status.", "runtime.")
 # numbers on a GPU depend on these a little; they may be changed for a run that struggles
 HARDWARE = ("runtime.device", "runtime.amp", "runtime.channels_last", "runtime.deterministic")
 NAMES = {
@@ -226,6 +227,8 @@ MISTAKES = [
     ("models.densenet.blocks=[1,1,1,1,1,1]", "data.image_size", "16x16", "densenet"),
     ("data.image_size=100000000000", "data.image_size", "100000000000", "resnet"),
     ("output_dir=~nobody-is-called-so/out", "output_dir", "", ""),
+    ("data.root=~nobody-is-called-so", "data.root", "", ""),
+    ("data.cache_dir=~nobody-is-called-so", "data.cache_dir", "", ""),
 ]
 
 

@@ -1,9 +1,12 @@
 """The smallest study that has everything: four architectures, four fusions, two experts each."""
 
+import csv
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from fusionrun.components import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,3 +80,20 @@ def launch_sh(*arguments: str | Path, cwd: Path, **more: str) -> subprocess.Comp
         text=True,
         timeout=110,
     )
+
+
+def row_weights(folder: Path) -> dict[str, str]:
+    """Hash of every row's saved weights."""
+    paths = [f"out/{model}_fusions/{fusion}/manifest.json" for model, fusion in FUSIONS.items()]
+    return {path: read_manifest(folder / path)["weights"] for path in paths}
+
+
+def csv_numbers(folder: Path) -> dict[str, list[list[str]]]:
+    """Every CSV's rows, without what a clock decides."""
+    clocks = {"images_per_second", "seconds", "timestamp"}
+    tables = {}
+    for path in sorted((folder / "out/csv_logs").rglob("*.csv")):
+        with path.open(newline="") as file:
+            rows = [{k: v for k, v in r.items() if k not in clocks} for r in csv.DictReader(file)]
+        tables[path.name] = [list(row.values()) for row in rows]
+    return tables

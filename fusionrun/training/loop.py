@@ -1,6 +1,7 @@
 """The loop that trains an expert or a row: the same for both, over H heads at once."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -84,6 +85,8 @@ class Reporter(Protocol):
 
     def epoch(self, history: Sequence[EpochNumbers], best: Best) -> None: ...
 
+    def resumed(self, history: Sequence[EpochNumbers], best: Best) -> None: ...
+
     def message(self, text: str) -> None: ...
 
 
@@ -161,6 +164,9 @@ class Trainer:
     stop_requested: Callable[[], bool]
     every_epochs: int
     every_minutes: float
+    batch_field: str  # of the recipe, for advice
+    micro_batch: int | None = None  # images that pass through the model at a time; None: all
+    shrink_when_full: bool = False  # halve the micro-batch when memory runs out
     bf16: bool = False
     frozen: Sequence[nn.Module] = ()  # stay in evaluation mode, without gradients
 
@@ -200,16 +206,62 @@ class Trainer:
 
     def _train_step(self, batch: Batch, epoch: int) -> None:
         torch.manual_seed(derive_seed(self.seed, "dropout", epoch, self._step))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = forward_heads(self.model, batch.images)
-        losses = head_losses(logits, batch.targets, self.label_smoothing)
-        objective = losses @ self.head_weights
-        self.optimizer.zero_grad()
-        objective.backward()  # type: ignore[no-untyped-call]
+        losses, hits = self._accumulate_gradients(batch)
         norm = clip_gradients(self.groups)
-        self._guard(objective.detach() + norm)
+        self._guard(losses @ self.head_weights + norm)
         self.optimizer.step()
-        self._meter.add(losses, head_hits(logits.detach(), batch.targets), len(batch.labels))
+        self._meter.add(losses, hits, len(batch.labels))
+
+    def _accumulate_gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(mean loss, hits) of every head, gradients of the whole batch left in the parameters.
+
+        Where memory runs out and the micro-batch may shrink, it's halved and the step begun anew.
+        """
+        while True:
+            try:
+                self.optimizer.zero_grad()
+                parts = [self._backward(part, len(batch.labels)) for part in self._split(batch)]
+                losses, hits = (
+                    torch.stack(column).sum(dim=0) for column in zip(*parts, strict=True)
+                )
+                return losses, hits
+            except torch.OutOfMemoryError:
+                self._make_room(len(batch.labels))
+
+    def _split(self, batch: Batch) -> list[Batch]:
+        """The batch, or even parts of it that have at most `micro_batch` images each."""
+        images = len(batch.labels)
+        parts = math.ceil(images / (self.micro_batch or images))
+        columns = (batch.images, batch.targets, batch.labels)
+        split = (column.tensor_split(parts) for column in columns)
+        return [Batch(*part) for part in zip(*split, strict=True)]
+
+    def _backward(self, part: Batch, images: int) -> tuple[Tensor, Tensor]:
+        """One micro-batch's share in the batch's (loss, hits); adds to the gradients."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = forward_heads(self.model, part.images)
+        share = len(part.labels) / images
+        losses = head_losses(logits, part.targets, self.label_smoothing) * share
+        (losses @ self.head_weights).backward()  # type: ignore[no-untyped-call]
+        return losses.detach(), head_hits(logits.detach(), part.targets)
+
+    def _make_room(self, images: int) -> None:
+        """Halve the micro-batch, or raise TaskError where that isn't wanted or possible."""
+        smaller = (self.micro_batch or images) // 2
+        if not self.shrink_when_full or smaller < 2:
+            raise TaskError(
+                f"out of memory on {self.device} with {self.micro_batch or images} images at a "
+                f"time; lower {self.batch_field}, set fusion.micro_batch=auto (rows), or put "
+                f"fewer ranks on a GPU"
+            ) from None
+        self.optimizer.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.micro_batch = smaller
+        self.reporter.message(
+            f"out of memory: goes on with micro-batches of {smaller} images; the optimizer sees "
+            f"the same batch of {images}"
+        )
 
     def _guard(self, number: Tensor) -> None:
         """Make the optimizer skip this update and all later ones if `number` isn't finite.
@@ -320,6 +372,7 @@ class Trainer:
                 "epoch": len(self.history),
                 "step": self._step,
                 "seconds": self._seconds,
+                "micro_batch": self.micro_batch,
                 "meter": self._meter.state(),
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -347,12 +400,13 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
         self._meter.restore(state["meter"])
+        self.micro_batch = state["micro_batch"]
         self._step, self._seconds = state["step"], state["seconds"]
         self.best = Best(**state["best"])
         self.history = [EpochNumbers(**numbers) for numbers in state["history"]]
         self.reporter.message(f"continues after epoch {state['epoch']}, step {state['step']}")
         if self.history:
-            self.reporter.epoch(self.history, self.best)
+            self.reporter.resumed(self.history, self.best)
 
 
 def check_settings(source: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
