@@ -279,13 +279,31 @@ def check_threads(study: Study, ranks: int) -> Iterator[Finding]:
 
 def check_expert_files(study: Study) -> Iterator[Finding]:
     """Which experts are there, by their files' outlines alone: what is cut short shows at once."""
-    for model, paths in expert_paths(study).items():
-        present = [path for path in paths if path.is_file()]
-        broken = [path for path in present if not zipfile.is_zipfile(path)]
-        for path in broken:
-            yield Finding("experts", "warn", f"{path} is no checkpoint", MEND_EXPERT)
-        if not broken:
-            yield presence(study, model, len(present), len(paths))
+    present = [path for paths in expert_paths(study).values() for path in paths if path.is_file()]
+    broken = [path for path in present if not zipfile.is_zipfile(path)]
+    for path in broken:
+        yield Finding("experts", "warn", f"{path} is no checkpoint", MEND_EXPERT)
+    if len(present) > len(broken):
+        yield Finding("experts", "pass", f"{len(present) - len(broken)} are there")
+    yield from missing_experts(study)
+
+
+def missing_experts(study: Study) -> Iterator[Finding]:
+    """What will be trained; a warning where the recipe says that experts are somewhere."""
+    paths = expert_paths(study)
+    missing = {model: sum(not path.is_file() for path in paths[model]) for model in paths}
+    if not any(missing.values()):
+        return
+    epochs = plural(study.recipe.experts.epochs, "epoch")
+    which = ", ".join(f"{count} {model}" for model, count in missing.items() if count)
+    found = f"to be trained, {epochs} each: {which}"
+    named = study.recipe.experts.checkpoint_dir is not None
+    begun = (study.layout.state / "experts").is_dir()  # this study trains them into that folder
+    if named and not begun and sum(missing.values()) == sum(map(len, paths.values())):
+        found = f"none in {study.checkpoint_dir}; {found}"
+        yield Finding("experts", "warn", found, "if you have them, check experts.checkpoint_dir")
+    else:
+        yield Finding("experts", "pass", found)
 
 
 def expert_paths(study: Study) -> dict[str, list[Path]]:
@@ -295,22 +313,6 @@ def expert_paths(study: Study) -> dict[str, list[Path]]:
         model: [expert_file(study.checkpoint_dir, model, k) for k in range(count)]
         for model in dict.fromkeys(row.model for row in study.rows)
     }
-
-
-def presence(study: Study, model: str, present: int, count: int) -> Finding:
-    if present == count:
-        return Finding("experts", "pass", f"{model}: all {count} are there")
-    epochs = plural(study.recipe.experts.epochs, "epoch")
-    found = f"{count - present} of {count} will be trained, {epochs} each"
-    if present or study.recipe.experts.checkpoint_dir is None or _some_trained(study):
-        return Finding("experts", "pass", f"{model}: {found}")
-    advice = "if you have them, check experts.checkpoint_dir"
-    return Finding("experts", "warn", f"none in {study.checkpoint_dir / model}: {found}", advice)
-
-
-def _some_trained(study: Study) -> bool:
-    """Whether this study trains its experts into the folder that the recipe names."""
-    return (study.layout.state / "experts").is_dir()
 
 
 # ---------------------------------------------------------------- words

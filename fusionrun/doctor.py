@@ -44,6 +44,7 @@ HEALTHY, SICK, INTERRUPTED = 0, 1, 130  # exit statuses
 
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 UNKNOWN = "n/a"
+LONG_SECONDS = 30 * 86400  # a launch that takes longer was hardly meant
 
 
 def doctor(study: Study, place: Place, console: Console, *, ranks: int, seconds: float) -> int:
@@ -65,7 +66,7 @@ def doctor(study: Study, place: Place, console: Console, *, ranks: int, seconds:
         console.print("interrupted; nothing was changed")
         return INTERRUPTED
     console.print(findings_table(study.name, findings))
-    if numbers is not None and numbers.rows:
+    if numbers is not None and numbers.seconds != 0:
         console.print(estimates_table(numbers))
     console.print(Text(verdict(findings, numbers)), soft_wrap=True)
     return SICK if any(finding.state == "fail" for finding in findings) else HEALTHY
@@ -176,10 +177,17 @@ class _Examination:
         )
         yield from self.estimate.findings
         total = self.estimate.seconds
-        if total is None:
+        if total == 0:
+            yield Finding("time", "pass", "nothing is left to do")
+        elif total is None:
             yield Finding("time", "warn", "not known: some tasks couldn't be timed", "see above")
         else:
-            yield Finding("time", "pass", f"about {duration(total)} with {plural(ranks, 'rank')}")
+            found = f"about {duration(total)} with {plural(ranks, 'rank')}"
+            if total > LONG_SECONDS:
+                advice = "use more or faster devices, smaller networks or fewer epochs"
+                yield Finding("time", "warn", found, advice)
+            else:
+                yield Finding("time", "pass", found)
 
 
 # ---------------------------------------------------------------- tables

@@ -1,8 +1,9 @@
 """The doctor's slower checks: devices compute; data, splits and experts are what they should be."""
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,8 @@ from fusionrun.checks import (
     MEND_EXPERT,
     Finding,
     expert_paths,
+    missing_experts,
     plural,
-    presence,
     resume_path,
     size,
 )
@@ -21,7 +22,7 @@ from fusionrun.components import FORMAT, load_expert_weights
 from fusionrun.data.datasets import Dataset
 from fusionrun.data.splits import HOLDOUT_FILE, META_FILE, Splits
 from fusionrun.execution import is_done
-from fusionrun.experts import Expert, build_expert
+from fusionrun.experts import build_expert
 from fusionrun.study import Study
 from fusionrun.training.checkpoint import CheckpointError, ResumeFile, load
 from fusionrun.training.loop import TaskError, check_settings
@@ -154,53 +155,50 @@ def check_experts(study: Study, data: Dataset) -> Iterator[Finding]:
     for model, paths in expert_paths(study).items():
         present = [path for path in paths if path.is_file()]
         expert = build_expert(model, len(data.classes), **study.model_arguments(model))
-        findings = [finding for path in present for finding in _expert_findings(expert, path, data)]
-        yield from (finding for finding in findings if finding.state != "pass")
-        good = [finding.found for finding in findings if finding.state == "pass"]
-        if len(present) < len(paths):
-            yield presence(study, model, len(present), len(paths))
-        if good:
-            yield Finding("experts", "pass", f"{model}: {'; '.join(good)}")
+        loaded = []  # how good each says it is
+        for path in present:
+            try:
+                load_expert_weights(expert, path)
+            except CheckpointError as error:
+                yield Finding("experts", "fail", str(error), MEND_EXPERT)
+                continue
+            about = load(path)
+            if about.get("format") == FORMAT:
+                yield from _check_origin(path, about, data)
+                loaded.append(f"{about['val_accuracy']:.1f} %")
+            else:
+                loaded.append("n/a")
+        if loaded:
+            found = f"{model}: {len(loaded)} fit, validation {', '.join(loaded)}"
+            yield Finding("experts", "pass", found)
+    yield from missing_experts(study)
 
 
-def _expert_findings(expert: Expert, path: Path, data: Dataset) -> Iterator[Finding]:
-    try:
-        origin = load_expert_weights(expert, path)
-    except CheckpointError as error:
-        yield Finding("experts", "fail", str(error), MEND_EXPERT)
-        return
-    about = load(path)
-    if about.get("format") != FORMAT:
-        yield Finding("experts", "pass", f"{_short(path)}: {origin}")
-        return
-    classes, mean_std = about["classes"], [*about["mean"], *about["std"]]
-    if list(classes) != list(data.classes):
+def _check_origin(path: Path, about: Mapping[str, Any], data: Dataset) -> Iterator[Finding]:
+    """What an expert's file says of its training against this study's data."""
+    classes, side = list(about["classes"]), data.train_images.shape[-1]
+    if classes != list(data.classes):
         found = (
-            f"{path}: was trained for other classes ({_some(classes)}; here {_some(data.classes)})"
+            f"{path}: was trained for other classes: {_some(classes)}; here {_some(data.classes)}"
         )
         yield Finding("experts", "fail", found, "use experts of this data set, or train them anew")
         return
-    own = [*data.mean, *data.std]
-    if any(abs(a - b) > 1e-3 for a, b in zip(mean_std, own, strict=True)):
+    theirs, ours = [*about["mean"], *about["std"]], [*data.mean, *data.std]
+    if any(abs(a - b) > 1e-3 for a, b in zip(theirs, ours, strict=True)):
         found = (
-            f"{path}: was trained on inputs normalised with {_listed(mean_std)} (mean, std), this "
-            f"study uses {_listed(own)}"
+            f"{path}: was trained on inputs normalised with {_listed(theirs)} (mean, then std), "
+            f"this study uses {_listed(ours)}"
         )
-        advice = "expect it to start worse than it was; is it of the same data?"
-        yield Finding("experts", "warn", found, advice)
-    side = data.train_images.shape[-1]
+        yield Finding(
+            "experts", "warn", found, "is it of the same data? It starts worse than it was"
+        )
     if about["image_size"] != side:
-        found = f"{path}: was trained on images of {about['image_size']} pixels, here {side}"
-        yield Finding("experts", "warn", found, "expect it to start worse than it was")
-    yield Finding("experts", "pass", f"{_short(path)}: {origin}")
-
-
-def _short(path: Path) -> str:
-    return path.stem.removesuffix("_best").replace("_", " ")
+        found = f"{path}: was trained on {about['image_size']}x{about['image_size']} images, here"
+        yield Finding("experts", "warn", f"{found} {side}x{side}", "it starts worse than it was")
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(str, names[:3])) + (f", ... {len(names)} in all" if len(names) > 3 else "")
+    return ", ".join(map(str, names[:3])) + (f", ... ({len(names)})" if len(names) > 3 else "")
 
 
 def _listed(numbers: Sequence[float]) -> str:

@@ -59,7 +59,7 @@ from fusionrun.training.loop import StopRequested, TaskError
 
 DONE, NOT_STARTED, WRONG_RECIPE, ROW_FAILED, STOPPED = range(5)  # exit statuses of a launch
 
-FAREWELL_SECONDS = 5.0  # how long a stopped rank waits for its peers: well inside any grace time
+FAREWELL_SECONDS = 3.0  # how long a stopped rank waits for its peers: well inside any grace time
 
 CRASHES = 3  # a task that kills its process so often at one point isn't started again
 

@@ -344,7 +344,8 @@ def laughs(levels: int, width: int, leaf: str, join: str) -> str:
 )
 def test_aliases_that_multiply_are_refused(tmp_path: Path, text: str) -> None:
     message = problem(tmp_path, text)
-    assert "is not valid YAML" in message and "alias" in message
+    prefix = f"{tmp_path / 'recipe.yaml'}: is not valid YAML: "
+    assert message.startswith(prefix) and "alias" in message.removeprefix(prefix)
 
 
 def test_a_large_honest_recipe_is_fine(tmp_path: Path) -> None:

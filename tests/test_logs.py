@@ -301,6 +301,12 @@ def test_projects_are_those_of_the_readme() -> None:
     }
 
 
+def wandb_runs(directory: Path, words: bytes) -> list[bytes]:
+    """The files of all offline runs that mention `words`."""
+    contents = [run.read_bytes() for run in directory.glob("wandb/offline-run-*/*.wandb")]
+    return [content for content in contents if words in content]
+
+
 def test_wandb_offline_writes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")  # nobody listens there
@@ -318,12 +324,13 @@ def test_wandb_offline_writes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for epoch in epochs:
             log.scalars({"accuracy/validation": 50.25 + epoch}, epoch)
         log.close()
-    runs = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    contents = [run.read_bytes() for run in runs]
-    ours = [content for content in contents if b"MCN_ResNeXt_Fusion" in content]
-    assert len(contents) == 3
-    assert len(ours) == 2
-    assert sum(b"MCN_an_own_model_Fusion" in content for content in contents) == 1
+    # wandb's own process may still be flushing its last file when close() returns
+    deadline = time.monotonic() + 15
+    while not (own := wandb_runs(tmp_path, b"MCN_an_own_model_Fusion")):
+        assert time.monotonic() < deadline, "wandb wrote nothing"
+        time.sleep(0.05)
+    ours = wandb_runs(tmp_path, b"MCN_ResNeXt_Fusion")
+    assert (len(own), len(ours)) == (1, 2)
     for content in ours:
         for words in (b"task-3-resnext-concatenation", b"demo-task-3-resnext"):
             assert words in content

@@ -1,0 +1,62 @@
+"""fusionrun with a fault: `python -m tests.faulty exception train RECIPE ...`.
+
+The fault strikes the resnet row in its second epoch, wherever that row is trained.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from fusionrun.cli import main
+from fusionrun.data.loader import Batch
+from fusionrun.training import loop
+
+
+def _exception(trainer: loop.Trainer, batch: Batch) -> Batch:
+    raise ZeroDivisionError("a bug in somebody's fusion")
+
+
+def _nan(trainer: loop.Trainer, batch: Batch) -> Batch:
+    images = torch.full_like(batch.images, float("nan")) if trainer._step == 2 else batch.images
+    return Batch(images, batch.targets, batch.labels)
+
+
+def _hang(trainer: loop.Trainer, batch: Batch) -> Batch:
+    while True:  # deaf to polite signals: their handlers only set a flag
+        time.sleep(1)
+
+
+def _crash(trainer: loop.Trainer, batch: Batch) -> Batch:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return batch
+
+
+FAULTS: dict[str, Callable[[loop.Trainer, Batch], Batch]] = {
+    "exception": _exception,
+    "nan": _nan,
+    "hang": _hang,
+    "crash": _crash,
+}
+
+
+def inject(fault: Callable[[loop.Trainer, Batch], Batch]) -> None:
+    healthy = loop.Trainer._train_step
+
+    def step(self: loop.Trainer, batch: Batch, epoch: int) -> None:
+        if self.settings["model"] == "resnet" and "fusion" in self.settings and epoch == 1:
+            batch = fault(self, batch)
+        healthy(self, batch, epoch)
+
+    loop.Trainer._train_step = step  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    inject(FAULTS[sys.argv[1]])
+    code = main(sys.argv[2:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
