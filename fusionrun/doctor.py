@@ -1,5 +1,6 @@
 """`doctor RECIPE`: everything that a launch needs, and how long it will take, before it starts."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -101,6 +102,9 @@ def examine(
 
 def _devices(study: Study, place: Place) -> list[torch.device]:
     """All that the launch may use; none when it asks for a GPU and there is none."""
+    if study.recipe.runtime.deterministic:
+        # torch looks once, at the first matrix product: the compute check must find it set
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         first = choose_device(place, study.recipe.runtime.device)
     except LaunchError:  # check_device says it

@@ -135,7 +135,7 @@ def time_task(work: Workplace, task: Task, fixed: int, seconds: float, scratch: 
 def _full_batch(work: Workplace, task: Task) -> int:
     """Images of a real step; a part of the data may be smaller than the recipe's batch."""
     if task.row is not None:
-        return min(work.study.recipe.fusion.batch_size, len(work.splits.fusion_train))
+        return min(work.study.recipe.fusion.batch_size, max(2, len(work.splits.fusion_train)))
     batch_size = work.study.expert_defaults(task.model).batch_size
     return min(batch_size, *(len(part) for part in work.splits.expert_train))
 
@@ -423,7 +423,13 @@ def _room(device: torch.device) -> float | None:
     """Bytes that tasks on a device can have; None where that isn't known."""
     if device.type == "cuda":
         count = torch.cuda.device_count()
-        return float(min(torch.cuda.mem_get_info(index)[1] for index in range(count)))
+        return float(
+            # what this process holds will be free again
+            min(
+                torch.cuda.mem_get_info(index)[0] + torch.cuda.memory_reserved(index)
+                for index in range(count)
+            )
+        )
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

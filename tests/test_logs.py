@@ -301,10 +301,19 @@ def test_projects_are_those_of_the_readme() -> None:
     }
 
 
-def wandb_runs(directory: Path, words: bytes) -> list[bytes]:
-    """The files of all offline runs that mention `words`."""
-    contents = [run.read_bytes() for run in directory.glob("wandb/offline-run-*/*.wandb")]
-    return [content for content in contents if words in content]
+def wandb_runs(directory: Path, words: bytes, count: int) -> list[bytes]:
+    """The `count` files of offline runs that mention `words`.
+
+    Waits for them: wandb's own process may still be flushing when close() returns.
+    """
+    deadline = time.monotonic() + 15
+    while True:
+        contents = [run.read_bytes() for run in directory.glob("wandb/offline-run-*/*.wandb")]
+        found = [content for content in contents if words in content]
+        if len(found) == count:
+            return found
+        assert time.monotonic() < deadline, f"{len(found)} runs mention {words!r}"
+        time.sleep(0.05)
 
 
 def test_wandb_offline_writes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,18 +333,15 @@ def test_wandb_offline_writes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for epoch in epochs:
             log.scalars({"accuracy/validation": 50.25 + epoch}, epoch)
         log.close()
-    # wandb's own process may still be flushing its last file when close() returns
-    deadline = time.monotonic() + 15
-    while not (own := wandb_runs(tmp_path, b"MCN_an_own_model_Fusion")):
-        assert time.monotonic() < deadline, "wandb wrote nothing"
-        time.sleep(0.05)
-    ours = wandb_runs(tmp_path, b"MCN_ResNeXt_Fusion")
-    assert (len(own), len(ours)) == (1, 2)
-    for content in ours:
-        for words in (b"task-3-resnext-concatenation", b"demo-task-3-resnext"):
-            assert words in content
-    assert any(b"51.25" in content and b"52.25" in content for content in ours)
-    assert any(b"53.25" in content for content in ours)
+    assert wandb_runs(tmp_path, b"MCN_an_own_model_Fusion", 1)
+    for words in (b"MCN_ResNeXt_Fusion", b"task-3-resnext-concatenation", b"demo-task-3-resnext"):
+        assert wandb_runs(tmp_path, words, 2)
+    (first,) = wandb_runs(tmp_path, b"52.25", 1)
+    assert b"51.25" in first
+    (second,) = wandb_runs(tmp_path, b"53.25", 1)
+    assert b"51.25" not in second
+    for content in (first, second):
+        assert b"MCN_ResNeXt_Fusion" in content
 
 
 # --- text ----------------------------------------------------------------------------------------
