@@ -269,7 +269,7 @@ def _doctor(options: argparse.Namespace, place: Place) -> int:
     recipe = load_recipe(path, overrides)
     if place.rank > 0:
         return 0  # under torchrun one process looks for all
-    from fusionrun.doctor import doctor
+    from fusionrun.doctor.examination import doctor
     from fusionrun.study import plan_study
 
     study = plan_study(recipe, str(path))

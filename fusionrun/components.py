@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ MANIFEST_KEYS: Mapping[str, type] = {
     "num_classes": int,
     "components": dict,
     "settings": dict,
+    "epoch": int,
+    "val_accuracy": float,
+    "validation": dict,
+    "test": dict,
 }
 
 
@@ -56,6 +60,7 @@ class About:
     val_accuracy: float  # percent: the expert's own, or of the fused model
     fusion: str = ""
     expert: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)  # that it was trained with
 
 
 def save_component(path: Path, module: nn.Module | Mapping[str, Tensor], about: About) -> None:
@@ -95,21 +100,22 @@ def load_expert(path: str | Path) -> Expert:
     return expert.eval()
 
 
-def load_expert_weights(expert: Expert, path: Path) -> str:
+def load_expert_weights(expert: Expert, path: Path) -> dict[str, Any]:
     """Put the weights of the file at `path`, ours or a bare state dict, into `expert`.
 
-    Returns what the file says of its origin. Raises CheckpointError when they don't fit.
+    Returns what the file says of itself, nothing for a bare state dict. Raises CheckpointError
+    when the weights don't fit.
     """
     payload = load(path)
-    if payload.get("format") != FORMAT:
+    if not isinstance(payload.get("state_dict"), dict):
         fit_weights(expert, payload, path)
-        return "a bare state dict"
-    about, weights = load_component(path, "expert")
-    found, expected = about["num_classes"], expert.num_classes
-    if found != expected:
+        return {}
+    weights = payload.pop("state_dict")
+    found, expected = payload.get("num_classes"), expert.num_classes
+    if found is not None and found != expected:
         raise CheckpointError(f"{path}: is for {found} classes, this study has {expected}")
     fit_weights(expert, weights, path)
-    return f"epoch {about['epoch']}, validation {about['val_accuracy']:.2f} %"
+    return payload
 
 
 def load_fusion_module(path: str | Path) -> FusionModule:

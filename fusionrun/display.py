@@ -180,7 +180,7 @@ def watch(output_dir: Path, *, every_seconds: float = 1.0, console: Console | No
     except KeyboardInterrupt:
         return 0
     except _UnreadableError as error:
-        print(board.printable(str(error)), file=sys.stderr)
+        print(f"fusionrun: {board.printable(str(error))}", file=sys.stderr)
         return 1
 
 

@@ -156,7 +156,7 @@ def is_done(study: Study, task: Task) -> bool:
     """
     if task.row is None:
         assert task.expert is not None
-        return expert_file(study.checkpoint_dir, task.model, task.expert).is_file()
+        return expert_file(study.checkpoint_dir, task.model, task.expert).exists()
     manifest = study.layout.row(task.model, task.row.variant).manifest
     if not manifest.is_file():
         return False
@@ -199,7 +199,8 @@ def train_expert(work: Workplace, task: Task, reporter: TaskReporter) -> None:
     )
     best = trainer.run()
     path = expert_file(study.checkpoint_dir, task.model, k)
-    about = About(component="expert", expert=k, **work.about(task.model, expert, best))
+    origin = {**work.about(task.model, expert, best), "settings": study.settings(task)}
+    about = About(component="expert", expert=k, **origin)
     save_component(path, best.state, about)
     reporter.message(f"saved {path} (weights {state_hash(best.state)[:12]})")
 
@@ -295,7 +296,7 @@ def _trainer(
         seed=seed,
         device=work.device,
         resume_file=ResumeFile(resume_path(work.study, task)),
-        settings={**work.study.settings(task), "threads": work.threads},
+        settings={**work.study.settings(task), "runtime.threads": work.threads},
         reporter=reporter,
         stop_requested=work.stop_requested,
         every_epochs=recipe.checkpoint.every_epochs,
@@ -325,10 +326,32 @@ def _load_experts(work: Workplace, model: str) -> tuple[list[Expert], list[str]]
     for k in range(work.study.recipe.experts.count):
         path = expert_file(work.study.checkpoint_dir, model, k)
         expert = build_expert(model, len(work.data.classes), **work.study.model_arguments(model))
-        origin = load_expert_weights(expert, path)
+        about = load_expert_weights(expert, path)
+        _check_origin(work.study, model, k, path, about.get("settings", {}))
         experts.append(expert)
-        sources.append(f"{path} ({origin}, sha256 {file_hash(path)[:12]})")
+        sources.append(f"{path} ({_origin(about)}, sha256 {file_hash(path)[:12]})")
     return experts, sources
+
+
+def _check_origin(study: Study, model: str, k: int, path: Path, settings: dict[str, Any]) -> None:
+    """Refuse an expert of ours that isn't the one this recipe would train.
+
+    In the study's own folder nothing may differ. In a folder of the user's choice experts are
+    free to be trained otherwise, but not on other data: they could have seen this holdout.
+    """
+    if not settings:  # somebody else's expert; what it saw is its owner's business
+        return
+    expected = study.settings(study.expert_task(model, k))
+    if study.recipe.experts.checkpoint_dir is not None:
+        expected = {key: value for key, value in expected.items() if key.startswith("data.")}
+        settings = {key: value for key, value in settings.items() if key.startswith("data.")}
+    check_settings(str(path), settings, expected)
+
+
+def _origin(about: dict[str, Any]) -> str:
+    if "epoch" not in about:
+        return "a bare state dict"
+    return f"epoch {about['epoch']}, validation {about['val_accuracy']:.2f} %"
 
 
 def _experts_alone(work: Workplace, experts: list[Expert], loader: ResidentLoader) -> list[float]:

@@ -30,8 +30,9 @@ def write_atomically(
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk doesn't say whose
+        if isinstance(error, OSError):
+            # a full disk doesn't say whose file, a failed rename names the temporary one
+            error.filename, error.filename2 = str(path), None
         raise
 
 

@@ -86,6 +86,11 @@ class Study:
         fusion_lr = _or(own.fusion_lr, heads)
         return _or(own.experts_lr, experts), fusion_lr, _or(own.global_head_lr, fusion_lr)
 
+    def expert_task(self, model: str, k: int) -> Task:
+        """The task that trains expert `k` of `model`."""
+        (task,) = (t for t in self.tasks if t.model == model and t.expert == k)
+        return task
+
     def settings(self, task: Task) -> dict[str, Any]:
         """What makes a task the experiment it is: the same settings, the same result."""
         data = flatten(self.recipe.data, "data")

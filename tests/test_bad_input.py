@@ -682,10 +682,8 @@ def test_a_folder_in_the_experts_place(capsys: pytest.CaptureFixture[str]) -> No
     (path / "notes.txt").write_text("precious")
     assert main(["train", "recipe.yaml"]) == 3
     assert "Traceback" not in "".join(capsys.readouterr())
-    note = outcome("expert-resnet-0")["note"]
-    assert "given/resnet/" in note and "expert_0_best.pth" in note and "irectory" in note
+    assert "given/resnet/expert_0_best.pth: is a folder, expected" in outcome(TASK)["note"]
     assert outcome("expert-resnet-1")["state"] == "done"  # the others go on
-    assert "can't start: expert-resnet-0 failed" in outcome(TASK)["note"]
     assert (path / "notes.txt").read_text() == "precious"
 
 
@@ -741,3 +739,27 @@ def test_a_damaged_manifest_fails_its_row_and_is_not_overwritten(
     assert note in Path(f"out/logs/{TASK}.log").read_text()
     assert manifest.read_text() == content
     assert [path.name for path in manifest.parent.iterdir()] == ["manifest.json"]
+
+
+# --- experts that this recipe wouldn't train -------------------------------------------------------
+
+
+def test_experts_of_another_recipe_are_not_passed_off_as_this_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = ["train", "recipe.yaml", "experts.checkpoint_dir=null"]
+    assert main(own) == 0
+    assert main([*own, "experts.epochs=2", "rows.0.fusion=simpleAddition"]) == 3
+    task = TASK.replace("concatenation", "simpleAddition")
+    assert "experts.epochs: 1 there, 2 in this recipe" in outcome(task)["note"]
+
+
+def test_experts_from_elsewhere_may_be_trained_otherwise_but_not_on_other_data(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["train", "recipe.yaml"]) == 0
+    other = ["train", "recipe.yaml", "output_dir=other", "experts.epochs=2"]
+    assert main(other) == 0
+    assert main([*other, "output_dir=third", "data.seed=7"]) == 3
+    note = json.loads(Path(f"third/.fusionrun/outcomes/{TASK}.json").read_text())["note"]
+    assert "data.seed: 42 there, 7 in this recipe" in note

@@ -78,7 +78,8 @@ def make_images() -> Tensor:
 
 
 def write(files: RowFiles, model: FusionModel, about: About) -> None:
-    save_model(files, model, about, [50.0, 55.0], {"settings": {"seed": 1}, "row": "a row"})
+    manifest = {"settings": {"seed": 1}, "row": "a row", "validation": {}, "test": {}}
+    save_model(files, model, about, [50.0, 55.0], manifest)
 
 
 @pytest.fixture
@@ -394,12 +395,16 @@ def test_a_manifest_that_says_something_else(
 
 def test_expert_weights_of_ours_and_bare_ones(files: RowFiles, model: FusionModel) -> None:
     expert = build_expert("resnet", CLASSES, **ARGUMENTS["resnet"])
-    assert load_expert_weights(expert, files.expert(1)) == "epoch 7, validation 55.00 %"
+    about = load_expert_weights(expert, files.expert(1))
+    assert (about["epoch"], about["val_accuracy"], about["expert"]) == (7, 55.0, 1)
     assert state_hash(expert.state_dict()) == state_hash(model.experts[1].state_dict())
     bare = files.directory / "bare.pth"
     torch.save(model.experts[0].state_dict(), bare)
-    assert load_expert_weights(expert, bare) == "a bare state dict"
+    assert load_expert_weights(expert, bare) == {}
     assert state_hash(expert.state_dict()) == state_hash(model.experts[0].state_dict())
+    torch.save({"state_dict": model.experts[1].state_dict(), "epoch": 3}, bare)
+    assert load_expert_weights(expert, bare) == {"epoch": 3}
+    assert state_hash(expert.state_dict()) == state_hash(model.experts[1].state_dict())
 
 
 def test_expert_weights_that_do_not_fit(files: RowFiles, model: FusionModel) -> None:
@@ -409,15 +414,16 @@ def test_expert_weights_that_do_not_fit(files: RowFiles, model: FusionModel) -> 
     assert "is for 5 classes, this study has 6" in text
     head, expert = files.global_head, build_expert("resnet", CLASSES, **ARGUMENTS["resnet"])
     text = refusal(head, lambda: load_expert_weights(expert, head))
-    assert "found a component of kind 'global_head', expected 'expert'" in text
+    assert "lacks classifier.bias, classifier.weight" in text
     foreign = files.directory / "foreign.pth"
-    # what other tools write: wrapped, with a prefix, half trained to pieces
-    wrapped = {"state_dict": model.experts[0].state_dict(), "epoch": 3}
+    # what other tools write: under another key, with a prefix, trained to pieces, not weights
+    wrapped = {"model": model.experts[0].state_dict(), "epoch": 3}
     prefixed = {f"module.{k}": v for k, v in model.experts[0].state_dict().items()}
     broken = {k: v * float("nan") for k, v in model.experts[0].state_dict().items() if v.dim()}
     counters = {k: v for k, v in model.experts[0].state_dict().items() if not v.dim()}
     for content, words in (
-        (wrapped, "has unknown epoch, state_dict"),
+        (wrapped, "has unknown epoch, model"),
+        ({"state_dict": torch.zeros(3)}, "state_dict"),
         (prefixed, "has unknown module.classifier.bias"),
         ({**broken, **counters}, "not finite"),
     ):

@@ -846,6 +846,24 @@ def test_when_memory_runs_out_the_micro_batch_halves_and_says_so(tmp_path: Path)
     assert all(numbers.images == TRAIN for numbers in kit.trainer.history)
 
 
+def test_a_step_begun_anew_equals_one_that_fitted_at_once(tmp_path: Path) -> None:
+    """Memory runs out in the backward pass, after dropout has drawn its masks."""
+    fits = make_kit(tmp_path / "a", micro_batch=BATCH // 2)
+    full = make_kit(tmp_path / "b", shrink_when_full=True)
+    failures = [True]
+
+    def run_out_once(gradient: Tensor) -> None:
+        if failures:
+            failures.clear()
+            runs_out(gradient)
+
+    first = next(iter(full.trainer.model.parameters()))
+    first.register_hook(run_out_once)  # type: ignore[no-untyped-call]
+    found, expected = gradients(full), gradients(fits)
+    assert full.trainer.micro_batch == BATCH // 2
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 def test_a_resumed_run_keeps_the_micro_batch_that_fitted(tmp_path: Path) -> None:
     kit = make_kit(tmp_path / "a", shrink_when_full=True)
     kit.counter.at = {1: runs_out}

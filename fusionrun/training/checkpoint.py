@@ -39,7 +39,8 @@ def load(path: Path) -> dict[str, Any]:
     code runs nothing.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
+        found = "is a folder, expected a checkpoint" if path.is_dir() else "no such checkpoint"
+        raise CheckpointError(f"{path}: {found}")
     try:
         damaged = _damaged_record(path)
         if damaged is not None:

@@ -200,12 +200,11 @@ class Trainer:
         set_rates(self.optimizer, self.groups, epoch, self.epochs)
         order = derive_seed(self.seed, "order", epoch)
         for batch in self.train_loader.training_batches(order, start_step=self._step):
-            self._train_step(batch, epoch)
+            self._train_step(batch)
             self._step += 1
             self._pulse()
 
-    def _train_step(self, batch: Batch, epoch: int) -> None:
-        torch.manual_seed(derive_seed(self.seed, "dropout", epoch, self._step))
+    def _train_step(self, batch: Batch) -> None:
         losses, hits = self._accumulate_gradients(batch)
         norm = clip_gradients(self.groups)
         self._guard(losses @ self.head_weights + norm)
@@ -218,15 +217,18 @@ class Trainer:
         Where memory runs out and the micro-batch may shrink, it's halved and the step begun anew.
         """
         while True:
+            # at every attempt, so that a step's dropout never depends on one that failed
+            torch.manual_seed(derive_seed(self.seed, "dropout", len(self.history), self._step))
+            self.optimizer.zero_grad()
             try:
-                self.optimizer.zero_grad()
                 parts = [self._backward(part, len(batch.labels)) for part in self._split(batch)]
                 losses, hits = (
                     torch.stack(column).sum(dim=0) for column in zip(*parts, strict=True)
                 )
                 return losses, hits
             except torch.OutOfMemoryError:
-                self._make_room(len(batch.labels))
+                pass  # its traceback holds the activations until this block is left
+            self._make_room(len(batch.labels))
 
     def _split(self, batch: Batch) -> list[Batch]:
         """The batch, or even parts of it that have at most `micro_batch` images each."""
@@ -253,7 +255,7 @@ class Trainer:
                 f"out of memory on {self.device} with {self.micro_batch or images} images at a "
                 f"time; lower {self.batch_field}, set fusion.micro_batch=auto (rows), or put "
                 f"fewer ranks on a GPU"
-            ) from None
+            )
         self.optimizer.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -345,8 +347,9 @@ class Trainer:
         if step >= 0:
             raise TaskError(
                 f"loss or gradient was not finite in epoch {len(self.history) + 1}, step "
-                f"{step + 1} of {len(self.train_loader)}; no update was made with it. Try a "
-                f"smaller learning rate, or runtime.amp=off; the last checkpoint is kept"
+                f"{step + 1} of {len(self.train_loader)}; no update was made with it, and the "
+                f"last checkpoint is kept. Try runtime.amp=off, or a smaller learning rate in "
+                f"another output_dir"
             )
 
     @property

@@ -9,22 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from fusionrun.assignment import Task
-from fusionrun.checks import (
+from fusionrun.components import load_expert_weights
+from fusionrun.data.datasets import Dataset
+from fusionrun.data.splits import HOLDOUT_FILE, META_FILE, Splits
+from fusionrun.doctor.checks import (
     MEND_EXPERT,
     Finding,
     expert_paths,
     missing_experts,
     plural,
-    resume_path,
     size,
+    split_message,
 )
-from fusionrun.components import FORMAT, load_expert_weights
-from fusionrun.data.datasets import Dataset
-from fusionrun.data.splits import HOLDOUT_FILE, META_FILE, Splits
-from fusionrun.execution import is_done
+from fusionrun.execution import is_done, resume_path
 from fusionrun.experts import build_expert
 from fusionrun.study import Study
-from fusionrun.training.checkpoint import CheckpointError, ResumeFile, load
+from fusionrun.training.checkpoint import CheckpointError, ResumeFile
 from fusionrun.training.loop import TaskError, check_settings
 
 COMPUTE_TOLERANCE = 1e-3  # relative to the norm; TF32 convolutions stay below it
@@ -153,21 +153,18 @@ def check_splits(study: Study, splits: Splits) -> Iterator[Finding]:
 def check_experts(study: Study, data: Dataset) -> Iterator[Finding]:
     """Every expert that is there loads, fits, and was trained for this data."""
     for model, paths in expert_paths(study).items():
-        present = [path for path in paths if path.is_file()]
+        present = [path for path in paths if path.exists()]
         expert = build_expert(model, len(data.classes), **study.model_arguments(model))
         loaded = []  # how good each says it is
         for path in present:
             try:
-                load_expert_weights(expert, path)
+                about = load_expert_weights(expert, path)
             except CheckpointError as error:
                 yield Finding("experts", "fail", str(error), MEND_EXPERT)
                 continue
-            about = load(path)
-            if about.get("format") == FORMAT:
-                yield from _check_origin(path, about, data)
-                loaded.append(f"{about['val_accuracy']:.1f} %")
-            else:
-                loaded.append("n/a")
+            yield from _check_origin(path, about, data)
+            accuracy = about.get("val_accuracy")
+            loaded.append("n/a" if accuracy is None else f"{accuracy:.1f} %")
         if loaded:
             found = f"{model}: {len(loaded)} fit, validation {', '.join(loaded)}"
             yield Finding("experts", "pass", found)
@@ -175,15 +172,17 @@ def check_experts(study: Study, data: Dataset) -> Iterator[Finding]:
 
 
 def _check_origin(path: Path, about: Mapping[str, Any], data: Dataset) -> Iterator[Finding]:
-    """What an expert's file says of its training against this study's data."""
-    classes, side = list(about["classes"]), data.train_images.shape[-1]
+    """What an expert's file says of its training against this study's data, if it says so."""
+    side = data.train_images.shape[-1]
+    classes = list(about.get("classes", data.classes))
     if classes != list(data.classes):
         found = (
             f"{path}: was trained for other classes: {_some(classes)}; here {_some(data.classes)}"
         )
         yield Finding("experts", "fail", found, "use experts of this data set, or train them anew")
         return
-    theirs, ours = [*about["mean"], *about["std"]], [*data.mean, *data.std]
+    theirs = [*about.get("mean", data.mean), *about.get("std", data.std)]
+    ours = [*data.mean, *data.std]
     if any(abs(a - b) > 1e-3 for a, b in zip(theirs, ours, strict=True)):
         found = (
             f"{path}: was trained on inputs normalised with {_listed(theirs)} (mean, then std), "
@@ -192,7 +191,7 @@ def _check_origin(path: Path, about: Mapping[str, Any], data: Dataset) -> Iterat
         yield Finding(
             "experts", "warn", found, "is it of the same data? It starts worse than it was"
         )
-    if about["image_size"] != side:
+    if about.get("image_size", side) != side:
         found = f"{path}: was trained on {about['image_size']}x{about['image_size']} images, here"
         yield Finding("experts", "warn", f"{found} {side}x{side}", "it starts worse than it was")
 
@@ -238,12 +237,6 @@ def _epochs_done(study: Study, task: Task, threads: int) -> tuple[int, str]:
     state, problem = ResumeFile(path).load()
     if state is None:
         return 0, problem
-    expected = {**study.settings(task), "threads": threads}
+    expected = {**study.settings(task), "runtime.threads": threads}
     check_settings(str(path), state.get("settings", {}), expected)
     return min(int(state["epoch"]), task.epochs - 1), problem
-
-
-def split_message(message: str) -> tuple[str, str]:
-    """(what was found, what to do): our errors say them in that order, a sentence each."""
-    found, _, advice = message.partition(". ")
-    return found, advice

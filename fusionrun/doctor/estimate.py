@@ -1,53 +1,24 @@
-"""How long a study will take and how much memory: a few steps of every task, then arithmetic.
+"""How long a study will take: a few timed steps of every kind of task, then arithmetic."""
 
-The steps are those of the real tasks (execution.py) with a scratch folder for their files and
-a stopwatch where training asks whether it should stop.
-"""
-
-import gc
 import heapq
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from fusionrun.assignment import Row, Task
-from fusionrun.checks import Finding, expert_paths, plural, size, weight_bytes
-from fusionrun.execution import Workplace, train_expert, train_row
-from fusionrun.experts import build_expert
-from fusionrun.layout import Layout, expert_file
-from fusionrun.logs.text import TaskLog
-from fusionrun.reporting import TaskReporter
-from fusionrun.status import Record
-from fusionrun.training.checkpoint import CheckpointError, save
+from fusionrun.doctor.checks import Finding, plural, size, split_message, weight_bytes
+from fusionrun.doctor.rehearsal import Timing, time_task
+from fusionrun.execution import Workplace
+from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.loop import TaskError
 
-MAX_STEPS = 200  # timed steps; more make no estimate better
-WARM_UP = {"cpu": 1, "cuda": 5}  # steps: choosing algorithms, allocating memory
-PROBE = 2  # images of the first batch on a CPU, where a full one may take minutes
-STEPS_WANTED = 3  # timed steps that should fit the budget
 CONTEXT_BYTES = 2**29  # of a GPU, held by each process that uses it
+IN_EARNEST = "it would fail in training, too"
 EVALUATION_SHARE = 1 / 3  # of a training step's time an image: the backward pass costs two
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What a few steps of one task cost."""
-
-    seconds_per_image: float
-    steps: int  # that were timed
-    batch: int  # of these steps
-    full_batch: int  # of real training
-    memory: float | None  # peak bytes at the full batch; None: not measured here
-
-    @property
-    def is_scaled(self) -> bool:
-        return self.batch < self.full_batch
 
 
 @dataclass(frozen=True)
@@ -61,6 +32,7 @@ class RowEstimate:
     seconds: float | None  # of all that is left of fusion training, with evaluation
     memory: float | None  # peak bytes, of the row or of its experts
     timing: Timing | None  # of fusion training
+    expert_timing: Timing | None
 
 
 @dataclass(frozen=True)
@@ -71,161 +43,6 @@ class Estimate:
     rows: list[RowEstimate]
     seconds: float | None
     findings: list[Finding]
-
-
-# ---------------------------------------------------------------- a few steps
-
-
-class Enough(Exception):  # noqa: N818 - not an error
-    """The stopwatch has seen enough steps."""
-
-
-class Stopwatch:
-    """Asked after every step whether to stop; times the steps after the warm-up, one at least."""
-
-    def __init__(self, device: torch.device, seconds: float) -> None:
-        self.steps = 0  # timed
-        self.seconds = 0.0  # of all timed steps
-        self._device = device
-        self._budget = seconds
-        self._warm_up = WARM_UP[device.type]
-        self._asked = 0
-        self._start = 0.0
-
-    def __call__(self) -> bool:
-        """Raises Enough; stopping the usual way would write gigabytes of resume state."""
-        self._asked += 1
-        self.steps = self._asked - self._warm_up
-        if self.steps == 0:
-            self._start = self._now()
-        elif self.steps > 0 and (
-            self.steps >= MAX_STEPS or time.perf_counter() - self._start >= self._budget
-        ):
-            self.seconds = self._now() - self._start
-            raise Enough
-        return False
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-
-def time_task(work: Workplace, task: Task, fixed: int, seconds: float, scratch: Path) -> Timing:
-    """A few training steps of `task` on `work`'s device, in about 2 x `seconds` after set-up.
-
-    A GPU takes the full batch. On a CPU the batch starts small and grows to what the time allows.
-    `fixed` are the bytes of weights, gradients and optimizer, which don't grow with the batch.
-    Raises whatever the task raises.
-    """
-    full = _full_batch(work, task)
-    batch = full if work.device.type == "cuda" else min(full, PROBE)
-    while batch < full:
-        watch, *_ = _rehearse(work, task, batch, 0, scratch)
-        affordable = int(batch * seconds / (STEPS_WANTED * watch.seconds / watch.steps))
-        if affordable < 2 * batch:
-            break
-        batch = min(full, affordable)
-    watch, before, peak = _rehearse(work, task, batch, seconds, scratch)
-    if before is not None and peak is not None:
-        peak += max(0.0, peak - before - fixed) * (full / batch - 1)
-    return Timing(watch.seconds / watch.steps / batch, watch.steps, batch, full, peak)
-
-
-def _full_batch(work: Workplace, task: Task) -> int:
-    """Images of a real step; a part of the data may be smaller than the recipe's batch."""
-    if task.row is not None:
-        return min(work.study.recipe.fusion.batch_size, max(2, len(work.splits.fusion_train)))
-    batch_size = work.study.expert_defaults(task.model).batch_size
-    return min(batch_size, *(len(part) for part in work.splits.expert_train))
-
-
-def _rehearse(
-    work: Workplace, task: Task, batch: int, seconds: float, scratch: Path
-) -> tuple[Stopwatch, float | None, float | None]:
-    """The real task, cut short by the stopwatch: (that, bytes in use before, at the peak)."""
-    watch = Stopwatch(work.device, seconds)
-    stage = _stage(work, task, batch, scratch, watch)
-    execute = train_row if task.row is not None else train_expert
-    before = _reset_peak(work.device)
-    with TaskLog(stage.study.layout.task_log(task.name), task.name) as log:
-        reporter = TaskReporter(stage.study, task, Record(), log, work.device)
-        try:
-            execute(stage, task, reporter)
-        except Enough:
-            pass
-        finally:
-            reporter.close()
-    return watch, before, _peak(work.device)
-
-
-def _stage(work: Workplace, task: Task, batch: int, scratch: Path, watch: Stopwatch) -> Workplace:
-    """The workplace for a rehearsal: an endless epoch, little validation, files in `scratch`."""
-    recipe, splits = work.study.recipe, work.splits
-    if task.row is not None:
-        recipe = replace(recipe, fusion=replace(recipe.fusion, batch_size=batch))
-    else:
-        recipe = replace(recipe, experts=replace(recipe.experts, batch_size=batch))
-    images = (WARM_UP[work.device.type] + MAX_STEPS + 1) * batch
-    study = replace(
-        work.study,
-        recipe=recipe,
-        layout=Layout(scratch / "out"),
-        checkpoint_dir=_experts_for(work, task, scratch),
-    )
-    endless = replace(
-        splits,
-        expert_train=tuple(np.resize(part, images) for part in splits.expert_train),
-        expert_val=tuple(part[:2] for part in splits.expert_val),
-        fusion_train=np.resize(splits.fusion_train, images),
-        fusion_val=splits.fusion_val[:2],
-    )
-    return replace(work, study=study, splits=endless, stop_requested=watch)
-
-
-def _experts_for(work: Workplace, task: Task, scratch: Path) -> Path:
-    """Where a row finds experts: the real ones, or untrained ones, which cost as much time."""
-    study = work.study
-    if task.row is None or all(path.is_file() for path in expert_paths(study)[task.model]):
-        return study.checkpoint_dir
-    folder = scratch / "experts"
-    first = expert_file(folder, task.model, 0)
-    if not first.is_file():
-        arguments = study.model_arguments(task.model)
-        expert = build_expert(task.model, len(work.data.classes), **arguments)
-        save(first, expert.state_dict())
-        for k in range(1, study.recipe.experts.count):
-            os.link(first, expert_file(folder, task.model, k))
-    return folder
-
-
-def _reset_peak(device: torch.device) -> float | None:
-    """Start measuring peak memory anew; returns the bytes in use, None where that can't be."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        return float(torch.cuda.memory_allocated(device))
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return None
-    return _peak(device)
-
-
-def _peak(device: torch.device) -> float | None:
-    """Peak bytes: allocated by this process on its GPU, or its resident memory on a CPU."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    kibibytes = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-    return 1024.0 * float(kibibytes[0]) if kibibytes else None
-
-
-# ---------------------------------------------------------------- arithmetic
 
 
 def estimate(
@@ -278,23 +95,22 @@ def _time_all(
             continue
         progress(f"timing {task.name}")
         everything, learning = weights[task.name]
-        fixed = (
-            everything + (3 if task.row else 2) * learning
-        )  # gradients; AdamW keeps two, SGD one
+        copies = 3 if task.row else 2  # gradients and what AdamW or SGD keeps
+        fixed = everything + copies * learning
         timings[kind] = None
         try:
             timings[kind] = time_task(work, task, fixed, seconds, scratch)
         except torch.OutOfMemoryError:
             findings.append(_no_memory(task))
         except TaskError as error:
-            # untrained experts stand in for trained ones, so it need not happen in earnest
-            findings.append(Finding(task.name, "warn", str(error), "watch its first epoch"))
+            found, advice = split_message(str(error))
+            findings.append(Finding(task.name, "fail", found, advice or IN_EARNEST))
         except CheckpointError:
             pass  # the experts' check has said it
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else "no message"
             found = f"its first steps fail: {type(error).__name__}: {reason}"
-            findings.append(Finding(task.name, "fail", found, "it would fail in training, too"))
+            findings.append(Finding(task.name, "fail", found, IN_EARNEST))
     return {
         task.name: timings[task.model, task.row.fusion if task.row else ""] for task in tasks
     }, findings
@@ -334,8 +150,8 @@ def _row_estimate(
     if timing is not None:
         images = train + EVALUATION_SHARE * validation
         epoch = crowd * timing.seconds_per_image * images
-    own = [found for name in (task.name, *left) if (found := timings.get(name)) is not None]
-    memory = [found.memory for found in own if found.memory is not None]
+    expert_timing = timings[left[0]] if left else None
+    memory = [t.memory for t in (timing, expert_timing) if t is not None and t.memory is not None]
     return RowEstimate(
         row=task.row,
         experts_left=len(left),
@@ -344,6 +160,7 @@ def _row_estimate(
         seconds=spent.get(task.name, 0.0),
         memory=max(memory, default=None),
         timing=timing,
+        expert_timing=expert_timing,
     )
 
 
@@ -423,13 +240,12 @@ def _room(device: torch.device) -> float | None:
     """Bytes that tasks on a device can have; None where that isn't known."""
     if device.type == "cuda":
         count = torch.cuda.device_count()
-        return float(
-            # what this process holds will be free again
-            min(
-                torch.cuda.mem_get_info(index)[0] + torch.cuda.memory_reserved(index)
-                for index in range(count)
-            )
-        )
+        # what this process holds will be free again
+        rooms = [
+            torch.cuda.mem_get_info(index)[0] + torch.cuda.memory_reserved(index)
+            for index in range(count)
+        ]
+        return float(min(rooms))
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

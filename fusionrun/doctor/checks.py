@@ -1,6 +1,7 @@
 """What a launch needs, looked at in a fraction of a second: neither data nor weights are read.
 
-`train` runs these checks itself; `doctor` adds those of inspection.py and times the training.
+`train` runs these checks itself; `doctor` adds those of inspection.py and times the training
+(rehearsal.py, estimate.py).
 """
 
 import heapq
@@ -19,7 +20,7 @@ from torch import nn
 from fusionrun.assignment import Task
 from fusionrun.data.splits import META_FILE
 from fusionrun.distributed import LaunchError, Place
-from fusionrun.execution import is_done
+from fusionrun.execution import is_done, resume_path
 from fusionrun.experts import build_expert
 from fusionrun.fusions import build_fusion
 from fusionrun.layout import expert_file
@@ -216,13 +217,6 @@ def _bytes(module: nn.Module) -> int:
     return NUMBER_BYTES * sum(int(value.numel()) for value in module.state_dict().values())
 
 
-def resume_path(study: Study, task: Task) -> Path:
-    if task.row is not None:
-        return study.layout.row(task.model, task.row.variant).checkpoint
-    assert task.expert is not None
-    return study.layout.expert_resume(task.model, task.expert)
-
-
 def present_bytes(resume: Path) -> int:
     """Bytes of a resume state that is there already, with its predecessor."""
     paths = (resume, ResumeFile(resume).previous)
@@ -279,7 +273,7 @@ def check_threads(study: Study, ranks: int) -> Iterator[Finding]:
 
 def check_expert_files(study: Study) -> Iterator[Finding]:
     """Which experts are there, by their files' outlines alone: what is cut short shows at once."""
-    present = [path for paths in expert_paths(study).values() for path in paths if path.is_file()]
+    present = [path for paths in expert_paths(study).values() for path in paths if path.exists()]
     broken = [path for path in present if not zipfile.is_zipfile(path)]
     for path in broken:
         yield Finding("experts", "warn", f"{path} is no checkpoint", MEND_EXPERT)
@@ -291,7 +285,7 @@ def check_expert_files(study: Study) -> Iterator[Finding]:
 def missing_experts(study: Study) -> Iterator[Finding]:
     """What will be trained; a warning where the recipe says that experts are somewhere."""
     paths = expert_paths(study)
-    missing = {model: sum(not path.is_file() for path in paths[model]) for model in paths}
+    missing = {model: sum(not path.exists() for path in paths[model]) for model in paths}
     if not any(missing.values()):
         return
     epochs = plural(study.recipe.experts.epochs, "epoch")
@@ -316,6 +310,12 @@ def expert_paths(study: Study) -> dict[str, list[Path]]:
 
 
 # ---------------------------------------------------------------- words
+
+
+def split_message(message: str) -> tuple[str, str]:
+    """(what was found, what to do): our errors say them in that order, a sentence each."""
+    found, _, advice = message.partition(". ")
+    return found, advice
 
 
 def plural(count: int, word: str) -> str:

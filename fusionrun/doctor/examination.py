@@ -13,7 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fusionrun.checks import (
+from fusionrun.data.datasets import DataError
+from fusionrun.data.splits import HOLDOUT_FILE, META_FILE, POOL_FILE, SplitError
+from fusionrun.distributed import LaunchError, Place, choose_device, divide_threads
+from fusionrun.doctor.checks import (
     Finding,
     check_device,
     check_disk,
@@ -23,22 +26,20 @@ from fusionrun.checks import (
     plural,
     run_checks,
     size,
+    split_message,
 )
-from fusionrun.data.datasets import DataError
-from fusionrun.data.splits import HOLDOUT_FILE, META_FILE, POOL_FILE, SplitError
-from fusionrun.distributed import LaunchError, Place, choose_device, divide_threads
-from fusionrun.estimate import Estimate, RowEstimate, estimate
-from fusionrun.execution import Workplace, open_workplace
-from fusionrun.inspection import (
+from fusionrun.doctor.estimate import Estimate, RowEstimate, estimate
+from fusionrun.doctor.inspection import (
     check_compute,
     check_data,
     check_experts,
     check_gpu_memory,
     check_port,
     check_splits,
-    split_message,
     standing,
 )
+from fusionrun.doctor.rehearsal import Timing
+from fusionrun.execution import Workplace, open_workplace
 from fusionrun.study import Study
 
 HEALTHY, SICK, INTERRUPTED = 0, 1, 130  # exit statuses
@@ -215,7 +216,7 @@ def estimates_table(numbers: Estimate) -> Table:
     """A line a row: what is left to do, how long it takes, how much memory."""
     table = Table(
         title=f"Estimate for {plural(numbers.ranks, 'rank')} at work",
-        caption=CAPTION + (SCALED if any(_is_scaled(row) for row in numbers.rows) else ""),
+        caption=CAPTION + (SCALED if any(_about(row.timing) for row in numbers.rows) else ""),
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
@@ -234,28 +235,33 @@ CAPTION = (
     "timed: real training steps. Evaluation counts as a third of training. Ranks that share a "
     "device are taken to slow each other down evenly."
 )
-SCALED = " ~: a smaller batch was timed, as many images of the whole as stated; taken as linear."
+SCALED = " ~: a smaller batch was timed (images of it/of the whole), the rest is proportion."
 
 
 def _cells(row: RowEstimate) -> list[str]:
     timing = row.timing
     experts = "done"
     if row.experts_left:
-        experts = f"{row.experts_left} x {duration(row.expert_seconds)}"
+        experts = f"{row.experts_left} x {_about(row.expert_timing)}{duration(row.expert_seconds)}"
+    if row.seconds == 0:
+        return [experts, "", "done", "", ""]
     timed = UNKNOWN
     if timing is not None:
         part = f" of {timing.batch}/{timing.full_batch}" if timing.is_scaled else ""
         timed = f"{plural(timing.steps, 'step')}{part}"
-    if row.seconds == 0:
-        return [experts, "", "done", "", ""]
-    about = "~" if _is_scaled(row) else ""
+    about = _about(timing)
     memory = UNKNOWN if row.memory is None else about + size(row.memory)
-    epoch, whole = duration(row.epoch_seconds), duration(row.seconds)
-    return [experts, f"{about}{epoch}", f"{about}{whole}", memory, timed]
+    return [
+        experts,
+        about + duration(row.epoch_seconds),
+        about + duration(row.seconds),
+        memory,
+        timed,
+    ]
 
 
-def _is_scaled(row: RowEstimate) -> bool:
-    return row.timing is not None and row.timing.is_scaled
+def _about(timing: Timing | None) -> str:
+    return "~" if timing is not None and timing.is_scaled else ""
 
 
 def verdict(findings: Sequence[Finding], numbers: Estimate | None) -> str:
