@@ -14,7 +14,6 @@ from fusionrun.analysis.baselines import accuracy, compare
 from fusionrun.assignment import Row, Task
 from fusionrun.components import (
     About,
-    file_hash,
     load_expert_weights,
     read_manifest,
     save_component,
@@ -239,6 +238,7 @@ def train_row(work: Workplace, task: Task, reporter: TaskReporter) -> None:
         smoothing=defaults.label_smoothing,
         seed=seed,
         frozen=frozen,
+        experts_from=sources,
     )
     best = trainer.run()
     model.load_state_dict(best.state)
@@ -281,6 +281,7 @@ def _trainer(
     smoothing: float,
     seed: int,
     frozen: Sequence[nn.Module] = (),
+    experts_from: Sequence[str] = (),
 ) -> Trainer:
     recipe = work.study.recipe
     micro = recipe.fusion.micro_batch if task.row is not None else None
@@ -296,7 +297,7 @@ def _trainer(
         seed=seed,
         device=work.device,
         resume_file=ResumeFile(resume_path(work.study, task)),
-        settings={**work.study.settings(task), "runtime.threads": work.threads},
+        settings={**work.study.settings(task), **_bitwise_settings(work, experts_from)},
         reporter=reporter,
         stop_requested=work.stop_requested,
         every_epochs=recipe.checkpoint.every_epochs,
@@ -307,6 +308,14 @@ def _trainer(
         bf16=work.bf16,
         frozen=frozen,
     )
+
+
+def _bitwise_settings(work: Workplace, experts_from: Sequence[str]) -> dict[str, Any]:
+    """What a resumed task needs to be the same in, beside its settings, to end the same."""
+    settings: dict[str, Any] = {"experts": list(experts_from)}
+    if work.device.type == "cpu":
+        settings["runtime.threads"] = work.threads  # they decide the order of sums
+    return settings
 
 
 def _row_groups(study: Study, row: Row, model: FusionModel) -> list[Group]:
@@ -329,18 +338,18 @@ def _load_experts(work: Workplace, model: str) -> tuple[list[Expert], list[str]]
         about = load_expert_weights(expert, path)
         _check_origin(work.study, model, k, path, about.get("settings", {}))
         experts.append(expert)
-        sources.append(f"{path} ({_origin(about)}, sha256 {file_hash(path)[:12]})")
+        sources.append(f"{path} ({_origin(about)}, weights {state_hash(expert.state_dict())[:12]})")
     return experts, sources
 
 
-def _check_origin(study: Study, model: str, k: int, path: Path, settings: dict[str, Any]) -> None:
+def _check_origin(study: Study, model: str, k: int, path: Path, settings: Any) -> None:
     """Refuse an expert of ours that isn't the one this recipe would train.
 
     In the study's own folder nothing may differ. In a folder of the user's choice experts are
     free to be trained otherwise, but not on other data: they could have seen this holdout.
     """
-    if not settings:  # somebody else's expert; what it saw is its owner's business
-        return
+    if not isinstance(settings, dict) or not settings:
+        return  # somebody else's expert; what it saw is its owner's business
     expected = study.settings(study.expert_task(model, k))
     if study.recipe.experts.checkpoint_dir is not None:
         expected = {key: value for key, value in expected.items() if key.startswith("data.")}
@@ -349,8 +358,8 @@ def _check_origin(study: Study, model: str, k: int, path: Path, settings: dict[s
 
 
 def _origin(about: dict[str, Any]) -> str:
-    if "epoch" not in about:
-        return "a bare state dict"
+    if "epoch" not in about or "val_accuracy" not in about:
+        return "not saved by fusionrun"
     return f"epoch {about['epoch']}, validation {about['val_accuracy']:.2f} %"
 
 

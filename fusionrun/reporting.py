@@ -1,5 +1,6 @@
 """What a running task tells the world: status record, CSV, TensorBoard, W&B, text log."""
 
+import hashlib
 import math
 import resource
 from collections.abc import Mapping, Sequence
@@ -211,7 +212,7 @@ def _open_wandb(study: Study, task: Task, mode: Any, settings: Mapping[str, Any]
         model=task.model,
         mode=mode,
         settings=settings,
-        run_id=f"{output.resolve().name}-{task.name}",
+        run_id=f"{hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:8]}-{task.name}",
     )
 
 

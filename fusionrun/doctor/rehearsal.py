@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from fusionrun.assignment import Task
 from fusionrun.doctor.checks import expert_paths
@@ -50,11 +51,16 @@ class Enough(Exception):  # noqa: N818 - not an error
 
 
 class Stopwatch:
-    """Asked after every step whether to stop; times the steps after the warm-up, one at least."""
+    """Asked after every step whether to stop; times the steps after the warm-up, one at least.
+
+    Beside that it adds up what autograd keeps for the backward pass, if `keep` is its hook.
+    """
 
     def __init__(self, device: torch.device, seconds: float) -> None:
         self.steps = 0  # timed
         self.seconds = 0.0  # of all timed steps
+        self.activations = 0  # bytes that the last step kept
+        self._kept: dict[int, int] = {}  # {address: bytes} in the running step
         self._device = device
         self._budget = seconds
         self._warm_up = WARM_UP[device.type]
@@ -63,6 +69,8 @@ class Stopwatch:
 
     def __call__(self) -> bool:
         """Raises Enough; stopping the usual way would write gigabytes of resume state."""
+        self.activations = sum(self._kept.values())
+        self._kept.clear()
         self._asked += 1
         self.steps = self._asked - self._warm_up
         if self.steps == 0:
@@ -73,6 +81,14 @@ class Stopwatch:
             self.seconds = self._now() - self._start
             raise Enough
         return False
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """What grows with the batch: weights, or views of them, are left out."""
+        owner = tensor if tensor._base is None else tensor._base
+        if not isinstance(owner, nn.Parameter):
+            storage = tensor.untyped_storage()
+            self._kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
 
     def _now(self) -> float:
         if self._device.type == "cuda":
@@ -96,8 +112,8 @@ def time_task(work: Workplace, task: Task, fixed: int, seconds: float, scratch: 
             break
         batch = min(full, affordable)
     watch, before, peak = _rehearse(work, task, batch, seconds, scratch)
-    if before is not None and peak is not None:
-        peak += max(0.0, peak - before - fixed) * (full / batch - 1)
+    if before is not None and batch < full:
+        peak = before + fixed + watch.activations * full / batch
     return Timing(watch.seconds / watch.steps / batch, watch.steps, batch, full, peak)
 
 
@@ -116,10 +132,13 @@ def _rehearse(
     watch = Stopwatch(work.device, seconds)
     stage = _stage(work, task, batch, scratch, watch)
     execute = train_row if task.row is not None else train_expert
+    hook: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if work.device.type == "cpu":  # on a GPU the full batch says it all
+        hook = torch.autograd.graph.saved_tensors_hooks(watch.keep, lambda tensor: tensor)
     before = _reset_peak(work.device)
     with TaskLog(stage.study.layout.task_log(task.name), task.name) as log:
         reporter = TaskReporter(stage.study, task, Record(), log, work.device)
-        with contextlib.closing(reporter), contextlib.suppress(Enough):
+        with contextlib.closing(reporter), contextlib.suppress(Enough), hook:
             execute(stage, task, reporter)
     return watch, before, _peak(work.device)
 

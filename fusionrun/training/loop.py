@@ -231,9 +231,10 @@ class Trainer:
             self._make_room(len(batch.labels))
 
     def _split(self, batch: Batch) -> list[Batch]:
-        """The batch, or even parts of it that have at most `micro_batch` images each."""
+        """The batch, or even parts of at most `micro_batch` images, but never of a single one."""
         images = len(batch.labels)
-        parts = math.ceil(images / (self.micro_batch or images))
+        wanted = math.ceil(images / (self.micro_batch or images))
+        parts = max(1, min(wanted, images // 2))  # batch normalisation can't learn from one image
         columns = (batch.images, batch.targets, batch.labels)
         split = (column.tensor_split(parts) for column in columns)
         return [Batch(*part) for part in zip(*split, strict=True)]
