@@ -12,10 +12,9 @@ from rich.console import Console
 from fusionrun import __version__
 from fusionrun.config import RecipeError, load_recipe
 from fusionrun.distributed import LaunchError, Place, read_place
+from fusionrun.exit_status import ExitStatus
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
-
-NOT_STARTED, WRONG_RECIPE = 1, 2
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         place = read_place(os.environ)
     except LaunchError as error:
         print(f"fusionrun: {error}", file=sys.stderr)
-        return NOT_STARTED
+        return ExitStatus.NOT_STARTED
     code = _run_command(arguments, place)
     return _report(code, place)
 
@@ -34,9 +33,9 @@ def _run_command(arguments: Sequence[str], place: Place) -> int:
         options = _parse(_parser(place), arguments)
         return int(options.command(options, place))
     except RecipeError as error:
-        return _complain(place, str(error), WRONG_RECIPE)
+        return _complain(place, str(error), ExitStatus.WRONG_RECIPE)
     except LaunchError as error:
-        return _complain(place, str(error), NOT_STARTED)
+        return _complain(place, str(error), ExitStatus.NOT_STARTED)
     except SystemExit as error:  # argparse: --help, or a wrong command line
         return int(error.code or 0)
 
@@ -51,7 +50,7 @@ def _report(code: int, place: Place) -> int:
     if not path:
         return code
     if place.local_rank == 0:
-        Path(path).write_text(f"{code}\n")
+        Path(path).write_text(f"{code:d}\n")
     return 0
 
 
@@ -80,7 +79,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if self.rank == 0:
             print(f"fusionrun: {message}; see {self.prog} --help", file=sys.stderr)
-        self.exit(WRONG_RECIPE)
+        self.exit(ExitStatus.WRONG_RECIPE)
 
 
 def _parser(place: Place) -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from fusionrun import board
+from fusionrun.exit_status import ExitStatus
 from fusionrun.files import write_json
 from fusionrun.layout import Layout
 from fusionrun.status import Snapshot
@@ -19,7 +20,12 @@ from fusionrun.status import Snapshot
 WATCH_HINT = "Ctrl-C leaves this view; the launch goes on"
 STALE_SECONDS = 10.0
 # the exit status of `watch` is the launch's
-_EXIT_CODES = {"running": 0, "done": 0, "failed": 3, "stopped": 4}
+_EXIT_CODES = {
+    "running": ExitStatus.DONE,
+    "done": ExitStatus.DONE,
+    "failed": ExitStatus.ROW_FAILED,
+    "stopped": ExitStatus.STOPPED,
+}
 
 
 class Display:

@@ -39,6 +39,7 @@ from fusionrun.execution import (
     train_expert,
     train_row,
 )
+from fusionrun.exit_status import ExitStatus
 from fusionrun.files import sweep_temporaries, write_json, write_text
 from fusionrun.logs.text import TaskLog
 from fusionrun.reporting import TaskReporter
@@ -56,8 +57,6 @@ from fusionrun.status import (
 from fusionrun.study import Study
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.loop import StopRequested, TaskError
-
-DONE, NOT_STARTED, WRONG_RECIPE, ROW_FAILED, STOPPED = range(5)  # exit statuses of a launch
 
 FAREWELL_SECONDS = 3.0  # how long a stopped rank waits for its peers: well inside any grace time
 
@@ -115,7 +114,7 @@ def run(study: Study, place: Place, console: Console) -> int:
         code = _wait_for_peers(channel, stop)
         heartbeat.stop()
         if code is None:
-            code = STOPPED  # the peers can't be asked how they ended
+            code = ExitStatus.STOPPED  # the peers can't be asked how they ended
         if display is not None:
             _write_results(study)
             display.stop()
@@ -416,12 +415,12 @@ def _verdict(study: Study, queue: Queue, records: Sequence[Record]) -> int | Non
         return None
     outcomes = [queue.outcome(task.name) for task in study.tasks]
     if all(outcome == "done" for outcome in outcomes):
-        return DONE
+        return ExitStatus.DONE
     if any(record.state == "stopped" for record in records):
-        return STOPPED
+        return ExitStatus.STOPPED
     if all(record.state == "failed" for record in records):
-        return NOT_STARTED
-    return ROW_FAILED
+        return ExitStatus.NOT_STARTED
+    return ExitStatus.ROW_FAILED
 
 
 def _wait_for_peers(channel: Channel, stop: Stop) -> int | None:
@@ -447,15 +446,15 @@ def _write_results(study: Study) -> None:
 
 def _say_goodbye(study: Study, code: int, record: Record, console: Console) -> None:
     """The last words on the terminal or in the job's output."""
-    if code == NOT_STARTED:
+    if code == ExitStatus.NOT_STARTED:
         print(f"fusionrun: {record.note}", file=sys.stderr)
         return
-    if code != STOPPED:
+    if code != ExitStatus.STOPPED:
         console.print(results_table(collect_results(study), console.width))
     words = {
-        DONE: "all rows done",
-        ROW_FAILED: "some tasks failed; the same command runs them again, and only them",
-        STOPPED: "stopped before the end; the same command goes on from here",
+        ExitStatus.DONE: "all rows done",
+        ExitStatus.ROW_FAILED: "some tasks failed; the same command runs them again, and only them",
+        ExitStatus.STOPPED: "stopped before the end; the same command goes on from here",
     }
     line = f"{words[code]}. Results: {study.layout.results('md')}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)

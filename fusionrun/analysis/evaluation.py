@@ -10,6 +10,7 @@ from fusionrun.components import load_model, read_manifest
 from fusionrun.data.datasets import DataError
 from fusionrun.distributed import LaunchError, Place, choose_device, divide_threads
 from fusionrun.execution import Workplace, open_workplace, test_row
+from fusionrun.exit_status import ExitStatus
 from fusionrun.files import write_json
 from fusionrun.study import Study
 from fusionrun.training.checkpoint import CheckpointError
@@ -38,7 +39,7 @@ def evaluate(study: Study, place: Place, console: Console) -> int:
     results = collect_results(study)
     write_results(study.layout, results)
     console.print(results_table(results, console.width))
-    return 0 if complete else 3
+    return ExitStatus.DONE if complete else ExitStatus.ROW_FAILED
 
 
 def _evaluate_row(work: Workplace, row: Row) -> None:

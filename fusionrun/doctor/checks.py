@@ -65,12 +65,12 @@ def run_checks(checks: Sequence[tuple[str, Check]], *, broken: State = "fail") -
 
 
 def cheap_checks(study: Study, place: Place) -> list[Finding]:
-    """What takes a fraction of a second, of a launch of `place.local_world_size` ranks here."""
+    """What takes a fraction of a second to find out, on this machine of the launch."""
     ranks = place.local_world_size
     return run_checks(
         [
             ("write permission", lambda: check_folders(study)),
-            ("disk space", lambda: check_disk(study, ranks)),
+            ("disk space", lambda: check_disk(study, place.world_size)),
             ("device", lambda: check_device(study, ranks)),
             ("CPU threads", lambda: check_threads(study, ranks)),
             ("experts", lambda: check_expert_files(study)),

@@ -8,9 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from fusionrun.data.datasets import DataError
@@ -25,27 +23,25 @@ from fusionrun.doctor.checks import (
     check_threads,
     plural,
     run_checks,
-    size,
     split_message,
 )
-from fusionrun.doctor.estimate import Estimate, RowEstimate, estimate
+from fusionrun.doctor.estimate import Estimate, estimate
 from fusionrun.doctor.inspection import (
     check_compute,
     check_data,
     check_experts,
     check_gpu_memory,
+    check_load,
     check_port,
     check_splits,
     standing,
 )
-from fusionrun.doctor.rehearsal import Timing
+from fusionrun.doctor.tables import duration, estimates_table, findings_table, verdict
 from fusionrun.execution import Workplace, open_workplace
 from fusionrun.study import Study
 
 HEALTHY, SICK, INTERRUPTED = 0, 1, 130  # exit statuses
 
-STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
-UNKNOWN = "n/a"
 LONG_SECONDS = 30 * 86400  # a launch that takes longer was hardly meant
 
 
@@ -70,7 +66,7 @@ def doctor(study: Study, place: Place, console: Console, *, ranks: int, seconds:
     console.print(findings_table(study.name, findings))
     if numbers is not None and numbers.seconds != 0:
         console.print(estimates_table(numbers))
-    console.print(Text(verdict(findings, numbers)), soft_wrap=True)
+    console.print(Text(verdict(findings)), soft_wrap=True)
     return SICK if any(finding.state == "fail" for finding in findings) else HEALTHY
 
 
@@ -87,6 +83,7 @@ def examine(
             ("disk space", lambda: check_disk(study, ranks)),
             ("port", check_port),
             ("CPU threads", lambda: check_threads(study, ranks)),
+            ("load", check_load),
             ("device", lambda: check_device(study, ranks)),
             ("GPU memory", lambda: check_gpu_memory(devices)),
             ("compute", lambda: check_compute(devices)),
@@ -193,98 +190,3 @@ class _Examination:
                 yield Finding("time", "warn", found, advice)
             else:
                 yield Finding("time", "pass", found)
-
-
-# ---------------------------------------------------------------- tables
-
-
-def findings_table(title: str, findings: Sequence[Finding]) -> Table:
-    """A line a finding; what to do stands below what was found."""
-    table = Table(title=Text(f"Doctor: {title}"), box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("")
-    table.add_column("check")
-    table.add_column("found, and what to do", overflow="fold")
-    for finding in findings:
-        found = Text(finding.found)
-        if finding.advice:
-            found.append(f"\n-> {finding.advice}", STYLES[finding.state])
-        table.add_row(Text(finding.state, STYLES[finding.state]), Text(finding.name), found)
-    return table
-
-
-def estimates_table(numbers: Estimate) -> Table:
-    """A line a row: what is left to do, how long it takes, how much memory."""
-    table = Table(
-        title=f"Estimate for {plural(numbers.ranks, 'rank')} at work",
-        caption=CAPTION + (SCALED if any(_about(row.timing) for row in numbers.rows) else ""),
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("row", overflow="fold")
-    for heading in ("experts", "epoch", "fusion", "memory", "timed"):
-        table.add_column(heading, justify="right")
-    for row in numbers.rows:
-        table.add_row(Text(f"{row.row.model} {row.row.variant}"), *_cells(row))
-    return table
-
-
-CAPTION = (
-    "experts: those still to train, and the time of each (shared by the rows of a model); epoch, "
-    "fusion: one epoch of fusion training and all that are left; memory: peak of a rank's process; "
-    "timed: real training steps. Evaluation counts as a third of training. Ranks that share a "
-    "device are taken to slow each other down evenly."
-)
-SCALED = " ~: a smaller batch was timed (images of it/of the whole), the rest is proportion."
-
-
-def _cells(row: RowEstimate) -> list[str]:
-    timing = row.timing
-    experts = "done"
-    if row.experts_left:
-        experts = f"{row.experts_left} x {_about(row.expert_timing)}{duration(row.expert_seconds)}"
-    if row.seconds == 0:
-        return [experts, "", "done", "", ""]
-    timed = UNKNOWN
-    if timing is not None:
-        part = f" of {timing.batch}/{timing.full_batch}" if timing.is_scaled else ""
-        timed = f"{plural(timing.steps, 'step')}{part}"
-    about = _about(timing)
-    memory = UNKNOWN if row.memory is None else about + size(row.memory)
-    return [
-        experts,
-        about + duration(row.epoch_seconds),
-        about + duration(row.seconds),
-        memory,
-        timed,
-    ]
-
-
-def _about(timing: Timing | None) -> str:
-    return "~" if timing is not None and timing.is_scaled else ""
-
-
-def verdict(findings: Sequence[Finding], numbers: Estimate | None) -> str:
-    """The last line."""
-    counts = {state: sum(finding.state == state for finding in findings) for state in STYLES}
-    if counts["fail"]:
-        return f"{plural(counts['fail'], 'check')} failed: a launch would fail, or fail in part."
-    warned = f"; {plural(counts['warn'], 'warning')} above" if counts["warn"] else ""
-    return f"Ready to train{warned}."
-
-
-def duration(seconds: float | None) -> str:
-    """For people: 0.25s, 8.1s, 45s, 12m30s, 1h02m, 3d04h."""
-    if seconds is None:
-        return UNKNOWN
-    if seconds < 9.95:
-        return f"{seconds:.2f}s" if seconds < 0.995 else f"{seconds:.1f}s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    minutes = whole // 60
-    if minutes < 24 * 60:
-        return f"{minutes // 60}h{minutes % 60:02}m"
-    return f"{minutes // 1440}d{minutes % 1440 // 60:02}h"

@@ -1,5 +1,6 @@
 """The doctor's slower checks: devices compute; data, splits and experts are what they should be."""
 
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -86,6 +87,14 @@ def compute(device: torch.device, dtype: torch.dtype) -> Tensor:
     # each part counts alike, however large its numbers
     parts = [part.detach().cpu().double().flatten() for part in (product, maps, gradient)]
     return torch.cat([part / part.norm() for part in parts])
+
+
+def check_load() -> Iterator[Finding]:
+    """Nobody else computes here while the steps are timed."""
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    if load > 0.5 * cores:
+        found = f"{load:.1f} processes at work on {plural(cores, 'core')} before this one began"
+        yield Finding("load", "warn", found, "times below are too long; ask again when it's quiet")
 
 
 def check_port() -> Iterator[Finding]:
@@ -237,6 +246,9 @@ def _epochs_done(study: Study, task: Task, threads: int) -> tuple[int, str]:
     state, problem = ResumeFile(path).load()
     if state is None:
         return 0, problem
-    expected = {**study.settings(task), "runtime.threads": threads}
-    check_settings(str(path), state.get("settings", {}), expected)
+    settings = state.get("settings", {})
+    expected = {**settings, **study.settings(task)}  # what else it holds, the task itself compares
+    if "runtime.threads" in settings:
+        expected["runtime.threads"] = threads
+    check_settings(str(path), settings, expected)
     return min(int(state["epoch"]), task.epochs - 1), problem

@@ -5,6 +5,7 @@ training asks whether it should stop.
 """
 
 import contextlib
+import ctypes
 import gc
 import os
 import time
@@ -29,6 +30,7 @@ MAX_STEPS = 200  # timed steps; more make no estimate better
 WARM_UP = {"cpu": 1, "cuda": 5}  # steps: choosing algorithms, allocating memory
 PROBE = 2  # images of the first batch on a CPU, where a full one may take minutes
 STEPS_WANTED = 3  # timed steps that should fit the budget
+LEAST_SLOPE = 0.25  # of a step's time that surely grows with the batch, however noisy two timings
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,25 @@ def time_task(work: Workplace, task: Task, fixed: int, seconds: float, scratch: 
     Raises whatever the task raises.
     """
     full = _full_batch(work, task)
+    trials: dict[int, float] = {}  # {batch: seconds a step}
     batch = full if work.device.type == "cuda" else min(full, PROBE)
     while batch < full:
         watch, *_ = _rehearse(work, task, batch, 0, scratch)
-        affordable = int(batch * seconds / (STEPS_WANTED * watch.seconds / watch.steps))
+        trials[batch] = watch.seconds / watch.steps
+        affordable = int(batch * seconds / (STEPS_WANTED * trials[batch]))
         if affordable < 2 * batch:
             break
         batch = min(full, affordable)
+    batch = min(full, max(batch, 2 * PROBE)) if trials else full
     watch, before, peak = _rehearse(work, task, batch, seconds, scratch)
-    if before is not None and batch < full:
-        peak = before + fixed + watch.activations * full / batch
-    return Timing(watch.seconds / watch.steps / batch, watch.steps, batch, full, peak)
+    step = watch.seconds / watch.steps
+    if batch < full:
+        smaller = max(trial for trial in trials if trial < batch)
+        slope = (step - trials[smaller]) / (batch - smaller)
+        slope = min(max(slope, LEAST_SLOPE * step / batch), step / batch)
+        step += slope * (full - batch)
+        peak = None if before is None else before + fixed + watch.activations * full / batch
+    return Timing(step / full, watch.steps, batch, full, peak)
 
 
 def _full_batch(work: Workplace, task: Task) -> int:
@@ -185,8 +195,10 @@ def _experts_for(work: Workplace, task: Task, scratch: Path) -> Path:
 
 def _reset_peak(device: torch.device) -> float | None:
     """Start measuring peak memory anew; returns the bytes in use, None where that can't be."""
-    gc.collect()
+    with contextlib.suppress(AttributeError):  # only glibc has it, and needs it
+        ctypes.CDLL(None).malloc_trim(0)
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return float(torch.cuda.memory_allocated(device))
