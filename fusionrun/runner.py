@@ -31,6 +31,7 @@ from fusionrun.distributed import (
     join,
     leave,
 )
+from fusionrun.doctor.checks import require_startable
 from fusionrun.execution import (
     Workplace,
     is_done,
@@ -113,17 +114,17 @@ def run(study: Study, place: Place, console: Console) -> int:
     finally:
         code = _wait_for_peers(channel, stop)
         heartbeat.stop()
-        if code is None:
-            code = ExitStatus.STOPPED  # the peers can't be asked how they ended
+        # None: the peers can't be asked how they ended
+        status = ExitStatus.STOPPED if code is None else ExitStatus(code)
         if display is not None:
             _write_results(study)
             display.stop()
-            _say_goodbye(study, code, record, console)
+            _say_goodbye(study, status, record, console)
     if lock is not None:
         lock.close()
     if not channel.alive and not channel.broken:
         leave()
-    return code
+    return status
 
 
 def _open_launch(study: Study, place: Place) -> tuple[torch.device, TextIO | None]:
@@ -136,6 +137,8 @@ def _open_launch(study: Study, place: Place) -> tuple[torch.device, TextIO | Non
         device = choose_device(place, study.recipe.runtime.device)
         _check_packages(study)
         if place.rank == 0:
+            if place.restarts == 0:  # what has run once needs no second look
+                require_startable(study, place, _warn)
             lock = _lock(study, place)
             _prepare_output(study, first_attempt=place.restarts == 0)
     except LaunchError as error:
@@ -150,6 +153,10 @@ def _open_launch(study: Study, place: Place) -> tuple[torch.device, TextIO | Non
         if text:
             raise LaunchError(text if rank == 0 else f"rank {rank}: {text}")
     return device, lock
+
+
+def _warn(text: str) -> None:
+    print(f"fusionrun: {text}", file=sys.stderr, flush=True)
 
 
 def _check_packages(study: Study) -> None:
@@ -444,7 +451,7 @@ def _write_results(study: Study) -> None:
         print(f"fusionrun: results could not be written: {error}", file=sys.stderr)
 
 
-def _say_goodbye(study: Study, code: int, record: Record, console: Console) -> None:
+def _say_goodbye(study: Study, code: ExitStatus, record: Record, console: Console) -> None:
     """The last words on the terminal or in the job's output."""
     if code == ExitStatus.NOT_STARTED:
         print(f"fusionrun: {record.note}", file=sys.stderr)

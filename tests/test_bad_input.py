@@ -741,7 +741,7 @@ def test_a_damaged_manifest_fails_its_row_and_is_not_overwritten(
     assert [path.name for path in manifest.parent.iterdir()] == ["manifest.json"]
 
 
-# --- experts that this recipe wouldn't train -------------------------------------------------------
+# --- experts that this recipe wouldn't train ----------------------------------------------------
 
 
 def test_experts_of_another_recipe_are_not_passed_off_as_this_ones(

@@ -236,7 +236,8 @@ def test_a_gpu_that_torch_overlooks_is_worth_a_warning(monkeypatch: pytest.Monke
     [
         (2, "null", "pass", ""),
         (4, "1", "pass", ""),
-        (8, "null", "warn", "start 4 ranks"),
+        (8, "null", "pass", ""),
+        (8, "2", "warn", "set runtime.threads=1"),
         (2, "4", "warn", "set runtime.threads=2"),
     ],
 )

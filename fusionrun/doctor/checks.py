@@ -254,18 +254,17 @@ def check_device(study: Study, ranks: int) -> Iterator[Finding]:
 
 
 def check_threads(study: Study, ranks: int) -> Iterator[Finding]:
-    """No more threads than cores: the ranks would wait for each other."""
+    """No more threads than cores, or the threads of a rank wait for each other."""
     cores = len(os.sched_getaffinity(0))
     threads = study.recipe.runtime.threads or max(1, cores // ranks)
     found = f"{plural(ranks, 'rank')} x {plural(threads, 'thread')} on {plural(cores, 'core')}"
     if ranks * threads <= cores:
         yield Finding("CPU threads", "pass", found)
-    elif ranks <= cores:
-        advice = f"set runtime.threads={cores // ranks}, or leave it out"
-        yield Finding("CPU threads", "warn", f"{found}: they wait for each other", advice)
+    elif threads == 1:  # rows that share cores take turns: together as fast as one by one
+        yield Finding("CPU threads", "pass", f"{found}: they share cores")
     else:
-        advice = f"start {plural(cores, 'rank')} at most; the rows take turns"
-        yield Finding("CPU threads", "warn", f"{found}: they share cores", advice)
+        advice = f"set runtime.threads={max(1, cores // ranks)}, or leave it out"
+        yield Finding("CPU threads", "warn", f"{found}: they wait for each other", advice)
 
 
 # ---------------------------------------------------------------- experts
