@@ -3,13 +3,16 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from fusionrun.components import load_model, read_manifest
 from fusionrun.logs.csv import row_columns
@@ -137,6 +140,23 @@ def test_components_of_one_epoch_are_what_the_manifest_says(four_ranks: Path) ->
     best = max(float(row["val_accuracy"]) for row in rows)
     assert float(rows[manifest["epoch"] - 1]["val_accuracy"]) == best
     assert manifest["val_accuracy"] == pytest.approx(best)
+
+
+def test_the_readmes_way_to_load_components(
+    four_ranks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(
+        r"```python\n(from fusionrun.components.*?)```", (ROOT / "README.md").read_text(), re.S
+    )
+    (four_ranks / "runs").mkdir()
+    (four_ranks / "runs/demo").symlink_to(four_ranks / "out")
+    monkeypatch.chdir(four_ranks)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    images = torch.randn(3, 3, 16, 16)
+    features, logits = names["expert"](images)
+    assert features.shape[0] == 3 and logits.shape == (3, 4)
+    assert names["model"](images).expert_logits.shape == (3, 2, 4)
 
 
 def test_the_seeds_one_row_command(four_ranks: Path, tmp_path: Path) -> None:
