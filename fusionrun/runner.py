@@ -156,7 +156,8 @@ def _open_launch(study: Study, place: Place) -> tuple[torch.device, TextIO | Non
 
 
 def _warn(text: str) -> None:
-    print(f"fusionrun: {text}", file=sys.stderr, flush=True)
+    """On the way to a launch that goes on: not among the errors."""
+    print(f"fusionrun: {text}", flush=True)
 
 
 def _check_packages(study: Study) -> None:

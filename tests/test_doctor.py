@@ -774,8 +774,8 @@ def test_a_launch_that_can_start_is_not_held_up(monkeypatch: pytest.MonkeyPatch)
     checks.require_startable(study, place(), warnings.append)
     assert warnings == [] and files_below(Path()) == files and before < files
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    checks.require_startable(study, place(ranks=4), warnings.append)
-    assert len(warnings) == 1 and warnings[0].startswith("CPU threads: 4 ranks x 1 thread on 1")
+    checks.require_startable(plan("runtime.threads=2"), place(ranks=4), warnings.append)
+    assert len(warnings) == 1 and warnings[0].startswith("CPU threads: 4 ranks x 2 threads on 1")
 
 
 def test_a_launch_that_cannot_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

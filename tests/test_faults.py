@@ -154,7 +154,17 @@ def test_a_full_disk_is_said_and_costs_no_earlier_result(
 ) -> None:
     try:
         recipe = write_recipe(tmp_path)
-        full = alone("train", recipe, "logs.tensorboard=false", cwd=tmp_path)
+        refused = alone("train", recipe, "logs.tensorboard=false", cwd=tmp_path)
+        assert refused.returncode == 1 and "disk space" in refused.stderr
+        command = [sys.executable, "-m", "tests.faulty", "unexamined", "train", str(recipe)]
+        full = subprocess.run(
+            [*command, "logs.tensorboard=false"],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=110,
+        )
         assert full.returncode == 3, full.stdout + full.stderr
         assert "No space left on device" in full.stdout + full.stderr
         assert "Traceback" not in full.stdout + full.stderr
