@@ -78,11 +78,15 @@ class Chaos:
     def _kill(self, what: str, launch: subprocess.Popen[bytes], chance: random.Random) -> bool:
         """Whether somebody died."""
         family = descendants(launch.pid)
-        workers = [pid for pid in family if "-m fusionrun train" in command_line(pid)]
-        agents = [pid for pid in family if "torch.distributed.run" in command_line(pid)]
+        lines = {pid: command_line(pid) for pid in family}
+        # torchrun's own command line ends with its workers'
+        agents = [pid for pid, line in lines.items() if "torch.distributed.run" in line]
+        workers = [
+            pid for pid, line in lines.items() if "-m fusionrun" in line and pid not in agents
+        ]
         victims = {
             "worker": [chance.choice(workers)] if workers else [],
-            "agent": [pid for pid in agents if pid not in workers],
+            "agent": agents,
             "tree": [launch.pid, *family],
         }[what]
         for pid in victims:
