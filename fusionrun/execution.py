@@ -30,8 +30,8 @@ from fusionrun.layout import expert_file
 from fusionrun.reporting import TaskReporter
 from fusionrun.seeds import derive_seed
 from fusionrun.study import Study, load_data
-from fusionrun.training.checkpoint import ResumeFile
-from fusionrun.training.loop import Best, Trainer, check_settings, collect_logits
+from fusionrun.training.checkpoint import CheckpointError, ResumeFile
+from fusionrun.training.loop import Best, TaskError, Trainer, check_settings, collect_logits
 from fusionrun.training.losses import head_weights
 from fusionrun.training.optim import (
     Group,
@@ -161,6 +161,14 @@ def is_done(study: Study, task: Task) -> bool:
         return False
     check_settings(str(manifest), read_manifest(manifest)["settings"], study.settings(task))
     return True
+
+
+def is_reusable(study: Study, task: Task) -> bool:
+    """As `is_done`, but False where a foreign or damaged result stands: its task will say so."""
+    try:
+        return is_done(study, task)
+    except (TaskError, CheckpointError):
+        return False
 
 
 def resume_path(study: Study, task: Task) -> Path:

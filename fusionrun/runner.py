@@ -35,6 +35,7 @@ from fusionrun.doctor.checks import require_startable
 from fusionrun.execution import (
     Workplace,
     is_done,
+    is_reusable,
     open_workplace,
     resume_path,
     train_expert,
@@ -201,18 +202,11 @@ def _prepare_output(study: Study, *, first_attempt: bool) -> None:
     for task in study.tasks:
         outcome = layout.outcome(task.name)
         found = read_outcome(outcome)
-        if found is not None and not (found.state == "done" and _is_done(study, task)):
+        if found is not None and not (found.state == "done" and is_reusable(study, task)):
             outcome.unlink()
-        if found is None and _is_done(study, task):
+        if found is None and is_reusable(study, task):
             write_outcome(outcome, Outcome("done", note="found"))
     write_text(layout.recipe, dump_recipe(study.recipe))
-
-
-def _is_done(study: Study, task: Task) -> bool:
-    try:
-        return is_done(study, task)
-    except (TaskError, CheckpointError):
-        return False  # whoever claims the task finds the same, and says why
 
 
 def _make_display(
@@ -288,7 +282,7 @@ def _work(
     """Everything between joining and leaving; how it ended is in the record's state."""
     try:
         for task in study.tasks:
-            if _is_done(study, task):
+            if is_reusable(study, task):
                 queue.close(task, "done")
         work = open_workplace(
             study,

@@ -17,16 +17,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fusionrun.assignment import Task
 from fusionrun.data.splits import META_FILE
 from fusionrun.distributed import LaunchError, Place
-from fusionrun.execution import is_done, resume_path
+from fusionrun.execution import is_done, is_reusable, resume_path
 from fusionrun.experts import build_expert
 from fusionrun.fusions import build_fusion
 from fusionrun.layout import expert_file
 from fusionrun.study import Study
-from fusionrun.training.checkpoint import CheckpointError, ResumeFile
-from fusionrun.training.loop import TaskError
+from fusionrun.training.checkpoint import ResumeFile
 
 State = Literal["pass", "warn", "fail"]
 
@@ -174,7 +172,7 @@ def expected_bytes(study: Study, ranks: int) -> dict[Path, int]:
     passing: list[int] = []  # only as many at a time as there are ranks
     weights = weight_bytes(study)
     for task in study.tasks:
-        if _is_done(study, task):
+        if is_reusable(study, task):
             continue
         everything, learning = weights[task.name]
         present = present_bytes(resume_path(study, task))
@@ -221,13 +219,6 @@ def present_bytes(resume: Path) -> int:
     """Bytes of a resume state that is there already, with its predecessor."""
     paths = (resume, ResumeFile(resume).previous)
     return sum(path.stat().st_size for path in paths if path.is_file())
-
-
-def _is_done(study: Study, task: Task) -> bool:
-    try:
-        return is_done(study, task)
-    except (TaskError, CheckpointError):
-        return False
 
 
 # ---------------------------------------------------------------- devices and threads
