@@ -1,15 +1,17 @@
 """Rows, the tasks they consist of, and which rank does what.
 
-Row i belongs to rank i. Whatever no rank owns is claimed through the process group's store,
-longest expected first, each task exactly once.
+Rank i begins with row i. What comes then is claimed through the process group's store, each task
+exactly once, the longest remaining work first.
 """
 
+import heapq
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Literal
 
-from torch.distributed import Store
+from torch.distributed import HashStore, Store
 
 # How long a row that can start is kept for the rank it belongs to. A rank that is free takes it
 # within one poll; one that is busy with somebody's expert may be so for hours.
@@ -76,7 +78,7 @@ def make_tasks(
     expert_cost: Callable[[str], float],
     row_cost: Callable[[str], float],
 ) -> tuple[Task, ...]:
-    """The rows (tasks 0..R-1, so that a row's task has its index), then their experts."""
+    """A task for each of `rows`, the i-th being rank i's own, then one for each expert."""
     tasks: list[Task] = []
     models = list(dict.fromkeys(row.model for row in rows))
     experts = {model: [f"expert-{model}-{k}" for k in range(num_experts)] for model in models}
@@ -101,26 +103,42 @@ class Queue:
     store: Store
     rank: int
     world_size: int
+    clock: Callable[[], float] = time.monotonic  # seconds
     _claimed: set[str] = field(default_factory=set)
     _outcomes: dict[str, str] = field(default_factory=dict)
+    _seconds: dict[str, float] = field(default_factory=dict)  # that tasks took
     _startable_since: dict[str, float] = field(default_factory=dict)
+    _changes_seen: int = -1  # outcomes there were when nothing could start
+    _has_begun: bool = False
+    _holds_back: bool = False  # from a row that is reserved for another rank
 
     def next(self) -> Task | None:
         """Claim a task that can start now; None while nothing can."""
+        changes = int(self.store.add("changes", 0))
+        if changes == self._changes_seen and not self._holds_back:
+            return None
+        self._holds_back = False
+        for task in self.tasks:
+            self.outcome(task.name)  # which also tells how long it took
         for task in self._by_preference():
             if self._can_start(task) and self._may_take(task) and self._claim(task):
                 return task
+        self._changes_seen = changes
         return None
 
-    def close(self, task: Task, outcome: str) -> None:
-        """Tell everybody how a task ended: "done", or why it failed."""
-        self._outcomes[task.name] = outcome
+    def close(self, task: Task, outcome: str, seconds: float | None = None) -> None:
+        """Tell everybody how a task ended, "done" or why it failed, and how long it took."""
+        if seconds is not None:
+            self.store.set(f"seconds/{task.name}", repr(seconds))
         self.store.set(f"outcome/{task.name}", outcome)
+        self.store.add("changes", 1)
 
     def outcome(self, name: str) -> str | None:
         """How the task called `name` ended, or None while it's open."""
         if name not in self._outcomes and self.store.check([f"outcome/{name}"]):
             self._outcomes[name] = self.store.get(f"outcome/{name}").decode()
+            if self.store.check([f"seconds/{name}"]):
+                self._seconds[name] = float(self.store.get(f"seconds/{name}"))
         return self._outcomes.get(name)
 
     @property
@@ -129,12 +147,36 @@ class Queue:
         return all(self._is_claimed(task) for task in self.tasks)
 
     def _by_preference(self) -> list[Task]:
-        """This rank's own row and its experts, then the longest expected first."""
+        """This rank's own row (at first an expert of it), then the longest remaining work.
+
+        That is a task with the row behind it: an expert of a slow row comes before a quick row.
+        """
         rows = [task for task in self.tasks if task.kind == "row"]
-        own: set[str] = set()
-        if self.rank < len(rows):
-            own = {rows[self.rank].name, *rows[self.rank].needs}
-        return sorted(self.tasks, key=lambda task: (task.name not in own, -task.cost, task.index))
+        own = {name for row in rows[self.rank : self.rank + 1] for name in (row.name, *row.needs)}
+        paces = self._paces()
+        expected = {task.name: task.cost * paces[task.model] for task in self.tasks}
+        behind: dict[str, float] = {}
+        for row in rows:
+            for need in row.needs:
+                behind[need] = max(behind.get(need, 0.0), expected[row.name])
+
+        def preference(task: Task) -> tuple[bool, float, bool, int]:
+            is_own = task.name in own
+            comes_first = is_own and (task.kind == "row" or not self._has_begun)
+            remaining = expected[task.name] + behind.get(task.name, 0.0)
+            return not comes_first, -remaining, not is_own, task.index
+
+        return sorted(self.tasks, key=preference)
+
+    def _paces(self) -> dict[str, float]:
+        """Seconds a unit of cost by model, as its finished tasks show; else all models' mean."""
+        known: dict[str, list[float]] = {}
+        for task in self.tasks:
+            if task.name in self._seconds:
+                known.setdefault(task.model, []).append(self._seconds[task.name] / task.cost)
+        paces = {model: fmean(each) for model, each in known.items()}
+        usual = fmean(paces.values()) if paces else 1.0
+        return {task.model: paces.get(task.model, usual) for task in self.tasks}
 
     def _can_start(self, task: Task) -> bool:
         """Every need has ended (a failed one too: the task then reports why it can't run)."""
@@ -144,11 +186,14 @@ class Queue:
 
     def _may_take(self, task: Task) -> bool:
         """Another rank's row is left to it for a moment."""
-        owner = task.row.index if task.row is not None else self.rank
+        owner = task.index if task.kind == "row" else self.rank
         if owner == self.rank or owner >= self.world_size:
             return True
-        now = time.monotonic()
-        return now - self._startable_since.setdefault(task.name, now) >= OWNER_SECONDS
+        now = self.clock()
+        if now - self._startable_since.setdefault(task.name, now) >= OWNER_SECONDS:
+            return True
+        self._holds_back = True
+        return False
 
     def _is_claimed(self, task: Task) -> bool:
         if task.name in self._claimed or self.outcome(task.name) is not None:
@@ -160,4 +205,53 @@ class Queue:
 
     def _claim(self, task: Task) -> bool:
         self._claimed.add(task.name)
-        return int(self.store.add(f"claim/{task.name}", 1)) == 1
+        is_first = int(self.store.add(f"claim/{task.name}", 1)) == 1
+        self._has_begun |= is_first
+        return is_first
+
+
+@dataclass(frozen=True)
+class Run:
+    """One task in a schedule: which rank does it, from when to when (seconds)."""
+
+    task: Task
+    rank: int
+    start: float
+    end: float
+
+
+def simulate(tasks: Sequence[Task], seconds: Mapping[str, float], ranks: int) -> list[Run]:
+    """What `ranks` ranks do and when, if each task takes `seconds` of its own.
+
+    They claim from real queues by a clock that jumps from event to event. Needs that aren't among
+    `tasks` are done.
+    """
+    now = 0.0
+    store = HashStore()
+    for need in {need for task in tasks for need in task.needs} - {task.name for task in tasks}:
+        store.set(f"outcome/{need}", "done")
+    queues = [Queue(tasks, store, rank, ranks, clock=lambda: now) for rank in range(ranks)]
+    working: dict[int, Run] = {}
+    runs: list[Run] = []
+    events = [0.0]  # a heap
+    while events:
+        now = heapq.heappop(events)
+        for rank in [rank for rank, run in working.items() if run.end <= now]:
+            run = working.pop(rank)
+            queues[rank].close(run.task, "done", run.end - run.start)
+        for rank, queue in enumerate(queues):
+            if rank not in working and (task := queue.next()) is not None:
+                working[rank] = Run(task, rank, now, now + seconds[task.name])
+                runs.append(working[rank])
+                for moment in (working[rank].end, working[rank].end + OWNER_SECONDS):
+                    heapq.heappush(events, moment)
+    return runs
+
+
+def lower_bound(tasks: Sequence[Task], seconds: Mapping[str, float], ranks: int) -> float:
+    """Seconds that no schedule can beat: the work shared evenly, or a row after its experts."""
+    bound = sum(seconds[task.name] for task in tasks) / ranks
+    for task in tasks:
+        before = max((seconds.get(need, 0.0) for need in task.needs), default=0.0)
+        bound = max(bound, before + seconds[task.name])
+    return bound

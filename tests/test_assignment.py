@@ -2,17 +2,26 @@
 
 import random
 import threading
+import time
 from collections import Counter
-from collections.abc import Sequence
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributed import HashStore
+from torch.distributed import HashStore, Store
 
 from fusionrun import assignment
-from fusionrun.assignment import Queue, Row, Task, make_rows, make_tasks
+from fusionrun.assignment import (
+    Queue,
+    Row,
+    Task,
+    lower_bound,
+    make_rows,
+    make_tasks,
+    simulate,
+)
 
 MODELS = ("densenet", "resnet", "improved_wide_resnet", "resnext")
 FUSIONS = ("multiplicative", "multiplicativeAddition", "TransformerBase", "concatenation")
@@ -37,9 +46,11 @@ def tasks_of(rows: Sequence[Row], experts: int = 2, **costs: float) -> tuple[Tas
     )
 
 
-def queues_of(tasks: Sequence[Task], ranks: int) -> list[Queue]:
+def queues_of(
+    tasks: Sequence[Task], ranks: int, clock: Callable[[], float] = time.monotonic
+) -> list[Queue]:
     store = HashStore()
-    return [Queue(tasks, store, rank, ranks) for rank in range(ranks)]
+    return [Queue(tasks, store, rank, ranks, clock) for rank in range(ranks)]
 
 
 def names(*tasks: Task | None) -> list[str | None]:
@@ -165,10 +176,48 @@ def test_a_rank_takes_its_own_row_first(rank: int) -> None:
 
 
 @pytest.mark.parametrize("rank", range(4))
-def test_a_rank_trains_the_experts_of_its_own_row_first(rank: int) -> None:
+def test_a_rank_begins_with_an_expert_of_its_own_row(rank: int) -> None:
     queues = queues_of(tasks_of(rows_of(*MODELS), densenet=9.0), 4)
-    first, second = take(queues[rank]), take(queues[rank])
-    assert {first.name, second.name} == {f"expert-{MODELS[rank]}-{k}" for k in range(2)}
+    assert take(queues[rank]).name == f"expert-{MODELS[rank]}-0"
+
+
+def test_an_expert_of_a_slow_row_comes_before_a_quick_row() -> None:
+    tasks = tasks_of(rows_of("resnet", "densenet", "resnet"), experts=2, densenet=3.0)
+    (queue,) = queues_of(tasks, 1)
+    order = []
+    while not queue.exhausted:
+        task = take(queue)
+        queue.close(task, "done")
+        order.append(task.name.split("-concatenation")[0])
+    assert order == [
+        "expert-resnet-0",  # of its own row
+        "expert-densenet-0",
+        "expert-densenet-1",
+        "task-1-densenet",
+        "expert-resnet-1",
+        "task-0-resnet",
+        "task-2-resnet",
+    ]
+
+
+def test_what_tasks_really_took_decides_what_is_longest() -> None:
+    """By its cost densenet is the quickest; its expert shows that it's the slowest."""
+    rows = rows_of("resnet", "resnet", "densenet", "resnext")
+    tasks = tasks_of(rows, experts=1, resnet=2.0, resnext=3.0)
+    (queue,) = queues_of(tasks, 1)
+    for task, seconds in zip(tasks[4:], (3.0, 9.0, 5.0), strict=True):
+        queue.close(task, "done", seconds)
+    assert [take(queue).model for _ in range(4)] == ["resnet", "densenet", "resnext", "resnet"]
+
+
+def test_a_model_that_nobody_timed_is_taken_for_usual() -> None:
+    tasks = tasks_of(rows_of("resnet", "resnet", "densenet", "resnext"), experts=1, densenet=0.9)
+    (queue,) = queues_of(tasks, 1)
+    queue.close(tasks[4], "done", seconds=100.0)
+    for task in tasks[5:]:
+        queue.close(task, "done")
+    order = [take(queue).model for _ in range(4)]
+    assert order == ["resnet", "resnet", "resnext", "densenet"]
 
 
 def test_idle_ranks_help_with_the_longest_expert() -> None:
@@ -220,24 +269,21 @@ def test_what_is_done_before_the_launch_is_claimed_by_nobody() -> None:
 # ------------------------------------------------------------------ whose row it is
 
 
-class Clock(SimpleNamespace):
+class Clock:
     now = 100.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(assignment, "time", clock)
-    monkeypatch.setattr(assignment, "OWNER_SECONDS", 2.0)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 def test_anothers_row_is_left_to_it_for_a_moment(clock: Clock) -> None:
     tasks = tasks_of(rows_of("resnet", "densenet"))
-    first, second = queues_of(tasks, 2)
+    first, second = queues_of(tasks, 2, clock)
     finish_experts(first)
     assert take(first) == tasks[0]
     assert first.next() is None  # row 1 can start, and is rank 1's
@@ -250,7 +296,7 @@ def test_anothers_row_is_left_to_it_for_a_moment(clock: Clock) -> None:
 
 def test_a_row_whose_owner_is_busy_goes_to_who_is_free(clock: Clock) -> None:
     tasks = tasks_of(rows_of("resnet", "densenet"))
-    first, second = queues_of(tasks, 2)
+    first, second = queues_of(tasks, 2, clock)
     finish_experts(first)
     assert take(first) == tasks[0]
     assert first.next() is None
@@ -261,7 +307,7 @@ def test_a_row_whose_owner_is_busy_goes_to_who_is_free(clock: Clock) -> None:
 
 def test_the_moment_begins_when_the_row_can_start(clock: Clock) -> None:
     tasks = tasks_of(rows_of("resnet", "densenet"))
-    first, second = queues_of(tasks, 2)
+    first, second = queues_of(tasks, 2, clock)
     for task in tasks[2:4]:
         first.close(task, "done")
     assert take(first) == tasks[0]
@@ -277,7 +323,7 @@ def test_the_moment_begins_when_the_row_can_start(clock: Clock) -> None:
 
 def test_experts_are_not_reserved(clock: Clock) -> None:
     tasks = tasks_of(rows_of("resnet", "densenet"))
-    first, _ = queues_of(tasks, 2)
+    first, _ = queues_of(tasks, 2, clock)
     assert {take(first).name for _ in range(4)} == {task.name for task in tasks[2:]}
 
 
@@ -334,6 +380,114 @@ def play(queues: Sequence[Queue], failing: set[str], rng: random.Random) -> list
         elif queues[rank].exhausted:
             open_ranks.discard(rank)
     raise AssertionError("the ranks never came to an end")
+
+
+class CountingStore:
+    """A store that counts what is asked of it, as each question is a trip to rank 0."""
+
+    def __init__(self) -> None:
+        self.store = HashStore()
+        self.questions = 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.questions += 1
+        return getattr(self.store, name)
+
+
+def test_a_waiting_rank_asks_little(clock: Clock) -> None:
+    """However many rows there are, a rank for which nothing has changed asks a question or two."""
+    tasks = tasks_of(rows_of(*64 * ["resnet"]), experts=4)
+    store = CountingStore()
+    busy, waiting = (Queue(tasks, cast(Store, store), rank, 2, clock) for rank in range(2))
+    experts = [take(busy) for _ in range(4)]
+    assert waiting.next() is None
+    store.questions = 0
+    for _ in range(100):
+        assert waiting.next() is None and not waiting.exhausted
+    assert store.questions <= 300
+    for task in experts:
+        busy.close(task, "done")
+    assert take(waiting) == tasks[1]
+
+
+# ------------------------------------------------------------------ how long it takes
+
+
+def sixteen(*, noise: float, seed: int, **paces: float) -> tuple[Sequence[Task], dict[str, float]]:
+    """All combinations with the work of the full-size networks, and what they take."""
+    work = {"densenet": 1.78, "resnet": 1.11, "improved_wide_resnet": 10.5, "resnext": 10.8}
+    entries = [(model, fusion, None, None) for fusion in FUSIONS for model in MODELS]
+    tasks = make_tasks(
+        make_rows(entries, seed=42, alpha=1.0),
+        num_experts=4,
+        expert_epochs=250,
+        fusion_epochs=100,
+        expert_cost=lambda model: 90 * work[model],
+        row_cost=lambda model: 72 * work[model],
+    )
+    rng = random.Random(seed)
+    return tasks, {
+        task.name: task.cost * paces.get(task.model, 1.0) * rng.uniform(1 - noise, 1 + noise)
+        for task in tasks
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("densenet", [1.0, 3.0, 10.0])
+def test_the_claim_order_is_within_a_tenth_of_the_bound(densenet: float, seed: int) -> None:
+    """Also where a network is far slower than its work says, which only running it shows."""
+    tasks, seconds = sixteen(noise=0.1, seed=seed, densenet=densenet, resnext=1.5)
+    runs = simulate(tasks, seconds, 4)
+    assert sorted(run.task.index for run in runs) == list(range(32))
+    assert max(run.end for run in runs) <= 1.1 * lower_bound(tasks, seconds, 4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    models=st.lists(st.sampled_from(MODELS), min_size=1, max_size=12),
+    ranks=st.integers(1, 6),
+    rng=st.randoms(use_true_random=False),
+)
+def test_a_schedule_is_possible_and_no_better_than_the_bound(
+    models: list[str], ranks: int, rng: random.Random
+) -> None:
+    tasks = tasks_of(rows_of(*models))
+    seconds = {task.name: rng.uniform(10, 100) for task in tasks}
+    runs = {run.task.name: run for run in simulate(tasks, seconds, ranks)}
+    assert runs.keys() == seconds.keys()
+    for run in runs.values():
+        assert run.end == run.start + seconds[run.task.name]
+        assert all(runs[need].end <= run.start for need in run.task.needs)
+        others = [other for other in runs.values() if other.rank == run.rank and other != run]
+        assert all(other.end <= run.start or run.end <= other.start for other in others)
+    assert max(run.end for run in runs.values()) >= lower_bound(tasks, seconds, ranks) - 1e-6
+
+
+def test_the_bound_is_the_work_shared_or_the_longest_chain() -> None:
+    tasks = tasks_of(rows_of("resnet", "densenet"), experts=2)
+    seconds = {task.name: 1.0 for task in tasks} | {"expert-densenet-1": 5.0, tasks[1].name: 4.0}
+    assert lower_bound(tasks, seconds, 1) == 13
+    assert lower_bound(tasks, seconds, 4) == 9
+    assert lower_bound([], {}, 4) == 0
+
+
+def test_a_schedule_of_what_is_left(clock: Clock) -> None:
+    """Experts that aren't among the tasks are done."""
+    tasks = [task for task in tasks_of(rows_of("resnet", "densenet")) if task.kind == "row"]
+    runs = simulate(tasks, {task.name: 3.0 for task in tasks}, 2)
+    assert [(run.rank, run.start, run.end) for run in runs] == [(0, 0, 3), (1, 0, 3)]
+    assert simulate([], {}, 2) == []
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [(1, 28), (4, 7)])
+def test_ranks_share_the_tasks(ranks: int, expected: float) -> None:
+    """Four rows of 3 s, each after four experts of 1 s."""
+    tasks = tasks_of(rows_of(*MODELS), experts=4)
+    seconds = {task.name: 3.0 if task.kind == "row" else 1.0 for task in tasks}
+    assert max(run.end for run in simulate(tasks, seconds, ranks)) == expected
+
+
+# ------------------------------------------------------------------ everything once, again
 
 
 @settings(max_examples=100, deadline=None)

@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,20 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
-from torch.distributed import HashStore
 
-from fusionrun import assignment
-from fusionrun.assignment import Queue, Task, make_rows, make_tasks
+from fusionrun.assignment import Task
 from fusionrun.cli import main
 from fusionrun.components import load_component
 from fusionrun.config import load_recipe
 from fusionrun.distributed import LaunchError, Place, read_place
 from fusionrun.doctor import checks, estimate, examination, inspection, rehearsal
 from fusionrun.doctor.checks import Finding
-from fusionrun.doctor.estimate import launch_seconds
 from fusionrun.doctor.rehearsal import Timing
 from fusionrun.doctor.tables import duration, estimates_table, findings_table, verdict
 from fusionrun.execution import Workplace, open_workplace, train_expert, train_row
@@ -694,63 +689,6 @@ def test_ranks_that_share_a_gpu(
     memory = only(numbers.findings, "memory")
     assert memory.state == state and "8.0 GiB free on a GPU" in memory.found
     assert numbers.rows[0].epoch_seconds == pytest.approx(crowd * (28 + 4 / 3))
-
-
-# ------------------------------------------------------------------ how long a launch takes
-
-
-def tasks_of(rows: int, experts: int) -> tuple[Task, ...]:
-    entries = [(f"model{i}", "f", None, None) for i in range(rows)]
-    return make_tasks(
-        make_rows(entries, seed=1, alpha=1),
-        num_experts=experts,
-        expert_epochs=1,
-        fusion_epochs=1,
-        expert_cost=lambda model: 1,
-        row_cost=lambda model: 3,
-    )
-
-
-@pytest.mark.parametrize(("ranks", "expected"), [(1, 28), (2, 16), (4, 7)])
-def test_ranks_share_the_tasks(ranks: int, expected: float) -> None:
-    """Four rows of 3 s, each after four experts of 1 s."""
-    tasks = tasks_of(4, 4)
-    seconds = {task.name: task.cost for task in tasks}
-    assert launch_seconds(tasks, seconds, ranks) == expected
-
-
-def seconds_of_a_real_queue(tasks: Sequence[Task], seconds: dict[str, float], ranks: int) -> float:
-    """The same by the queue that ranks really claim from, an owner's head start left out."""
-    store = HashStore()
-    queues = [Queue(tasks, store, rank, ranks) for rank in range(ranks)]
-    running: dict[int, tuple[float, Task]] = {}
-    now = 0.0
-    while True:
-        for rank, queue in enumerate(queues):
-            if rank not in running and (task := queue.next()) is not None:
-                running[rank] = now + seconds[task.name], task
-        if not running:
-            return now
-        now = min(end for end, _ in running.values())
-        for rank in [rank for rank, (end, _) in running.items() if end == now]:
-            queues[rank].close(running.pop(rank)[1], "done")
-
-
-def test_a_row_whose_experts_are_done_starts_at_once() -> None:
-    tasks = [task for task in tasks_of(2, 4) if task.kind == "row"]
-    assert launch_seconds(tasks, {task.name: 3.0 for task in tasks}, 2) == 3
-    assert launch_seconds([], {}, 2) == 0
-
-
-@given(costs=st.lists(st.floats(0.1, 100), min_size=9, max_size=9), ranks=st.integers(1, 12))
-@settings(max_examples=40, deadline=None)
-def test_the_schedule_is_the_queues(costs: Sequence[float], ranks: int) -> None:
-    tasks = tasks_of(3, 2)
-    seconds = {task.name: cost for task, cost in zip(tasks, costs, strict=True)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assignment, "OWNER_SECONDS", 0.0)
-        expected = seconds_of_a_real_queue(tasks, seconds, ranks)
-    assert launch_seconds(tasks, seconds, ranks) == pytest.approx(expected)
 
 
 # ------------------------------------------------------------------ the part that train runs

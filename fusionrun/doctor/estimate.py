@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fusionrun.assignment import Row, Task
+from fusionrun.assignment import Row, Task, simulate
 from fusionrun.doctor.checks import Finding, plural, size, split_message, weight_bytes
 from fusionrun.doctor.rehearsal import Timing, time_task
 from fusionrun.execution import Workplace
@@ -70,7 +70,7 @@ def estimate(
     total = None
     known = {name: value for name, value in spent.items() if value is not None}
     if len(known) == len(spent):
-        total = launch_seconds(tasks, known, ranks)
+        total = max((run.end for run in simulate(tasks, known, ranks)), default=0.0)
     rows = [
         _row_estimate(work, task, timings, spent, crowd) for task in work.study.tasks if task.row
     ]
@@ -169,34 +169,6 @@ def _crowding(work: Workplace, busy: int) -> float:
     if work.device.type == "cuda":
         return max(1.0, busy / torch.cuda.device_count())
     return max(1.0, busy * work.threads / len(os.sched_getaffinity(0)))
-
-
-def launch_seconds(tasks: Sequence[Task], seconds: Mapping[str, float], ranks: int) -> float:
-    """When the last of `tasks` ends if ranks claim them as assignment.Queue lets them.
-
-    Its own row and what that needs first, then the longest expected; needs that aren't among
-    `tasks` are done.
-    """
-    rows = {task.row.index: task for task in tasks if task.row is not None}
-    open_tasks = {task.name: task for task in tasks}
-    ends: dict[str, float] = {}  # of the tasks that were started
-    free = [(0.0, rank) for rank in range(ranks)]  # a heap
-    while open_tasks:
-        now, rank = heapq.heappop(free)
-        own = {rows[rank].name, *rows[rank].needs} if rank in rows else set()
-        ready = [
-            task
-            for task in open_tasks.values()
-            if all(need not in open_tasks and ends.get(need, 0.0) <= now for need in task.needs)
-        ]
-        if ready:
-            task = min(ready, key=lambda t: (t.name not in own, -t.cost, t.index))
-            del open_tasks[task.name]
-            ends[task.name] = now + seconds[task.name]
-            heapq.heappush(free, (ends[task.name], rank))
-        else:  # wait for the next task to end
-            heapq.heappush(free, (min(end for end in ends.values() if end > now), rank))
-    return max(ends.values(), default=0.0)
 
 
 # ---------------------------------------------------------------- memory
