@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from fusionrun.status import ENDED, RankView, Snapshot, TaskView
+from fusionrun.status import ENDED, RankState, RankView, Snapshot, TaskView
 
 STOP_HINT = "Ctrl-C once: stop at the next step with a checkpoint; same command continues"
 SILENT_SECONDS = 10.0  # heartbeats come every second or so; younger ones are not worth a word
@@ -91,6 +91,22 @@ def milestone(task: TaskView) -> str:
     return ", ".join(parts)
 
 
+def closing_lines(snapshot: Snapshot) -> list[str]:
+    """What the launch's ranks got done side by side, and how long each had nothing to do."""
+    work = sum(rank.busy_seconds for rank in snapshot.ranks)
+    if work == 0 or snapshot.elapsed <= 0:
+        return []
+    idle = (
+        f"rank {rank.rank} {100 * max(1 - rank.busy_seconds / snapshot.elapsed, 0):.0f} %"
+        for rank in snapshot.ranks
+    )
+    return [
+        f"work {_duration(work)}, makespan {_duration(snapshot.elapsed)}: speed-up "
+        f"{work / snapshot.elapsed:.2f} over one task after another at the same pace",
+        f"idle (start-up included): {', '.join(idle)}",
+    ]
+
+
 def printable(text: str, *, ascii_only: bool = False) -> str:
     """`text` with nothing that moves a cursor, changes a colour or can't be encoded; as long."""
     text = _CONTROL.sub(" ", text).encode(errors="replace").decode()
@@ -139,6 +155,7 @@ def _head(snapshot: Snapshot, width: int) -> list[Text]:
             snapshot.output_dir,
             snapshot.device,
             f"{_plural(snapshot.world_size, 'rank')} × {_plural(snapshot.threads, 'thread')}",
+            _plural(snapshot.nodes, "node") if snapshot.nodes > 1 else "",
             f"Slurm job {snapshot.job_id}" if snapshot.job_id else "",
             _plural(snapshot.restarts, "restart") if snapshot.restarts else "",
         )
@@ -197,6 +214,8 @@ def _rank_notes(snapshot: Snapshot, ranks: Sequence[RankView]) -> list[tuple[str
     starting = [rank for rank in ranks if rank.state == "starting"]
     if starting and snapshot.state == "running":
         notes.append((f"{len(starting)} of {_plural(snapshot.world_size, 'rank')} starting", "dim"))
+    if snapshot.state == "running":
+        notes += _unoccupied(ranks)
     for rank in ranks:
         doing = f" ({rank.task})" if rank.task else ""
         if silence := _silence(rank):
@@ -204,6 +223,22 @@ def _rank_notes(snapshot: Snapshot, ranks: Sequence[RankView]) -> list[tuple[str
         if rank.note and rank.note not in told:
             style = "red" if rank.state == "failed" else "yellow"
             notes.append((f"! rank {rank.rank}{doing}: {_plain(rank.note)}", style))
+    return notes
+
+
+def _unoccupied(ranks: Sequence[RankView]) -> list[tuple[str, str]]:
+    """Which ranks have nothing to do, and why."""
+    reasons: tuple[tuple[RankState, str], ...] = (
+        ("idle", "idle: no task can start yet"),
+        ("finished", "finished: all tasks are taken"),
+    )
+    notes = []
+    for state, reason in reasons:
+        numbers = [str(rank.rank) for rank in ranks if rank.state == state]
+        if numbers:
+            notes.append(
+                (f"{'rank' if len(numbers) == 1 else 'ranks'} {', '.join(numbers)} {reason}", "dim")
+            )
     return notes
 
 

@@ -131,6 +131,18 @@ def _add_train(verbs: Any) -> None:
         help="experts' checkpoints: a folder with <model>/expert_<k>_best.pth, or <model> itself",
     )
     verb.add_argument("--output_dir", help="where everything of this run goes")
+    verb.add_argument(
+        "--only",
+        action="append",
+        metavar="PATTERN",
+        help="of the recipe's rows those whose model/fusion fits, e.g. 'densenet/*' or "
+        "'*/TransformerBase-seed7'; can be given again",
+    )
+    verb.add_argument(
+        "--rerun",
+        choices=["failed"],
+        help="only the rows that failed in the last launch; without it, all that isn't done",
+    )
     verb.add_argument("--epochs", type=int, help="epochs of fusion training")
     verb.add_argument("--batch_size", type=int, help="batch size of fusion training")
     verb.set_defaults(command=_train)
@@ -205,7 +217,10 @@ def _train(options: argparse.Namespace, place: Place) -> int:
     from fusionrun.runner import run
     from fusionrun.study import plan_study
 
-    return run(plan_study(recipe, str(path)), place, make_console())
+    study = plan_study(recipe, str(path))
+    if options.only:
+        study = study.matching(options.only)
+    return run(study, place, make_console(), only_failed=options.rerun == "failed")
 
 
 def make_console() -> Console:
@@ -220,6 +235,7 @@ def _preset(options: argparse.Namespace) -> dict[str, Any]:
         raise RecipeError("--model and --fusion_type belong together: found only one of them")
     if options.model is not None:
         preset["rows"] = [{"model": options.model, "fusion": options.fusion_type}]
+        preset["grid"] = None
     if options.checkpoint_dir is not None:
         folder = Path(options.checkpoint_dir)
         inside = options.model is not None and folder.name == options.model

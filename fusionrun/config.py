@@ -6,6 +6,7 @@ The runner reads a recipe once; everything below it takes plain arguments.
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import math
 import signal
 import types
@@ -61,6 +62,38 @@ class RowConfig:
 
     def __post_init__(self) -> None:
         _require_not_negative(self, "seed", "alpha")
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """Rows as a product: every model with every fusion, seed and alpha."""
+
+    models: tuple[str, ...]
+    fusions: tuple[str, ...]
+    seeds: tuple[int, ...] = ()  # none: the recipe's seed
+    alphas: tuple[float, ...] = ()  # none: fusion.alpha
+
+    def __post_init__(self) -> None:
+        for name in ("models", "fusions", "seeds", "alphas"):
+            values = getattr(self, name)
+            for index, value in enumerate(values):
+                _require(value not in values[:index], f"{name}.{index}", value, "each one once")
+        for name in ("models", "fusions"):
+            _require(len(getattr(self, name)) > 0, name, [], "at least one")
+        for name in ("seeds", "alphas"):
+            for index, value in enumerate(getattr(self, name)):
+                _require(value >= 0, f"{name}.{index}", value, "0 or more")
+
+    def rows(self) -> list[RowConfig]:
+        """The product, models first: neighbours differ in their model, as ranks begin best."""
+        seeds: tuple[int | None, ...] = self.seeds or (None,)
+        alphas: tuple[float | None, ...] = self.alphas or (None,)
+        return [
+            RowConfig(model, fusion, seed, alpha)
+            for seed, alpha, fusion, model in itertools.product(
+                seeds, alphas, self.fusions, self.models
+            )
+        ]
 
 
 @dataclass(frozen=True)
@@ -214,7 +247,8 @@ class Recipe:
     """A study: what to train, on what, how."""
 
     output_dir: str
-    rows: tuple[RowConfig, ...]
+    rows: tuple[RowConfig, ...] = ()
+    grid: GridConfig | None = None  # more rows, after those: all combinations not listed there
     seed: int = 42  # of initialisation, order of batches, augmentation and dropout
     data: DataConfig = field(default_factory=DataConfig)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)  # architecture: arguments
@@ -227,7 +261,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require(bool(self.output_dir.strip()), "output_dir", self.output_dir, "a folder")
-        _require(len(self.rows) > 0, "rows", [], "at least one {model: ..., fusion: ...}")
+        _require(
+            bool(self.rows or self.grid),
+            "rows",
+            [],
+            "at least one {model: ..., fusion: ...}, or a grid",
+        )
         _require_not_negative(self, "seed")
         seen: dict[tuple[object, ...], int] = {}
         for index, row in enumerate(self.rows):
@@ -235,6 +274,13 @@ class Recipe:
             if first != index:
                 problem = f"is the same experiment as rows.{first}; give it another seed or alpha"
                 raise _FieldError(f"rows.{index}", problem)
+
+    def all_rows(self) -> tuple[RowConfig, ...]:
+        """The rows that are listed, then those that the grid adds."""
+        rows = {self._identity(row): row for row in self.rows}
+        for row in self.grid.rows() if self.grid else []:
+            rows.setdefault(self._identity(row), row)
+        return tuple(rows.values())
 
     def _identity(self, row: RowConfig) -> tuple[object, ...]:
         seed = self.seed if row.seed is None else row.seed

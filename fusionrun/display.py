@@ -56,6 +56,7 @@ class Display:
         self._live = _live(self._console) if _is_terminal(self._console) else None
         self._next_summary = time.monotonic() + self._summary_seconds
         self._states: dict[str, str] = {}  # of the tasks at the last tick
+        self._closing: list[str] = []  # what there is to say at the end
         self._notice = ""  # why the status file couldn't be written
         self._reported: set[str] = set()
         self._done = threading.Event()
@@ -76,6 +77,8 @@ class Display:
         self._tick(last=True)
         if self._live:
             self._live.stop()
+        for line in self._closing:
+            _print_plain(self._console, line)
 
     def _run(self) -> None:
         while not self._done.is_set():
@@ -99,6 +102,7 @@ class Display:
     def _show(self, last: bool) -> None:
         snapshot = self._observe()
         self._store(snapshot)
+        self._closing = board.closing_lines(snapshot)
         if self._live:
             self._draw(self._live, snapshot, last)
         elif last or time.monotonic() >= self._next_summary:

@@ -26,8 +26,9 @@ class Place:
     world_size: int
     local_rank: int
     local_world_size: int
-    restarts: int  # of this node's workers by torchrun
+    restarts: int  # of this node's workers by torchrun, and of the job by Slurm
     job_id: str | None  # Slurm's
+    nodes: int = 1  # machines of the launch
 
     @property
     def host(self) -> str:
@@ -69,6 +70,7 @@ def read_place(environ: Mapping[str, str]) -> Place:
         local_world_size=local_world_size,
         restarts=number(0, "TORCHELASTIC_RESTART_COUNT") + number(0, "SLURM_RESTART_COUNT"),
         job_id=environ.get("SLURM_JOB_ID"),
+        nodes=number(1, "GROUP_WORLD_SIZE"),
     )
 
 
@@ -123,9 +125,7 @@ def choose_device(place: Place, wanted: str) -> "torch.device":
                 "CUDA_VISIBLE_DEVICES, or set runtime.device=auto"
             )
         return torch.device("cpu")
-    device = torch.device("cuda", place.local_rank % count)
-    torch.cuda.set_device(device)
-    return device
+    return torch.device("cuda", place.local_rank % count)
 
 
 def divide_threads(place: Place, wanted: int | None) -> int:

@@ -1,9 +1,10 @@
 """How a rank executes a task: an expert's training, or a row's, from weights to saved results."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ class Workplace:
     images: Tensor  # training images (N, 3, H, W) uint8, on the device
     labels: Tensor  # (N,) int64, on the device
     splits: Splits
+    launch: Mapping[str, Any]  # who works here, for the manifests
     stop_requested: Callable[[], bool]
 
     @property
@@ -127,9 +129,12 @@ def open_workplace(
     threads: int,
     *,
     progress: Callable[[str], None],
+    launch: Mapping[str, Any] = MappingProxyType({}),
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Workplace:
     """Load the study's data onto the device. Raises DataError."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # from here on this process holds memory there
     deterministic = study.recipe.runtime.deterministic
     if deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -144,6 +149,7 @@ def open_workplace(
         images=data.train_images.to(device),
         labels=data.train_labels.to(device),
         splits=splits,
+        launch=launch,
         stop_requested=stop_requested,
     )
 
@@ -263,6 +269,7 @@ def train_row(work: Workplace, task: Task, reporter: TaskReporter) -> None:
         "weights": state_hash(best.state),
         "threads": work.threads,
         "device": str(work.device),
+        "launch": dict(work.launch),
         "validation": {
             "fused": selected.val_accuracies[0],
             "experts": selected.val_accuracies[1:],

@@ -58,6 +58,11 @@ class Layout:
         """Bookkeeping for fusionrun alone: heartbeats, outcomes, experts' resume state."""
         return self.output_dir / ".fusionrun"
 
+    @property
+    def selection(self) -> Path:
+        """The rows that `--rerun failed` found, for the launch's restarts."""
+        return self.state / "selection.json"
+
     def heartbeat(self, rank: int) -> Path:
         return self.state / "ranks" / f"{rank}.json"
 

@@ -31,14 +31,7 @@ class TaskReporter:
         self._log = log
         self._device = device
         self._scalar_logs: list[ScalarLog] | None = None
-        self._begin()
-
-    def _begin(self) -> None:
-        record = self._record
-        for name, value in vars(Record()).items():
-            if name not in ("beat", "pulse", "state", "task"):
-                setattr(record, name, value)
-        record.task, record.state = self._task.index, "working"
+        record.begin(task.index)
 
     def message(self, text: str) -> None:
         self._record.pulse += 1

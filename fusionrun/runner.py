@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from fusionrun.analysis.results import collect_results, results_table, write_results
-from fusionrun.assignment import Queue, Task
+from fusionrun.analysis.results import collect_results, results_tables, write_results
+from fusionrun.assignment import Queue, Row, Task
 from fusionrun.config import dump_recipe
 from fusionrun.data.datasets import DataError
 from fusionrun.display import Display
@@ -53,6 +53,7 @@ from fusionrun.status import (
     Outcome,
     Record,
     Snapshot,
+    read_heartbeat,
     read_outcome,
     write_outcome,
 )
@@ -85,16 +86,19 @@ class Stop:
         self.signal = self.signal or number
 
 
-def run(study: Study, place: Place, console: Console) -> int:
-    """Work on `study` as the rank that `place` says; returns the launch's exit status."""
+def run(study: Study, place: Place, console: Console, *, only_failed: bool = False) -> int:
+    """Work on `study` as the rank that `place` says; returns the launch's exit status.
+
+    With `only_failed`, on the rows alone that failed in the last launch.
+    """
     die_with_parent()
     stop = Stop()
     stop.listen(study.recipe.runtime.stop_signals)
     store = join(place)
-    device, lock = _open_launch(study, place)
+    device, lock, study = _open_launch(study, place, only_failed)
     threads = divide_threads(place, study.recipe.runtime.threads)
     queue = Queue(study.tasks, store, place.rank, place.world_size)
-    record = Record()
+    record = Record(host=place.host)
     channel = Channel(
         place,
         record,
@@ -128,12 +132,14 @@ def run(study: Study, place: Place, console: Console) -> int:
     return status
 
 
-def _open_launch(study: Study, place: Place) -> tuple[torch.device, TextIO | None]:
-    """This rank's device, and on rank 0 the lock on the output directory.
+def _open_launch(
+    study: Study, place: Place, only_failed: bool
+) -> tuple[torch.device, TextIO | None, Study]:
+    """This rank's device, on rank 0 the lock on the output directory, and what is to be done.
 
     Raises LaunchError on every rank when any rank can't start: all leave together.
     """
-    device, lock, problem = torch.device("cpu"), None, ""
+    device, lock, problem, rows = torch.device("cpu"), None, "", list(study.rows)
     try:
         device = choose_device(place, study.recipe.runtime.device)
         _check_packages(study)
@@ -141,19 +147,36 @@ def _open_launch(study: Study, place: Place) -> tuple[torch.device, TextIO | Non
             if place.restarts == 0:  # what has run once needs no second look
                 require_startable(study, place, _warn)
             lock = _lock(study, place)
+            if only_failed:
+                rows = _failed_rows(study, is_first_attempt=place.restarts == 0)
             _prepare_output(study, first_attempt=place.restarts == 0)
     except LaunchError as error:
         problem = str(error)
     except OSError as error:
         problem = f"{error.filename or study.layout.output_dir}: {error.strerror or error}"
-    problems = [problem]
+    told: list[tuple[str, list[Row]]] = [(problem, rows)]
     if place.is_distributed:
-        problems = [""] * place.world_size
-        dist.all_gather_object(problems, problem)
-    for rank, text in enumerate(problems):
+        told = told * place.world_size
+        dist.all_gather_object(told, told[0])
+    for rank, (text, _) in enumerate(told):
         if text:
             raise LaunchError(text if rank == 0 else f"rank {rank}: {text}")
-    return device, lock
+    return device, lock, study.only(told[0][1]) if only_failed else study
+
+
+def _failed_rows(study: Study, *, is_first_attempt: bool) -> list[Row]:
+    """The rows that failed in the last launch; its restarts go on with those it began with."""
+    path = study.layout.selection
+    if is_first_attempt or not path.exists():
+        outcomes = {row.index: read_outcome(study.layout.outcome(row.name)) for row in study.rows}
+        failed = [index for index, found in outcomes.items() if found and found.state == "failed"]
+        if not failed:
+            raise LaunchError(
+                f"{study.layout.output_dir}: no row failed in the last launch, so --rerun failed "
+                f"has nothing to do; without it, everything that isn't done is run"
+            )
+        write_json(path, failed)
+    return [study.rows[index] for index in json.loads(path.read_text())]
 
 
 def _warn(text: str) -> None:
@@ -283,16 +306,9 @@ def _work(
     try:
         for task in study.tasks:
             if is_reusable(study, task):
-                queue.close(task, "done")
-        work = open_workplace(
-            study,
-            device,
-            threads,
-            progress=lambda text: _note(record, stop, text),
-            stop_requested=stop.requested,
-        )
-        record.note = ""
-        _take_tasks(work, place, queue, record, stop)
+                found = read_outcome(study.layout.outcome(task.name))
+                queue.close(task, "done", found.seconds if found else None)
+        _take_tasks(study, place, queue, record, stop, device, threads)
         record.state = "stopped" if stop.requested() else "finished"
     except StopRequested:
         record.state = "stopped"
@@ -309,11 +325,27 @@ def _note(record: Record, stop: Stop, text: str) -> None:
         raise StopRequested
 
 
-def _take_tasks(work: Workplace, place: Place, queue: Queue, record: Record, stop: Stop) -> None:
+def _take_tasks(
+    study: Study,
+    place: Place,
+    queue: Queue,
+    record: Record,
+    stop: Stop,
+    device: torch.device,
+    threads: int,
+) -> None:
     """Claim and execute tasks until none is left or a stop is asked for."""
+    work = None
     while not stop.requested():
         task = queue.next()
         if task is not None:
+            try:  # only now: a rank that finds nothing to do needs no data
+                work = work or _open_workplace(study, place, record, stop, device, threads)
+            except StopRequested:
+                raise
+            except Exception as error:
+                queue.close(task, _in_words(error))  # other ranks wait for it
+                raise
             _execute(work, place, queue, task, record)
         elif queue.exhausted:
             return
@@ -323,10 +355,32 @@ def _take_tasks(work: Workplace, place: Place, queue: Queue, record: Record, sto
             time.sleep(0.2)
 
 
+def _open_workplace(
+    study: Study, place: Place, record: Record, stop: Stop, device: torch.device, threads: int
+) -> Workplace:
+    launch = {
+        "job_id": place.job_id,
+        "nodes": place.nodes,
+        "restarts": place.restarts,
+        "rank": place.rank,
+        "host": place.host,
+    }
+    work = open_workplace(
+        study,
+        device,
+        threads,
+        progress=lambda text: _note(record, stop, text),
+        launch=launch,
+        stop_requested=stop.requested,
+    )
+    record.note = ""
+    return work
+
+
 def _execute(work: Workplace, place: Place, queue: Queue, task: Task, record: Record) -> None:
     """One task from claim to outcome; only a stop gets past this, a failure is the task's own."""
     layout = work.study.layout
-    trace = ""
+    trace, started = "", time.monotonic()
     try:
         outcome = _attempt(work, place, queue, task, record)
     except StopRequested:
@@ -337,6 +391,8 @@ def _execute(work: Workplace, place: Place, queue: Queue, task: Task, record: Re
         trace = traceback.format_exc()
         note = f"{type(error).__name__}: {error}; traceback in {layout.task_log(task.name)}"
         outcome = _failed(place, record, note)
+    finally:
+        record.busy_seconds += time.monotonic() - started
     try:
         if outcome.state == "failed":
             with TaskLog(layout.task_log(task.name), task.name) as log:
@@ -348,7 +404,7 @@ def _execute(work: Workplace, place: Place, queue: Queue, task: Task, record: Re
         # a full disk can't even hold the reason; the table gets it from the queue
         print(f"[{task.name}] {outcome.note}; {_in_words(error)}", file=sys.stderr, flush=True)
     record.task, record.note = -1, ""
-    queue.close(task, "done" if outcome.state == "done" else outcome.note)
+    queue.close(task, "done" if outcome.state == "done" else outcome.note, outcome.seconds)
 
 
 def _attempt(work: Workplace, place: Place, queue: Queue, task: Task, record: Record) -> Outcome:
@@ -420,7 +476,7 @@ def _verdict(study: Study, queue: Queue, records: Sequence[Record]) -> int | Non
         return ExitStatus.DONE
     if any(record.state == "stopped" for record in records):
         return ExitStatus.STOPPED
-    if all(record.state == "failed" for record in records):
+    if all(record.state == "failed" or record.busy_seconds == 0 for record in records):
         return ExitStatus.NOT_STARTED
     return ExitStatus.ROW_FAILED
 
@@ -449,10 +505,12 @@ def _write_results(study: Study) -> None:
 def _say_goodbye(study: Study, code: ExitStatus, record: Record, console: Console) -> None:
     """The last words on the terminal or in the job's output."""
     if code == ExitStatus.NOT_STARTED:
-        print(f"fusionrun: {record.note}", file=sys.stderr)
+        beats = [read_heartbeat(path) for path in study.layout.heartbeat(0).parent.glob("*.json")]
+        notes = [record.note, *(beat.note for beat in beats if beat and beat.state == "failed")]
+        print(f"fusionrun: {next(filter(None, notes), 'no rank could start')}", file=sys.stderr)
         return
     if code != ExitStatus.STOPPED:
-        console.print(results_table(collect_results(study), console.width))
+        console.print(results_tables(collect_results(study), console.width))
     words = {
         ExitStatus.DONE: "all rows done",
         ExitStatus.ROW_FAILED: "some tasks failed; the same command runs them again, and only them",

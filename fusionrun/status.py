@@ -61,8 +61,17 @@ class Record:
     images_per_second: float = NAN
     eta_seconds: float = NAN  # of the task
     memory_bytes: float = NAN  # of this process on its device
+    busy_seconds: float = 0.0  # spent on tasks in this launch
     experts: list[float] = field(default_factory=list)  # val accuracy of each expert, percent
-    note: str = ""  # travels by file only
+    note: str = ""  # travels by file only, as does the next one
+    host: str = ""
+
+    def begin(self, task: int) -> None:
+        """Work on the task with this index: its numbers start anew, the rank's go on."""
+        of_rank = ("beat", "pulse", "busy_seconds", "host")
+        for name, value in vars(Record(state="working", task=task)).items():
+            if name not in of_rank:
+                setattr(self, name, value)
 
     def to_vector(self, num_experts: int) -> torch.Tensor:
         """All numbers as one float64 vector, the same length on every rank."""
@@ -133,6 +142,8 @@ class RankView:
     memory_bytes: float | None
     note: str = ""
     still_seconds: float = 0.0  # since its work last went on
+    busy_seconds: float = 0.0  # spent on tasks in this launch
+    host: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +161,7 @@ class Snapshot:
     world_size: int
     threads: int
     device: str
+    nodes: int
     restarts: int
     job_id: str | None
     channel: str  # "" or why the gather no longer works
@@ -373,6 +385,7 @@ class Observer:
             eta_seconds=self._eta(tasks),
             progress=1 - sum(remaining) / total if total else 1.0,
             world_size=self._place.world_size,
+            nodes=self._place.nodes,
             restarts=self._place.restarts,
             job_id=self._place.job_id,
             channel=self._channel.broken,
@@ -387,7 +400,7 @@ class Observer:
         written = read_heartbeat(self._layout.heartbeat(rank))
         if gathered is None or written is None:
             return gathered or written
-        gathered.note = written.note
+        gathered.note, gathered.host = written.note, written.host
         return gathered if gathered.beat >= written.beat else written
 
     def _rank_view(self, rank: int, record: Record | None, now: float) -> RankView:
@@ -397,7 +410,17 @@ class Observer:
         age = self._age(rank, "beat", record.beat, now)
         still = self._age(rank, "pulse", record.pulse, now) if record.state == "working" else 0.0
         memory = known(record.memory_bytes)
-        return RankView(rank, record.state, name, age, memory, record.note, still)
+        return RankView(
+            rank,
+            record.state,
+            name,
+            age,
+            memory,
+            record.note,
+            still,
+            record.busy_seconds,
+            record.host,
+        )
 
     def _age(self, rank: int, what: str, count: float, now: float) -> float:
         """Seconds since the rank's count of `what` last changed."""

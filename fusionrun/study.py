@@ -1,8 +1,9 @@
 """A recipe made concrete: its rows, tasks and places, with every name it uses checked."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,29 @@ class Study:
     checkpoint_dir: Path  # of the experts before fusion
     splits_dir: Path
     rows: tuple[Row, ...]
-    tasks: tuple[Task, ...]
+    tasks: tuple[Task, ...]  # of this launch; a filter can leave some rows' out
+
+    def only(self, rows: Collection[Row]) -> "Study":
+        """The same study for a launch that works on `rows` alone, and on the experts they need."""
+        kept = [task for task in self.tasks if task.row in rows]
+        needed = {name for task in kept for name in task.needs}
+        kept += [task for task in self.tasks if task.name in needed]
+        return replace(self, tasks=tuple(replace(task, index=i) for i, task in enumerate(kept)))
+
+    def matching(self, patterns: Sequence[str]) -> "Study":
+        """The same study for a launch of the rows whose model/fusion fits one of the patterns.
+
+        Raises RecipeError for a pattern that fits none.
+        """
+        rows: list[Row] = []
+        names = {f"{row.model}/{row.variant}": row for row in self.rows}
+        for pattern in patterns:
+            found = [row for name, row in names.items() if fnmatchcase(name, pattern)]
+            if not found:
+                hint = nearest(pattern, names)
+                raise RecipeError(f"{self.name}: --only: {pattern!r} fits no row; {hint}")
+            rows += found
+        return self.only(rows)
 
     def model_arguments(self, model: str) -> dict[str, Any]:
         return self.recipe.models.get(model, {})
@@ -165,7 +188,7 @@ def plan_study(recipe: Recipe, name: str) -> Study:
     """
     _check_names(recipe, name)
     layout = Layout(_folder(f"{name}: output_dir", recipe.output_dir))
-    entries = [(row.model, row.fusion, row.seed, row.alpha) for row in recipe.rows]
+    entries = [(row.model, row.fusion, row.seed, row.alpha) for row in recipe.all_rows()]
     rows = make_rows(entries, seed=recipe.seed, alpha=recipe.fusion.alpha)
     work = _work_per_image(recipe, rows, name)
     data, experts, fusion = recipe.data, recipe.experts, recipe.fusion
@@ -204,6 +227,11 @@ def _check_names(recipe: Recipe, name: str) -> None:
     for index, row in enumerate(recipe.rows):
         check(f"rows.{index}.model", row.model, BUILDERS)
         check(f"rows.{index}.fusion", row.fusion, FUSIONS)
+    if recipe.grid is not None:
+        for index, model in enumerate(recipe.grid.models):
+            check(f"grid.models.{index}", model, BUILDERS)
+        for index, fusion in enumerate(recipe.grid.fusions):
+            check(f"grid.fusions.{index}", fusion, FUSIONS)
     for model, arguments in recipe.models.items():
         check(f"models.{model}", model, BUILDERS)
         for argument in arguments:
@@ -227,9 +255,13 @@ def _work_per_image(recipe: Recipe, rows: tuple[Row, ...], name: str) -> dict[st
         size = recipe.data.image_size
         with _blame(f"{name}: data.image_size: {model} can't take {size}x{size} images"):
             work[model] = multiply_accumulates(expert, size)
+    built: set[tuple[str, str]] = set()
     for row in rows:
-        with torch.device("meta"), _blame(f"{name}: rows.{row.index}.fusion"):
-            build_fusion(row.fusion, recipe.experts.count, feature_dims[row.model])
+        place = f"rows.{row.index}" if row.index < len(recipe.rows) else f"grid: {row.name}"
+        if (row.model, row.fusion) not in built:
+            with torch.device("meta"), _blame(f"{name}: {place}.fusion"):
+                build_fusion(row.fusion, recipe.experts.count, feature_dims[row.model])
+            built.add((row.model, row.fusion))
     return work
 
 

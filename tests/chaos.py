@@ -33,6 +33,7 @@ class Chaos:
     seed: int
     kills: int
     seconds: tuple[float, float] = (0.5, 6.0)  # between two kills
+    words: tuple[str, ...] = (*EPOCHS, *QUIET)
     done: dict[str, int] = field(default_factory=lambda: {"worker": 0, "agent": 0, "tree": 0})
     launches: int = 0
 
@@ -54,7 +55,7 @@ class Chaos:
     def _launch(self) -> subprocess.Popen[bytes]:
         with (self.folder / "output.txt").open("ab") as output:
             return subprocess.Popen(
-                ["bash", str(ROOT / "launch.sh"), "tiny.yaml", *EPOCHS, *QUIET],
+                ["bash", str(ROOT / "launch.sh"), "tiny.yaml", *self.words],
                 cwd=self.folder,
                 env=environment(PYTHON=sys.executable, MAX_RESTARTS="100"),
                 stdout=output,

@@ -10,8 +10,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from fusionrun.board import milestone, summary_lines, table
-from fusionrun.status import RankView, Record, Snapshot, TaskView, known
+from fusionrun.board import closing_lines, milestone, summary_lines, table
+from fusionrun.status import RankState, RankView, Record, Snapshot, TaskView, known
 
 MODELS = ("densenet", "resnet", "improved_wide_resnet", "resnext")
 FUSIONS = ("multiplicative", "multiplicativeAddition", "TransformerBase", "concatenation")
@@ -93,6 +93,7 @@ def snapshot(tasks: list[TaskView], **changes: Any) -> Snapshot:
         "world_size": 4,
         "threads": 8,
         "device": "cuda",
+        "nodes": 1,
         "restarts": 0,
         "job_id": None,
         "channel": "",
@@ -310,7 +311,7 @@ def test_height_limits_the_lines(name: str, height: int) -> None:
 
 
 def test_a_low_terminal_keeps_running_and_failed_rows() -> None:
-    lines = drawn(launches()["16 rows"], 100, height=16)
+    lines = drawn(launches()["16 rows"], 100, height=17)
     text = "\n".join(lines)
     assert sum("● running" in line and "/100" in line for line in lines) == 6
     assert sum("✗ failed" in line and "/100" in line for line in lines) == 1
@@ -390,3 +391,35 @@ def test_the_picture_survives_the_status_file() -> None:
     for shown in launches().values():
         again = Snapshot.from_json(json.loads(json.dumps(shown.to_json(), allow_nan=False)))
         assert drawn(again, 120) == drawn(shown, 120)
+
+
+# ------------------------------------------------------------------ how busy the ranks are
+
+
+def test_ranks_without_a_task_say_so() -> None:
+    states: list[tuple[RankState, str | None]] = [
+        ("working", row(0).name), ("idle", None), ("finished", None), ("finished", None)
+    ]  # fmt: skip
+    ranks = tuple(RankView(i, state, task, 0.1, None) for i, (state, task) in enumerate(states))
+    text = "\n".join(drawn(snapshot([row(0)], ranks=ranks), 100))
+    assert "rank 1 idle: no task can start yet" in text
+    assert "ranks 2, 3 finished: all tasks are taken" in text
+    ended = snapshot([row(0, "done")], ranks=ranks, state="done")
+    assert "idle" not in "\n".join(drawn(ended, 100))
+
+
+def test_the_last_lines_add_up_what_the_ranks_did() -> None:
+    busy = (90.0, 60.0, 45.0, 0.0)
+    ranks = tuple(
+        RankView(i, "finished", None, 0.1, None, busy_seconds=each) for i, each in enumerate(busy)
+    )
+    done = snapshot([row(0, "done")], ranks=ranks, elapsed=100.0, state="done")
+    work, idle = closing_lines(done)
+    assert "work 3m15s, makespan 1m40s: speed-up 1.95" in work
+    assert idle.endswith("rank 0 10 %, rank 1 40 %, rank 2 55 %, rank 3 100 %")
+    nothing = tuple(RankView(i, "finished", None, 0.1, None) for i in range(4))
+    assert closing_lines(snapshot([row(0, "done")], ranks=nothing)) == []
+
+
+def test_several_nodes_are_told() -> None:
+    assert "4 ranks × 8 threads · 2 nodes" in "\n".join(drawn(snapshot([row(0)], nodes=2), 100))

@@ -69,6 +69,18 @@ WRONG: list[tuple[str, str, str, str, str]] = [
     ("output_dir", '"a\\0b"', "output_dir", "'a\\x00b'", "printable"),
     ("output_dir", '"a\\nb"', "output_dir", "'a\\nb'", "printable"),
     ("rows", "[]", "rows", "[]", "at least one"),
+    ("grid", "{models: [a]}", "grid.fusions", "nothing", "expected a value"),
+    ("grid", "{models: [], fusions: [b]}", "grid.models", "[]", "at least one"),
+    ("grid", "{models: [a, a], fusions: [b]}", "grid.models.1", "'a'", "each one once"),
+    ("grid", "{models: [a], fusions: [b], seeds: [1, -2]}", "grid.seeds.1", "-2", "0 or more"),
+    ("grid", "{models: [a], fusions: [b], alphas: [x]}", "grid.alphas.0", "'x'", "a number"),
+    (
+        "grid",
+        "{models: [a], fusions: [b], seed: [1]}",
+        "grid.seed",
+        "'seed'",
+        "did you mean 'seeds'?",
+    ),
     ("rows", "null", "rows", "nothing", "a list"),
     ("rows", "{model: resnet, fusion: concatenation}", "rows", "a mapping", "a list"),
     ("rows", "[resnet]", "rows.0", "text", "fields of: model, fusion"),
@@ -157,7 +169,7 @@ def scalar(hint: Any) -> tuple[Any, bool]:
 
 
 NUMBERS = [path for path, hint in fields(Recipe) if scalar(hint)[0] in (int, float)]
-PLAIN = [path for path, hint in fields(Recipe) if path not in ("rows", "models")]
+PLAIN = [path for path, hint in fields(Recipe) if path not in ("rows", "grid", "models")]
 
 
 def test_the_fields_are_found() -> None:
@@ -240,6 +252,24 @@ def test_merged_mappings_are_no_duplicates(tmp_path: Path) -> None:
     models = "{resnext: {x: &a {growth: 4, stem: 8}, y: &b {<<: *a, stem: 4}}, resnet: {<<: *b}}"
     recipe = load(tmp_path, text_of(models=models))
     assert recipe.models["resnet"] == recipe.models["resnext"]["y"] == {"growth": 4, "stem": 4}
+
+
+def test_a_grid_is_every_combination_with_the_models_first(tmp_path: Path) -> None:
+    grid = "{models: [a, b], fusions: [c, d], seeds: [1, 2], alphas: [0.5]}"
+    recipe = load(tmp_path, text_of(rows="[]", grid=grid))
+    rows = recipe.all_rows()
+    found = [(row.model, row.fusion, row.seed, row.alpha) for row in rows]
+    assert found[:3] == [("a", "c", 1, 0.5), ("b", "c", 1, 0.5), ("a", "d", 1, 0.5)]
+    assert sorted(map(str, found)) == sorted(
+        str((model, fusion, seed, 0.5)) for model in "ab" for fusion in "cd" for seed in (1, 2)
+    )
+
+
+def test_a_grid_adds_what_is_not_listed(tmp_path: Path) -> None:
+    rows = "[{model: b, fusion: d}, {model: a, fusion: c, seed: 42}]"
+    recipe = load(tmp_path, text_of(rows=rows, grid="{models: [a, b], fusions: [c, d]}"))
+    assert recipe.all_rows()[:2] == recipe.rows
+    assert [(row.model, row.fusion) for row in recipe.all_rows()[2:]] == [("b", "c"), ("a", "d")]
 
 
 def test_equal_rows_that_differ_in_seed_or_alpha_are_different(tmp_path: Path) -> None:
@@ -605,7 +635,7 @@ def test_recipes_are_shipped() -> None:
 def test_every_shipped_recipe_can_be_planned(tmp_path: Path, path: Path) -> None:
     recipe = load_recipe(path)
     study = plan_study(recipe, str(path))
-    assert len(study.rows) == len(recipe.rows)
+    assert len(study.rows) == len(recipe.all_rows())
     assert all(task.cost > 0 for task in study.tasks)
     copy = tmp_path / "copy.yaml"
     copy.write_text(dump_recipe(recipe), encoding="utf-8")

@@ -55,6 +55,7 @@ def snapshot(state: Any = "running", *, updated: float | None = None) -> Snapsho
         world_size=2,
         threads=1,
         device="cpu",
+        nodes=1,
         restarts=0,
         job_id=None,
         channel="",

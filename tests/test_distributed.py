@@ -59,6 +59,11 @@ def test_without_torchrun_a_process_is_alone() -> None:
         assert not place.is_distributed
 
 
+def test_the_nodes_of_the_launch_are_counted() -> None:
+    assert read_place(TORCHRUN).nodes == 1
+    assert read_place({**TORCHRUN, "GROUP_WORLD_SIZE": "3"}).nodes == 3
+
+
 def test_slurms_restarts_count_too() -> None:
     slurm = {"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": "3"}
     place = read_place({**TORCHRUN, **slurm})
@@ -115,21 +120,12 @@ def test_peers_that_nobody_named(monkeypatch: pytest.MonkeyPatch, missing: str) 
 # ------------------------------------------------------------------ choose_device
 
 
-@pytest.fixture
-def chosen(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
-    """What is made the process's current GPU."""
-    devices: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
-    return devices
-
-
 @pytest.mark.parametrize("wanted", ["auto", "cuda"])
 @pytest.mark.parametrize(
     ("gpus", "expected"), [(1, [0, 0, 0, 0]), (2, [0, 1, 0, 1]), (4, [0, 1, 2, 3])]
 )
 def test_local_ranks_spread_over_the_gpus(
     monkeypatch: pytest.MonkeyPatch,
-    chosen: list[torch.device],
     wanted: str,
     gpus: int,
     expected: list[int],
@@ -137,33 +133,23 @@ def test_local_ranks_spread_over_the_gpus(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     devices = [choose_device(place_of(rank, 4), wanted) for rank in range(4)]
     assert devices == [torch.device("cuda", index) for index in expected]
-    assert chosen == devices
 
 
-def test_without_a_gpu_it_is_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, chosen: list[torch.device]
-) -> None:
+def test_without_a_gpu_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for rank in range(4):
         assert choose_device(place_of(rank, 4), "auto") == torch.device("cpu")
-    assert chosen == []
 
 
-def test_a_gpu_that_is_wanted_must_be_there(
-    monkeypatch: pytest.MonkeyPatch, chosen: list[torch.device]
-) -> None:
+def test_a_gpu_that_is_wanted_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(LaunchError, match=r"runtime\.device is cuda.*runtime\.device=auto"):
         choose_device(ALONE, "cuda")
-    assert chosen == []
 
 
-def test_the_cpu_is_taken_where_it_is_wanted(
-    monkeypatch: pytest.MonkeyPatch, chosen: list[torch.device]
-) -> None:
+def test_the_cpu_is_taken_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert choose_device(place_of(2, 4), "cpu") == torch.device("cpu")
-    assert chosen == []
 
 
 # ------------------------------------------------------------------ divide_threads

@@ -65,7 +65,7 @@ def leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, hint in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
             yield from leaves(typing.cast(type, hint), f"{prefix}{name}.")
-        elif f"{prefix}{name}" not in ("rows", "models"):
+        elif f"{prefix}{name}" not in ("rows", "grid", "models"):
             yield f"{prefix}{name}", hint
 
 
@@ -317,6 +317,51 @@ def test_a_recipe_overrides_the_published_settings_and_only_those_it_names(tmp_p
         assert study.fusion_defaults(fusion) == dataclasses.replace(
             FUSION_DEFAULTS[fusion], weight_decay=0, label_smoothing=0, augmentation="crop_flip"
         )
+
+
+def test_a_launch_can_do_some_of_the_rows(tmp_path: Path) -> None:
+    """They keep their names and costs; only the experts that they need are left."""
+    whole = plan(tmp_path)
+    some = whole.matching(["densenet/*"])
+    assert some.rows == whole.rows
+    names = ["task-1-densenet-TransformerBase", "expert-densenet-0", "expert-densenet-1"]
+    assert [task.name for task in some.tasks] == names
+    for index, left in enumerate(some.tasks):
+        assert left == dataclasses.replace(task(whole, left.name), index=index)
+        assert some.settings(left) == whole.settings(left)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "models"),
+    [
+        (["*"], ["resnet", "densenet"]),
+        (["densenet/*", "resnet/conc*"], ["resnet", "densenet"]),
+        (["*/TransformerBase"], ["densenet"]),
+        (["re[sx]net/concatenation", "resnet/*"], ["resnet"]),
+    ],
+)
+def test_patterns_are_the_shells(tmp_path: Path, patterns: list[str], models: list[str]) -> None:
+    tasks = plan(tmp_path).matching(patterns).tasks
+    assert [task.model for task in tasks if task.row] == models
+
+
+def test_a_pattern_that_fits_no_row_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"small\.yaml: --only: 'resnext/\*' fits no row; .*resnet"
+    ):
+        plan(tmp_path).matching(["resnet/*", "resnext/*"])
+
+
+@pytest.mark.parametrize(
+    ("grid", "place", "found"),
+    [
+        ("{models: [vgg], fusions: [concatenation]}", "grid.models.0", "vgg"),
+        ("{models: [resnet], fusions: [multiplicative, sum]}", "grid.fusions.1", "sum"),
+    ],
+)
+def test_names_in_a_grid_are_checked(tmp_path: Path, grid: str, place: str, found: str) -> None:
+    with pytest.raises(RecipeError, match=rf"small\.yaml: {place}: found '{found}'"):
+        plan(tmp_path, f"grid={grid}")
 
 
 def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

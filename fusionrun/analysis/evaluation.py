@@ -4,7 +4,7 @@ import sys
 
 from rich.console import Console
 
-from fusionrun.analysis.results import collect_results, results_table, write_results
+from fusionrun.analysis.results import collect_results, results_tables, write_results
 from fusionrun.assignment import Row
 from fusionrun.components import load_model, read_manifest
 from fusionrun.data.datasets import DataError
@@ -38,7 +38,7 @@ def evaluate(study: Study, place: Place, console: Console) -> int:
             print(f"fusionrun: {row.name}: {error}", file=sys.stderr)
     results = collect_results(study)
     write_results(study.layout, results)
-    console.print(results_table(results, console.width))
+    console.print(results_tables(results, console.width))
     return ExitStatus.DONE if complete else ExitStatus.ROW_FAILED
 
 

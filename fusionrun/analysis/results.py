@@ -4,8 +4,9 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
-from rich.console import Console
+from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
 
 from fusionrun.components import read_manifest
@@ -69,6 +70,15 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("before_mean_logits", "before: logits"),
     ("gain", "gain"),
 )
+HEADINGS = {**dict(COLUMNS), "seeds": "seeds"}
+SUMMARISED = (
+    "fused",
+    "best_expert",
+    "mean_probabilities",
+    "mean_logits",
+    "before_mean_logits",
+    "gain",
+)
 # what a narrow terminal can do without, first to go first; the files have everything
 DISPENSABLE = ("epoch", "val_accuracy", "before_mean_probabilities", "mean_probabilities")
 SVG_WIDTH = 150  # columns of the picture
@@ -98,6 +108,33 @@ def collect_results(study: Study) -> list[Result]:
     return results
 
 
+def over_seeds(results: Sequence[Result]) -> list[dict[str, str]]:
+    """Mean and sample standard deviation of the rows that differ in nothing but their seed."""
+    groups: dict[tuple[str, str, float], list[Result]] = {}
+    for result in results:
+        if result.fused is not None:
+            groups.setdefault((result.model, result.fusion_type, result.alpha), []).append(result)
+    return [
+        {
+            "model": model,
+            "fusion_type": fusion,
+            "alpha": f"{alpha:g}",
+            "seeds": str(len(group)),
+            **{column: _mean_and_sd(group, column) for column in SUMMARISED},
+        }
+        for (model, fusion, alpha), group in groups.items()
+        if len(group) > 1
+    ]
+
+
+def _mean_and_sd(group: Sequence[Result], column: str) -> str:
+    values = [value for result in group if (value := getattr(result, column)) is not None]
+    if len(values) < len(group):
+        return NOT_MEASURED
+    sign = "+" if column == "gain" else ""
+    return f"{fmean(values):{sign}.2f} ± {stdev(values):.2f}"
+
+
 def write_results(layout: Layout, results: Sequence[Result]) -> None:
     """results.csv, results.md and results.svg in the output directory."""
     write_text(layout.results("csv"), _as_csv(results))
@@ -105,8 +142,27 @@ def write_results(layout: Layout, results: Sequence[Result]) -> None:
     write_text(layout.results("svg"), _as_svg(results))
 
 
-def results_table(results: Sequence[Result], width: int) -> Table:
-    """The table for people, at most `width` columns wide where that is possible."""
+def results_tables(results: Sequence[Result], width: int) -> Group:
+    """For people: every row and, where rows differ in their seed, means over seeds."""
+    summaries = over_seeds(results)
+    tables = [_rows_table(results, width)]
+    if summaries:
+        tables.append(_seeds_table(summaries))
+    return Group(*tables)
+
+
+def _seeds_table(summaries: Sequence[dict[str, str]]) -> Table:
+    table = Table(title="Mean ± standard deviation over seeds", caption=SEEDS_CAPTION)
+    for column in summaries[0]:
+        justify: JustifyMethod = "left" if column in ("model", "fusion_type") else "right"
+        table.add_column(HEADINGS[column].replace(" ", "\n"), justify=justify, overflow="fold")
+    for summary in summaries:
+        table.add_row(*summary.values())
+    return table
+
+
+def _rows_table(results: Sequence[Result], width: int) -> Table:
+    """Every row, at most `width` columns wide where that is possible."""
     table = Table(title="Test accuracy in percent, read once", caption=CAPTION)
     names = max(len(result.model) + len(result.fusion_type) for result in results) + 7
     shown = _columns_that_fit(results, (width - names) // NUMBER_WIDTH)
@@ -152,12 +208,20 @@ def _as_csv(results: Sequence[Result]) -> str:
 
 
 def _as_markdown(results: Sequence[Result]) -> str:
-    shown = [entry for entry in COLUMNS if entry[0] != "task"]
-    lines = ["| " + " | ".join(heading for _, heading in shown) + " |"]
-    lines.append("|" + "|".join("---" if i < 2 else "--:" for i in range(len(shown))) + "|")
-    for result in results:
-        lines.append("| " + " | ".join(_cell(result, column) for column, _ in shown) + " |")
-    return "\n".join(lines) + "\n\n" + LEGEND + "\n"
+    columns = [column for column, _ in COLUMNS if column != "task"]
+    rows = [[_cell(result, column) for column in columns] for result in results]
+    text = _markdown_table(columns, rows) + f"\n{LEGEND}\n"
+    summaries = over_seeds(results)
+    if summaries:
+        rows = [list(summary.values()) for summary in summaries]
+        text += f"\n{_markdown_table(list(summaries[0]), rows)}\n{SEEDS_LEGEND}\n"
+    return text
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [[HEADINGS[column] for column in columns]]
+    lines.append(["---" if i < 2 else "--:" for i in range(len(columns))])
+    return "".join(f"| {' | '.join(line)} |\n" for line in [*lines, *rows])
 
 
 CAPTION = "before: the experts without any fusion training; gain: fused minus the best alternative"
@@ -169,8 +233,14 @@ LEGEND = (
     "validation. `gain`: fused minus the best alternative, in points."
 )
 
+SEEDS_CAPTION = "seeds of fusion training; the experts before it are the same"
+SEEDS_LEGEND = (
+    "Mean ± sample standard deviation over rows that differ in the seed of their fusion training "
+    "alone. They start from the same experts."
+)
+
 
 def _as_svg(results: Sequence[Result]) -> str:
     console = Console(record=True, width=SVG_WIDTH, file=io.StringIO(), force_terminal=True)
-    console.print(results_table(results, SVG_WIDTH))
+    console.print(results_tables(results, SVG_WIDTH))
     return console.export_svg(title="fusionrun")

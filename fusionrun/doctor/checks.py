@@ -295,7 +295,7 @@ def expert_paths(study: Study) -> dict[str, list[Path]]:
     count = study.recipe.experts.count
     return {
         model: [expert_file(study.checkpoint_dir, model, k) for k in range(count)]
-        for model in dict.fromkeys(row.model for row in study.rows)
+        for model in dict.fromkeys(task.model for task in study.tasks)
     }
 
 
