@@ -8,7 +8,7 @@ has_requirements() {
 import sys
 from importlib.util import find_spec
 needed = ("torch", "torchvision", "numpy", "tensorboard", "yaml", "rich")
-tools = ("pytest", "hypothesis", "ruff", "mypy", "wandb")
+tools = ("pytest", "hypothesis", "ruff", "mypy", "wandb", "scipy", "sklearn", "torchmetrics")
 sys.exit(0 if sys.version_info >= (3, 11) and all(map(find_spec, needed + tools)) else 1)
 PYTHON
 }

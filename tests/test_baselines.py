@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusionrun.analysis.baselines import accuracy, compare, mean_of_logits, mean_of_probabilities
+from fusionrun.analysis.baselines import accuracy, compare
 from fusionrun.analysis.cost import multiply_accumulates
+from fusionrun.analysis.metrics import mix_logits, mix_probabilities
 from fusionrun.experts import build_expert
 
 N, E, C = 300, 3, 5
@@ -99,17 +100,17 @@ def test_the_best_expert_is_not_chosen_on_these_images() -> None:
 def test_the_two_averages_are_different_things() -> None:
     """Two lukewarm experts against a sure one: probabilities limit what one of them can say."""
     logits = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 9.0]]])
-    assert int(mean_of_logits(logits).argmax()) == 1
-    assert int(mean_of_probabilities(logits).argmax()) == 1
+    assert int(mix_logits(logits).argmax()) == 1
+    assert int(mix_probabilities(logits).argmax()) == 1
     logits = torch.tensor([[[3.0, 0.0], [3.0, 0.0], [0.0, 9.0]]])
-    assert int(mean_of_logits(logits).argmax()) == 1
-    assert int(mean_of_probabilities(logits).argmax()) == 0
-    torch.testing.assert_close(mean_of_probabilities(logits).sum(dim=-1), torch.ones(1))
+    assert int(mix_logits(logits).argmax()) == 1
+    assert int(mix_probabilities(logits).argmax()) == 0
+    torch.testing.assert_close(mix_probabilities(logits).exp().sum(dim=-1), torch.ones(1).double())
 
 
-def test_huge_logits_do_not_break_the_mean_of_probabilities() -> None:
+def test_huge_logits_do_not_break_mix_probabilities() -> None:
     logits = torch.tensor([[[1000.0, 0.0], [0.0, -1000.0]]])
-    assert mean_of_probabilities(logits).tolist() == [[1.0, 0.0]]
+    assert mix_probabilities(logits).exp().tolist() == [[1.0, 0.0]]
 
 
 def test_accuracy_is_a_percentage() -> None:

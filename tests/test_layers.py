@@ -25,6 +25,10 @@ PARTS: dict[str, set[str]] = {
     "fusions": set(),
     "logs": {"files"},
     "training": {"data.loader", "files", "fusions", "seeds"},
+    "analysis.metrics": set(),
+    "analysis.calibration": {"analysis.metrics"},
+    "analysis.diversity": {"analysis.metrics"},
+    "analysis.significance": set(),
 }
 MAIN = "__main__"
 

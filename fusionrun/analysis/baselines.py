@@ -5,20 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fusionrun.analysis.metrics import mix_logits, mix_probabilities
+
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Percent of logits (N, C) (or probabilities) whose largest entry is the label (N,)."""
     return 100 * float((logits.argmax(dim=-1) == labels).double().mean())
-
-
-def mean_of_probabilities(expert_logits: Tensor) -> Tensor:
-    """Average of the experts' softmax: (N, E, C) -> (N, C)."""
-    return expert_logits.softmax(dim=-1).mean(dim=1)
-
-
-def mean_of_logits(expert_logits: Tensor) -> Tensor:
-    """Average of the experts' logits: (N, E, C) -> (N, C)."""
-    return expert_logits.mean(dim=1)
 
 
 def compare(
@@ -43,11 +35,11 @@ def compare(
     return {
         "fused": accuracy(logits[:, 0], labels),
         "best_expert": each[best],
-        "mean_probabilities": accuracy(mean_of_probabilities(experts), labels),
-        "mean_logits": accuracy(mean_of_logits(experts), labels),
+        "mean_probabilities": accuracy(mix_probabilities(experts), labels),
+        "mean_logits": accuracy(mix_logits(experts), labels),
         "before_best_expert": each_before[best_before],
-        "before_mean_probabilities": accuracy(mean_of_probabilities(before), labels),
-        "before_mean_logits": accuracy(mean_of_logits(before), labels),
+        "before_mean_probabilities": accuracy(mix_probabilities(before), labels),
+        "before_mean_logits": accuracy(mix_logits(before), labels),
         "experts": each,
         "before_experts": each_before,
     }
