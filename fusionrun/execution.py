@@ -215,6 +215,7 @@ def train_expert(work: Workplace, task: Task, reporter: TaskReporter) -> None:
     origin = {**work.about(task.model, expert, best), "settings": study.settings(task)}
     about = About(component="expert", expert=k, **origin)
     save_component(path, best.state, about)
+    trainer.resume_file.remove()
     reporter.message(f"saved {path} (weights {state_hash(best.state)[:12]})")
 
 

@@ -67,6 +67,7 @@ def test_four_ranks_write_exactly_the_fixed_file_set(four_ranks: Path) -> None:
     tasks = {name.removeprefix("logs/").removesuffix(".log") for name in visible if "logs/" in name}
     tasks = {name for name in tasks if name.startswith(("task-", "expert-"))}
     assert {name.split("/")[1] for name in events} == tasks
+    assert not list((out / ".fusionrun").rglob("*.pth"))  # saved experts need no resume state
 
 
 def test_every_row_of_the_csv_is_there_once(four_ranks: Path) -> None:

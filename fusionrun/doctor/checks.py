@@ -166,7 +166,7 @@ def expected_bytes(study: Study, ranks: int) -> dict[Path, int]:
     """{folder: bytes that the open tasks still add below it, at most}.
 
     A resume state is the weights, the best epoch's weights and the optimizer's state, in two
-    generations: an expert's stay, a row's older one goes when the row is done.
+    generations: when the task is done an expert's go, of a row's the older one.
     """
     kept, experts = 0, 0
     passing: list[int] = []  # only as many at a time as there are ranks
@@ -178,7 +178,7 @@ def expected_bytes(study: Study, ranks: int) -> dict[Path, int]:
         present = present_bytes(resume_path(study, task))
         if task.row is None:
             state = 2 * everything + learning  # SGD keeps one number a weight
-            kept += max(0, 2 * state - present)
+            passing.append(max(0, 2 * state - present))
             experts += everything
         else:
             state = 2 * everything + 2 * learning  # AdamW keeps two

@@ -99,3 +99,8 @@ class ResumeFile:
                     problem = problem or str(error)
                     self._damaged = self._damaged or path == self.path
         return None, problem
+
+    def remove(self) -> None:
+        """The task is done and what it made is saved: nothing is left to resume."""
+        for path in (self.path, self.previous):
+            path.unlink(missing_ok=True)
