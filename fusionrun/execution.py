@@ -189,6 +189,21 @@ def train_expert(work: Workplace, task: Task, reporter: TaskReporter) -> None:
     """Train one expert on its part of the data and save its best epoch."""
     study, k = work.study, task.expert
     assert k is not None
+    trainer = expert_trainer(work, task, reporter)
+    best = trainer.run()
+    path = expert_file(study.checkpoint_dir, task.model, k)
+    assert isinstance(trainer.model, Expert)
+    origin = {**work.about(task.model, trainer.model, best), "settings": study.settings(task)}
+    about = About(component="expert", expert=k, **origin)
+    save_component(path, best.state, about)
+    trainer.resume_file.remove()
+    reporter.message(f"saved {path} (weights {state_hash(best.state)[:12]})")
+
+
+def expert_trainer(work: Workplace, task: Task, reporter: TaskReporter) -> Trainer:
+    """What trains an expert: its network with new weights, its data, its optimizer."""
+    study, k = work.study, task.expert
+    assert k is not None
     defaults = study.expert_defaults(task.model)
     augmentation = study.expert_augmentation(task.model)
     seed = derive_seed(study.recipe.seed, task.model, k)
@@ -197,7 +212,7 @@ def train_expert(work: Workplace, task: Task, reporter: TaskReporter) -> None:
     expert = build_expert(task.model, len(work.data.classes), **arguments)
     work.settle(expert)
     groups = [Group.of("expert", [expert], defaults.lr, cosine_to_zero, HEAD_CLIP)]
-    trainer = _trainer(
+    return _trainer(
         work,
         task,
         reporter,
@@ -210,52 +225,22 @@ def train_expert(work: Workplace, task: Task, reporter: TaskReporter) -> None:
         smoothing=defaults.label_smoothing,
         seed=seed,
     )
-    best = trainer.run()
-    path = expert_file(study.checkpoint_dir, task.model, k)
-    origin = {**work.about(task.model, expert, best), "settings": study.settings(task)}
-    about = About(component="expert", expert=k, **origin)
-    save_component(path, best.state, about)
-    trainer.resume_file.remove()
-    reporter.message(f"saved {path} (weights {state_hash(best.state)[:12]})")
 
 
 def train_row(work: Workplace, task: Task, reporter: TaskReporter) -> None:
     """Train a row's experts, fusion module and global head together; save, test, record."""
     study, row = work.study, task.row
     assert row is not None
-    files = study.layout.row(row.model, row.variant)
-    seed = derive_seed(row.seed, row.model, row.fusion)
-    torch.manual_seed(derive_seed(seed, "weights"))
+    torch.manual_seed(derive_seed(_row_seed(row), "weights"))
     experts, sources = _load_experts(work, row.model)
-    defaults = study.fusion_defaults(row.fusion)
-    augmentation = study.fusion_augmentation(row.fusion)
-    fusion = build_fusion(row.fusion, len(experts), experts[0].feature_dim)
-    model = FusionModel(experts, fusion, len(work.data.classes))
     for source in sources:
         reporter.message(f"starts from {source}")
-    work.settle(model)
+    trainer = row_trainer(work, task, reporter, experts, sources)
     # read before training changes them: the alternative that costs no fusion training at all
     before = _experts_alone(work, experts, work.loader(work.splits.fusion_val, EVALUATION_BATCH))
-    frozen = list(experts) if study.recipe.fusion.freeze_experts else []
-    for expert in frozen:
-        expert.requires_grad_(False)
-    groups = _row_groups(study, row, model)
-    trainer = _trainer(
-        work,
-        task,
-        reporter,
-        model=model,
-        train=(work.splits.fusion_train, study.recipe.fusion.batch_size, augmentation),
-        validate=work.splits.fusion_val,
-        optimizer=adamw(groups, defaults.weight_decay),
-        groups=groups,
-        weights=head_weights(len(experts), row.alpha, work.device),
-        smoothing=defaults.label_smoothing,
-        seed=seed,
-        frozen=frozen,
-        experts_from=sources,
-    )
     best = trainer.run()
+    model = trainer.model
+    assert isinstance(model, FusionModel)
     model.load_state_dict(best.state)
     selected = trainer.history[best.epoch - 1]
     results = test_row(work, row, model, selected.val_accuracies[1:], before)
@@ -278,9 +263,56 @@ def train_row(work: Workplace, task: Task, reporter: TaskReporter) -> None:
         },
         "test": results,
     }
+    files = study.layout.row(row.model, row.variant)
     save_model(files, model, about, selected.val_accuracies[1:], manifest)
     trainer.resume_file.previous.unlink(missing_ok=True)
     reporter.message(f"saved {files.directory} (weights {state_hash(best.state)[:12]})")
+
+
+def _row_seed(row: Row) -> int:
+    return derive_seed(row.seed, row.model, row.fusion)
+
+
+def row_trainer(
+    work: Workplace,
+    task: Task,
+    reporter: TaskReporter,
+    experts: Sequence[Expert],
+    sources: Sequence[str],
+) -> Trainer:
+    """What trains a row: `experts` (from `sources`), a new fusion module and a global head.
+
+    Their new weights come from torch's generator as it stands.
+    """
+    study, row = work.study, task.row
+    assert row is not None
+    defaults = study.fusion_defaults(row.fusion)
+    fusion = build_fusion(row.fusion, len(experts), experts[0].feature_dim)
+    model = FusionModel(experts, fusion, len(work.data.classes))
+    work.settle(model)
+    frozen = list(experts) if study.recipe.fusion.freeze_experts else []
+    for expert in frozen:
+        expert.requires_grad_(False)
+    groups = _row_groups(study, row, model)
+    return _trainer(
+        work,
+        task,
+        reporter,
+        model=model,
+        train=(
+            work.splits.fusion_train,
+            study.recipe.fusion.batch_size,
+            study.fusion_augmentation(row.fusion),
+        ),
+        validate=work.splits.fusion_val,
+        optimizer=adamw(groups, defaults.weight_decay),
+        groups=groups,
+        weights=head_weights(len(experts), row.alpha, work.device),
+        smoothing=defaults.label_smoothing,
+        seed=_row_seed(row),
+        frozen=frozen,
+        experts_from=sources,
+    )
 
 
 def _trainer(

@@ -189,9 +189,13 @@ class Trainer:
         self._restore()
         self._clock = time.monotonic()
         while len(self.history) < self.epochs:
-            self._train_epoch(epoch=len(self.history))
-            self._finish_epoch()
+            self.run_epoch()
         return self.best
+
+    def run_epoch(self) -> None:
+        """Train the next epoch, or what a stop has left of it; validate, report, save if due."""
+        self._train_epoch(epoch=len(self.history))
+        self._finish_epoch()
 
     def _train_epoch(self, epoch: int) -> None:
         self.model.train()
@@ -200,16 +204,18 @@ class Trainer:
         set_rates(self.optimizer, self.groups, epoch, self.epochs)
         order = derive_seed(self.seed, "order", epoch)
         for batch in self.train_loader.training_batches(order, start_step=self._step):
-            self._train_step(batch)
+            self.train_step(batch)
             self._step += 1
             self._pulse()
 
-    def _train_step(self, batch: Batch) -> None:
+    def train_step(self, batch: Batch) -> Tensor:
+        """One update from a batch; returns the mean loss of every head (H,), on the device."""
         losses, hits = self._accumulate_gradients(batch)
         norm = clip_gradients(self.groups)
         self._guard(losses @ self.head_weights + norm)
         self.optimizer.step()
         self._meter.add(losses, hits, len(batch.labels))
+        return losses
 
     def _accumulate_gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(mean loss, hits) of every head, gradients of the whole batch left in the parameters.
@@ -280,7 +286,7 @@ class Trainer:
         self._check_finite()
         train_seconds = self._spend()
         losses, accuracies = self._meter.means()
-        val_losses, val_accuracies = self._validate()
+        val_losses, val_accuracies = self.validate()
         epoch = len(self.history)
         weights = self.head_weights.tolist()
         numbers = EpochNumbers(
@@ -305,7 +311,7 @@ class Trainer:
         if numbers.epoch % self.every_epochs == 0 or numbers.epoch == self.epochs or self._overdue:
             self._save()
 
-    def _validate(self) -> tuple[list[float], list[float]]:
+    def validate(self) -> tuple[list[float], list[float]]:
         """(plain cross-entropy, accuracy in percent) of every head on the validation part."""
         logits, labels = collect_logits(self.model, self.val_loader, bf16=self.bf16)
         targets = nn.functional.one_hot(labels, logits.shape[-1]).float()
