@@ -101,10 +101,13 @@ def _parser(place: Place) -> argparse.ArgumentParser:
 def _add_evaluate(verbs: Any) -> None:
     verb = verbs.add_parser(
         "evaluate",
-        help="measure a study's saved models again",
+        help="measure a study's saved models and their cheap alternatives",
         description="Load the components of every finished row of OUTPUT_DIR, verify them against "
-        "their manifests, measure them on the test set beside the cheap alternatives, and write "
-        "results.csv, results.md and results.svg. Exit status: 0 all rows measured, 3 not all.",
+        "their manifests and measure them on the test set beside the cheap alternatives: accuracy, "
+        "calibration, differences with intervals, what each expert brings, cost. Writes "
+        "evaluation.json, .md and .csv, results.csv, .md and .svg, and each row's predictions.npz, "
+        "which the next time is used again. Exit status: 0 all rows measured, 1 could not start or "
+        "write, 2 wrong recipe or command line, 3 not all rows.",
     )
     verb.add_argument("output_dir", metavar="OUTPUT_DIR")
     verb.set_defaults(command=_evaluate)

@@ -232,7 +232,7 @@ def train_row(work: Workplace, task: Task, reporter: TaskReporter) -> None:
     study, row = work.study, task.row
     assert row is not None
     torch.manual_seed(derive_seed(_row_seed(row), "weights"))
-    experts, sources = _load_experts(work, row.model)
+    experts, sources = load_experts(work, row.model)
     for source in sources:
         reporter.message(f"starts from {source}")
     trainer = row_trainer(work, task, reporter, experts, sources)
@@ -377,7 +377,7 @@ def _row_groups(study: Study, row: Row, model: FusionModel) -> list[Group]:
     return [group for group in groups if group.parameters]
 
 
-def _load_experts(work: Workplace, model: str) -> tuple[list[Expert], list[str]]:
+def load_experts(work: Workplace, model: str) -> tuple[list[Expert], list[str]]:
     """The experts as their own training left them, and where each comes from."""
     experts, sources = [], []
     for k in range(work.study.recipe.experts.count):
@@ -430,7 +430,7 @@ def test_row(
     """The one reading of the test set: fused, tuned experts, experts before tuning."""
     loader = work.test_loader(EVALUATION_BATCH)
     logits, labels = collect_logits(model, loader, bf16=work.bf16)
-    untuned, _ = _load_experts(work, row.model)
+    untuned, _ = load_experts(work, row.model)
     before = []
     for expert in untuned:
         work.settle(expert)

@@ -30,6 +30,11 @@ class RowFiles:
     def checkpoint(self) -> Path:
         return self.directory / "checkpoint.pth"
 
+    @property
+    def predictions(self) -> Path:
+        """Answers on the test and validation images, for `evaluate`."""
+        return self.directory / "predictions.npz"
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -93,6 +98,9 @@ class Layout:
 
     def results(self, suffix: str) -> Path:
         return self.output_dir / f"results.{suffix}"
+
+    def evaluation(self, suffix: str) -> Path:
+        return self.output_dir / f"evaluation.{suffix}"
 
 
 def expert_file(checkpoint_dir: Path, model: str, k: int) -> Path:

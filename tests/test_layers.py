@@ -29,6 +29,15 @@ PARTS: dict[str, set[str]] = {
     "analysis.calibration": {"analysis.metrics"},
     "analysis.diversity": {"analysis.metrics"},
     "analysis.significance": set(),
+    "analysis.xray": {"fusions"},
+    "analysis.comparison": {
+        "analysis.calibration",
+        "analysis.diversity",
+        "analysis.metrics",
+        "analysis.predictions",
+        "analysis.significance",
+    },
+    "analysis.summary": {"analysis.results"},
 }
 MAIN = "__main__"
 

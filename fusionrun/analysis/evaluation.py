@@ -1,53 +1,168 @@
-"""`evaluate OUTPUT_DIR`: every saved model, put together from its components, on the test set."""
+"""`evaluate OUTPUT_DIR`: every saved model, put together from its components, and its rivals."""
 
 import sys
+import time
+from datetime import datetime
+from typing import Any
 
+import torch
 from rich.console import Console
 
-from fusionrun.analysis.results import collect_results, results_tables, write_results
+from fusionrun import __version__
+from fusionrun.analysis.baselines import compare
+from fusionrun.analysis.comparison import compare_row, over_seeds
+from fusionrun.analysis.predictions import (
+    Predictions,
+    find_origin,
+    load_predictions,
+    predict,
+    save_predictions,
+)
+from fusionrun.analysis.results import collect_results, write_results
+from fusionrun.analysis.summary import CSV_COLUMNS, long_rows, markdown, tables
+from fusionrun.analysis.timing import measure_cost
 from fusionrun.assignment import Row
 from fusionrun.components import load_model, read_manifest
 from fusionrun.data.datasets import DataError
 from fusionrun.distributed import LaunchError, Place, choose_device, divide_threads
-from fusionrun.execution import Workplace, open_workplace, test_row
+from fusionrun.execution import Workplace, open_workplace
 from fusionrun.exit_status import ExitStatus
-from fusionrun.files import write_json
+from fusionrun.files import write_json, write_text
+from fusionrun.fusions import FusionModel
+from fusionrun.logs.csv import write_csv
 from fusionrun.study import Study
 from fusionrun.training.checkpoint import CheckpointError
+from fusionrun.training.loop import TaskError, check_settings
+
+FORMAT = 1
+# what stops one row and says nothing of the others; ValueError: answers that aren't finite
+ROW_PROBLEMS = (CheckpointError, TaskError, ValueError, OSError, torch.OutOfMemoryError)
 
 
 def evaluate(study: Study, place: Place, console: Console) -> int:
     """Measure every row that can be; returns 0 when that was all of them, else 3.
 
-    Raises LaunchError when the data or the device isn't there.
+    Raises LaunchError when the data or the device isn't there, or results can't be written.
     """
-    device = choose_device(place, study.recipe.runtime.device)
-    threads = divide_threads(place, study.recipe.runtime.threads)
     try:
         work = open_workplace(
-            study, device, threads, progress=lambda text: print(text, file=sys.stderr)
+            study,
+            choose_device(place, study.recipe.runtime.device),
+            divide_threads(place, study.recipe.runtime.threads),
+            progress=_say,
         )
-    except DataError as error:
+        rows = _evaluate_rows(work)
+        tree = {**_about(work), "rows": rows, "over_seeds": over_seeds(rows)}
+        _write(study, tree)
+    except (DataError, OSError) as error:
         raise LaunchError(str(error)) from None
-    complete = True
-    for row in study.rows:
+    console.print(tables(tree))
+    console.print(f"all of it: {study.layout.evaluation('json')}", markup=False, soft_wrap=True)
+    return ExitStatus.ROW_FAILED if any(row["problem"] for row in rows) else ExitStatus.DONE
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _about(work: Workplace) -> dict[str, Any]:
+    """What all rows have in common."""
+    study, data = work.study, work.data
+    return {
+        "format": FORMAT,
+        "study": study.name,
+        "output_dir": str(study.layout.output_dir),
+        "evaluated": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+        "data": {
+            "name": data.name,
+            "classes": list(data.classes),
+            "test_images": len(data.test_labels),
+            "val_images": len(work.splits.fusion_val),
+            "image_size": data.test_images.shape[-1],
+        },
+        "device": str(work.device),
+        "threads": work.threads,
+        "versions": {"fusionrun": __version__, "torch": torch.__version__},
+    }
+
+
+def _evaluate_rows(work: Workplace) -> list[dict[str, Any]]:
+    """An entry for each row; one with a problem is said at once and the others go on."""
+    entries = []
+    latest: Predictions | None = None
+    for row in work.study.rows:
+        entry: dict[str, Any] = {
+            "task": row.name,
+            "model": row.model,
+            "fusion": row.fusion,
+            "variant": row.variant,
+            "seed": row.seed,
+            "alpha": row.alpha,
+        }
         try:
-            _evaluate_row(work, row)
-        except CheckpointError as error:
-            complete = False
-            print(f"fusionrun: {row.name}: {error}", file=sys.stderr)
-    results = collect_results(study)
-    write_results(study.layout, results)
-    console.print(results_tables(results, console.width))
-    return ExitStatus.DONE if complete else ExitStatus.ROW_FAILED
+            latest, found = _evaluate_row(work, row, latest)
+            entries.append({**entry, **found, "problem": ""})
+        except ROW_PROBLEMS as error:
+            _say(f"fusionrun: {row.name}: {error}")
+            entries.append({**entry, "epoch": None, "problem": str(error)})
+    return entries
 
 
-def _evaluate_row(work: Workplace, row: Row) -> None:
-    """One row's numbers, into its manifest. Raises CheckpointError."""
+def _evaluate_row(
+    work: Workplace, row: Row, latest: Predictions | None
+) -> tuple[Predictions, dict[str, Any]]:
+    """(the row's predictions, its entry). `latest` may know the experts before fusion training.
+
+    The manifest's test numbers are brought up to date. Raises one of ROW_PROBLEMS.
+    """
+    started = time.monotonic()
     files = work.study.layout.row(row.model, row.variant)
     manifest = read_manifest(files.manifest)
+    settings = work.study.settings(next(task for task in work.study.tasks if task.row == row))
+    check_settings(str(files.manifest), manifest["settings"], settings)
     model = load_model(files.directory)
     work.settle(model)
-    validation = manifest["validation"]
-    test = test_row(work, row, model, validation["experts"], validation["before_experts"])
-    write_json(files.manifest, {**manifest, "test": test})
+    predictions = _predictions(work, row, model, latest)
+    entry = compare_row(predictions, seed=row.seed)
+    cost = measure_cost(work, row, model)
+    test = compare(
+        predictions.test.logits,
+        predictions.test.labels,
+        predictions.test.before,
+        val_accuracies=[expert["validation"] for expert in entry["experts"]],
+        before_val_accuracies=[expert["before_validation"] for expert in entry["experts"]],
+    )
+    if manifest["test"] != test:
+        write_json(files.manifest, {**manifest, "test": test})
+    fused = entry["contenders"][0]["top1"]
+    _say(f"[{row.name}] fused {fused:.2f} %, took {time.monotonic() - started:.0f} s")
+    return predictions, {"epoch": manifest["epoch"], **entry, "cost": cost}
+
+
+def _predictions(
+    work: Workplace, row: Row, model: FusionModel, latest: Predictions | None
+) -> Predictions:
+    """The saved ones where they are still what the row's networks would answer."""
+    path = work.study.layout.row(row.model, row.variant).predictions
+    origin = find_origin(work, row.model, model)
+    validation = torch.from_numpy(work.splits.fusion_val)
+    labels, val_labels = work.data.test_labels, work.data.train_labels[validation]
+    predictions, problem = load_predictions(path, origin, labels, val_labels)
+    if problem:
+        _say(f"[{row.name}] {problem}; computed anew")
+    if predictions is None:
+        _say(f"[{row.name}] {len(labels)} test and {len(val_labels)} validation images ...")
+        predictions = predict(work, row.model, model, origin, latest)
+        save_predictions(path, predictions)
+    else:
+        _say(f"[{row.name}] {path} is up to date")
+    return predictions
+
+
+def _write(study: Study, tree: dict[str, Any]) -> None:
+    """Everything that `evaluate` leaves in the output directory."""
+    layout = study.layout
+    write_json(layout.evaluation("json"), tree)
+    write_text(layout.evaluation("md"), markdown(tree))
+    write_csv(layout.evaluation("csv"), CSV_COLUMNS, list(long_rows(tree)))
+    write_results(layout, collect_results(study))
