@@ -3,8 +3,10 @@
 #
 #   bash launch.sh [RECIPE] [key=value ...]        default recipe: configs/demo.yaml
 #   sbatch launch.sh RECIPE [key=value ...]        the same on a Slurm cluster
+#   srun launch.sh RECIPE [key=value ...]          or with srun: one task per node
 #
-# Environment: RANKS         processes per node (default 4; they share GPUs if there are fewer)
+# Environment: RANKS         processes per node (default: the GPUs that Slurm gave, else 4;
+#                            they share GPUs if there are fewer)
 #              PYTHON        the interpreter to use (default: python3, else .venv)
 #              MAX_RESTARTS  how often killed processes are started again (default 20)
 # Exit status: 0 all rows done, 1 could not start, 2 wrong recipe or command line,
@@ -15,6 +17,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gres=gpu:4
 #SBATCH --cpus-per-task=16
+#SBATCH --mem=128G
 #SBATCH --output=fusionrun-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
@@ -24,7 +27,7 @@ set -euo pipefail
 # Under sbatch this script is a copy in Slurm's spool; Slurm knows where it was submitted from.
 submitted_script() {
   [[ -n ${SLURM_JOB_ID:-} ]] || return 0
-  scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=\(\/[^ ]*\).*/\1/p'
+  scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=\(\/.*launch\.sh\).*/\1/p'
 }
 
 find_root() {
@@ -74,23 +77,32 @@ set_up_venv() {
     echo "launch.sh: $base is $("$base" --version 2>&1), expected Python 3.11 or newer; set PYTHON" >&2
     exit 1
   fi
+  # several nodes or jobs may find it missing at once: one sets it up, the others wait
+  mkdir -p "$ROOT/.venv"
+  exec 9>"$ROOT/.venv/lock"
+  flock 9
+  if has_requirements "$ROOT/.venv/bin/python"; then return; fi
   echo "launch.sh: setting up $ROOT/.venv from requirements.txt (once; some minutes, about 6 GB)"
   "$base" -m venv "$ROOT/.venv"
   "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     -r "$ROOT/requirements.txt"
 }
 
-# torchrun, but for its warnings and traceback when it was told to stop.
+# torchrun, but for its warnings, and for its traceback when it was told to stop or another
+# node's torchrun has gone.
 TORCHRUN='
 import logging
 import sys
 from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.run import main
 logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
 try:
     main(sys.argv[1:])
 except SignalException:
     sys.exit(1)
+except RendezvousError as error:
+    sys.exit(f"launch.sh: the torchruns of the nodes have lost each other ({error})")
 '
 
 # One torchrun over RANKS processes; rank 0 keeps the terminal, the others' output goes to files.
@@ -110,15 +122,23 @@ start_torchrun() {
   CHILD=$!
 }
 
+# Where Slurm itself reaches a node; its name needn't mean anything to the resolver.
+node_address() {
+  scontrol show node "$1" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p'
+}
+
 # On several nodes every node's torchrun meets the others on the first one.
 choose_rendezvous() {
   RENDEZVOUS=(--standalone)
-  if [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]]; then
+  if [[ ${SLURM_STEP_NUM_NODES:-1} -gt 1 ]]; then
     local first is_host=false
-    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    first=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)
     [[ $SLURM_NODEID != 0 ]] || is_host=true
-    RENDEZVOUS=(--nnodes="$SLURM_JOB_NUM_NODES" --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID"
-      --rdzv-endpoint="$first:$((20000 + SLURM_JOB_ID % 20000))" --rdzv-conf="is_host=$is_host")
+    # a port below those that the system gives out; two steps of a job may share their first node
+    RENDEZVOUS=(--nnodes="$SLURM_STEP_NUM_NODES" --rdzv-backend=c10d
+      --rdzv-id="$SLURM_JOB_ID.$SLURM_STEP_ID" --rdzv-conf="is_host=$is_host"
+      --rdzv-endpoint="$(node_address "$first"):$((20000 + (SLURM_JOB_ID + SLURM_STEP_ID) % 12000))"
+      --local-addr="$(node_address "$SLURMD_NODENAME")")
   fi
 }
 
@@ -129,23 +149,41 @@ needs_srun() {
   case ${SLURM_STEP_ID:-none} in none | 4294967290 | 4294967291) ;; *) return 1 ;; esac
 }
 
+# The step gets all that the job has on its nodes, however that was asked for.
 start_srun() {
-  local nodes=${SLURM_JOB_NUM_NODES:-1} words=()
-  words+=(--nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1)
-  # srun doesn't take these from the job by itself
-  [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || words+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
-  [[ -z ${SLURM_GPUS_ON_NODE:-} ]] || words+=(--gres="gpu:$SLURM_GPUS_ON_NODE")
-  [[ ! -t 0 || ! -t 1 ]] || words+=(--pty) # else no live table under salloc
-  FUSIONRUN_ROOT=$ROOT PYTHON=$PYTHON RANKS=$RANKS \
-    srun --kill-on-bad-exit=0 "${words[@]}" bash "$ROOT/launch.sh" "$@" &
+  local nodes=${SLURM_JOB_NUM_NODES:-1} cpus words=()
+  cpus=$(tr ',' '\n' <<<"$SLURM_JOB_CPUS_PER_NODE" | sed 's/(.*//' | sort -n | head -n 1)
+  words+=(--nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="$cpus" --mem=0)
+  # left alone, a step gets all GPUs; of a job that asked for some per task, those of one task
+  [[ -z ${SLURM_GPUS_PER_TASK:-} || -z ${SLURM_GPUS_ON_NODE:-} ]] ||
+    words+=(--gres="gpu:$SLURM_GPUS_ON_NODE")
+  unset SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK SLURM_CPUS_PER_GPU \
+    SLURM_NTASKS_PER_GPU SLURM_GPU_BIND SLURM_TRES_PER_TASK
+  # else no live table under salloc; but rank 0, who shows it, may be on any of several nodes
+  [[ $nodes -gt 1 || ! -t 0 || ! -t 1 ]] || words+=(--pty)
+  # when one node gives up, the others are told to stop, which takes them KillWait at most
+  FUSIONRUN_ROOT=$ROOT PYTHON=$PYTHON srun --kill-on-bad-exit=1 --disable-status \
+    "${words[@]}" bash "$ROOT/launch.sh" "$@" &
   CHILD=$!
 }
 
-# One signal, once. Slurm signals every process of a step itself; there is nobody left to tell.
+# torchrun starts all ranks of a node: two of them on one node would train everything twice.
+require_one_task_per_node() {
+  local tasks=${SLURM_STEP_NUM_TASKS:-1} nodes=${SLURM_STEP_NUM_NODES:-1}
+  [[ $tasks -ne $nodes ]] || return 0
+  if [[ $SLURM_PROCID == 0 ]]; then
+    echo "launch.sh: found $tasks tasks on $nodes node(s), expected one task per node, which" \
+      "starts RANKS processes there; use srun --ntasks-per-node=1" >&2
+  fi
+  exit 2
+}
+
+# The first signal is passed on to the child; all later ones only say why it ends.
+# shellcheck disable=SC2317 # traps call it
 forward() {
-  [[ -z ${STOPPING:-} ]] || return 0
+  local before=${STOPPING:-}
   STOPPING=$1
-  [[ -n ${IN_STEP:-} ]] || kill -"$2" "$CHILD" 2>/dev/null || true
+  [[ -n $before ]] || kill -"$1" "$CHILD" 2>/dev/null || true
 }
 
 # bash returns from `wait` when a trap has run, so wait again until the child is gone.
@@ -157,19 +195,30 @@ wait_for_child() {
   done
 }
 
+# Ranks outlive a torchrun that was killed: they save, and say how it ended. (30 s at most)
+wait_for_ranks() {
+  local tries=120
+  while ((tries-- > 0)) && grep -qsz "^FUSIONRUN_EXIT_FILE=$EXIT_DIR/" /proc/[0-9]*/environ; do
+    sleep 0.25
+  done
+}
+
 # Slurm warned that time is up and everything is saved: the job goes back into the queue.
 requeue() {
   echo "launch.sh: saved before the time limit; job $SLURM_JOB_ID goes back into the queue"
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "$SLURM_JOB_ID" ||
+    echo "launch.sh: Slurm doesn't take it back; submit it again to go on" >&2
 }
 
 run_under_slurm() {
   start_srun "$@"
-  trap 'forward USR1 USR1' USR1 # Slurm's warning, as the #SBATCH line above wants it
-  trap 'forward USR2 USR2' USR2 # or as a job's own --signal=B:USR2@300 does
-  trap 'forward TERM TERM' INT TERM HUP
+  trap 'forward USR1' USR1 # Slurm's warning, as the #SBATCH line above wants it
+  trap 'forward USR2' USR2 # or as a job's own --signal=B:USR2@300 does
+  # Slurm, or Ctrl-C, tells the whole step; srun would take it for an order to kill at once. And
+  # after scancel the job isn't to come back.
+  trap 'STOPPING=TERM' INT TERM HUP
   wait_for_child
-  [[ ${STOPPING:-} != USR? || $CODE -ne 4 ]] || requeue
+  [[ ${STOPPING:-} != USR? || $CODE -lt 4 ]] || requeue
   exit "$CODE"
 }
 
@@ -177,16 +226,17 @@ main() {
   [[ $# -gt 0 && $1 != *=* && $1 != -* ]] || set -- "" "$@"
   ROOT=$(find_root)
   PYTHON=$(find_python)
-  RANKS=${RANKS:-4}
   [[ -n $1 ]] || set -- "$ROOT/configs/demo.yaml" "${@:2}"
   if needs_srun; then run_under_slurm "$@"; fi
-  IN_STEP=${SLURM_STEP_ID:-}
+  require_one_task_per_node
+  RANKS=${RANKS:-${SLURM_GPUS_ON_NODE:-4}}
   choose_rendezvous
   EXIT_DIR=$(mktemp -d)
   trap 'rm -rf "$EXIT_DIR"' EXIT
   start_torchrun "$@"
-  trap 'forward TERM TERM' INT TERM HUP USR1 USR2
+  trap 'forward TERM' INT TERM HUP USR1 USR2
   wait_for_child
+  wait_for_ranks
   [[ ! -t 1 ]] || printf '\033[?25h' # a killed rank 0 leaves the cursor hidden
   if [[ -s $EXIT_DIR/status ]]; then exit "$(<"$EXIT_DIR/status")"; fi
   echo "launch.sh: the processes ended without saying how; run the same command to go on" >&2

@@ -145,12 +145,12 @@ def _rehearse(
     hook: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if work.device.type == "cpu":  # on a GPU the full batch says it all
         hook = torch.autograd.graph.saved_tensors_hooks(watch.keep, lambda tensor: tensor)
-    before = _reset_peak(work.device)
+    before = reset_peak(work.device)
     with TaskLog(stage.study.layout.task_log(task.name), task.name) as log:
         reporter = TaskReporter(stage.study, task, Record(), log, work.device)
         with contextlib.closing(reporter), contextlib.suppress(Enough), hook:
             execute(stage, task, reporter)
-    return watch, before, _peak(work.device)
+    return watch, before, peak_memory(work.device)
 
 
 def _stage(work: Workplace, task: Task, batch: int, scratch: Path, watch: Stopwatch) -> Workplace:
@@ -193,7 +193,7 @@ def _experts_for(work: Workplace, task: Task, scratch: Path) -> Path:
     return folder
 
 
-def _reset_peak(device: torch.device) -> float | None:
+def reset_peak(device: torch.device) -> float | None:
     """Start measuring peak memory anew; returns the bytes in use, None where that can't be."""
     with contextlib.suppress(AttributeError):  # only glibc has it, and needs it
         ctypes.CDLL(None).malloc_trim(0)
@@ -206,10 +206,10 @@ def _reset_peak(device: torch.device) -> float | None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return None
-    return _peak(device)
+    return peak_memory(device)
 
 
-def _peak(device: torch.device) -> float | None:
+def peak_memory(device: torch.device) -> float | None:
     """Peak bytes: allocated by this process on its GPU, or its resident memory on a CPU."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
