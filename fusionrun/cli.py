@@ -95,6 +95,7 @@ def _parser(place: Place) -> argparse.ArgumentParser:
     _add_doctor(verbs)
     _add_watch(verbs)
     _add_evaluate(verbs)
+    _add_report(verbs)
     return parser
 
 
@@ -111,6 +112,19 @@ def _add_evaluate(verbs: Any) -> None:
     )
     verb.add_argument("output_dir", metavar="OUTPUT_DIR")
     verb.set_defaults(command=_evaluate)
+
+
+def _add_report(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "report",
+        help="tables and pictures of what `evaluate` measured",
+        description="Write report.html (one page that needs no network) and its tables as "
+        "report.md, report.csv and report.tex from what `evaluate` left in OUTPUT_DIR. Several "
+        "directories are compared side by side; the files go to the first.",
+    )
+    verb.add_argument("output_dirs", nargs="+", metavar="OUTPUT_DIR")
+    verb.add_argument("--output", metavar="FILE.html", help="another place for the page")
+    verb.set_defaults(command=_write_report)
 
 
 OVERRIDES = "key=value overrides any field of the recipe by its dotted path, e.g. fusion.epochs=3"
@@ -308,3 +322,19 @@ def _evaluate(options: argparse.Namespace, place: Place) -> int:
     from fusionrun.study import plan_study
 
     return evaluate(plan_study(recipe, str(path)), place, make_console())
+
+
+def _write_report(options: argparse.Namespace, place: Place) -> int:
+    if place.rank > 0:
+        return ExitStatus.DONE  # under torchrun one process writes for all
+    from fusionrun.report.command import write_report
+    from fusionrun.report.source import ReportError
+
+    folders = [Path(folder) for folder in options.output_dirs]
+    try:
+        written = write_report(folders, Path(options.output) if options.output else None)
+    except ReportError as error:
+        raise LaunchError(str(error)) from None
+    for path in written:
+        print(path)
+    return ExitStatus.DONE

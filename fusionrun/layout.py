@@ -102,6 +102,9 @@ class Layout:
     def evaluation(self, suffix: str) -> Path:
         return self.output_dir / f"evaluation.{suffix}"
 
+    def report(self, suffix: str) -> Path:
+        return self.output_dir / f"report.{suffix}"
+
 
 def expert_file(checkpoint_dir: Path, model: str, k: int) -> Path:
     """The checkpoint of expert `k` before fusion: <checkpoint_dir>/<model>/expert_<k>_best.pth."""

@@ -1,0 +1,100 @@
+"""The answer that a study was made for, counted from intervals."""
+
+from fusionrun.report import charts
+from fusionrun.report.document import (
+    Block,
+    Column,
+    Outcome,
+    Table,
+    Text,
+    Verdict,
+    Verdicts,
+    p_value,
+)
+from fusionrun.report.markup import Markup
+from fusionrun.report.source import Difference, Evaluation, Findings, Row
+
+ROW = Column("row", "text", lambda row: row.name)
+COLUMNS = (
+    ROW,
+    Column("model", "text", lambda row: row.model),
+    Column("fusion", "text", lambda row: row.fusion),
+    Column("seed", "plain", lambda row: row.seed),
+    Column("alpha", "plain", lambda row: row.alpha),
+    Column("epoch", "plain", lambda row: row.epoch),
+    Column("fused", "percent", lambda row: row.fused.top1),
+    Column("against", "text", lambda row: row.rival.label),
+    Column("its accuracy", "percent", lambda row: row.rival.top1),
+    Column("difference", "points", lambda row: row.difference.points),
+    Column("low", "points", lambda row: row.difference.low),
+    Column("high", "points", lambda row: row.difference.high),
+    Column("p", "p", lambda row: row.difference.p_value),
+)
+
+
+def outcome(difference: Difference) -> Outcome:
+    """By the interval alone: does it leave out zero, and on which side?"""
+    if difference.low > 0:
+        return "beats"
+    return "loses" if difference.high < 0 else "open"
+
+
+def summary(evaluation: Evaluation) -> str:
+    """One sentence for all rows."""
+    found = [outcome(row.difference) for row in evaluation.rows]
+    missing = len(evaluation.failures)
+    left_out = f" {count(missing, 'row')} could not be measured." if missing else ""
+    if not found:
+        return f"No row could be compared.{left_out}"
+    beats, still, loses = (found.count(each) for each in ("beats", "open", "loses"))
+    return (
+        f"Learned fusion beats the best cheap alternative in {beats} of {count(len(found), 'row')}"
+        f", loses in {loses}, and in {still} there is no clear difference.{left_out}"
+    )
+
+
+def answer(study: Findings) -> list[Block]:
+    """A sentence for every row, and how to read it."""
+    rows, failures = study.evaluation.rows, study.evaluation.failures
+    edges = [edge for row in rows for edge in (row.difference.low, row.difference.high)]
+    ticks = charts.round_ticks([0.0, *edges])
+    verdicts = [_verdict(row, ticks) for row in rows]
+    verdicts += [
+        Verdict("unknown", row.name, f"n/a, not measured: {row.problem}", Markup())
+        for row in failures
+    ]
+    note = "difference: fused minus the alternative in points; low, high: its 95 % interval."
+    return [
+        Verdicts(summary(study.evaluation), verdicts, charts.interval_axis(ticks)),
+        Text(_how_to_read(len(rows))),
+        Table("The answer in numbers", COLUMNS, rows, note, folded=True),
+    ]
+
+
+def _verdict(row: Row, ticks: charts.Ticks) -> Verdict:
+    found, d = outcome(row.difference), row.difference
+    over = "over" if found == "beats" else "against"
+    p = p_value(d.p_value)
+    finding = (
+        f"{d.points:+.2f} points [{d.low:.2f}, {d.high:.2f}] {over} {row.rival.label}, "
+        f"p {p if p.startswith('<') else f'= {p}'}"
+    )
+    picture = charts.interval(ticks, found, d.low, d.points, d.high, f"{row.name}: {finding}")
+    return Verdict(found, row.name, finding, picture)
+
+
+def _how_to_read(rows: int) -> str:
+    chance = (
+        f" Of {rows} rows without any real difference, {0.05 * rows:.1f} would be expected to "
+        "stand out by luck alone."
+    )
+    return (
+        "Points of test accuracy over the alternative that was best on validation, with the 95 % "
+        "interval of a paired bootstrap over test images; p is McNemar's. A row beats or loses "
+        "when its interval leaves out zero. The intervals speak of other test images, not of "
+        "training again with another seed." + (chance if rows > 1 else "")
+    )
+
+
+def count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"

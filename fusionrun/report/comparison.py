@@ -1,0 +1,75 @@
+"""What the report says of several studies side by side."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fusionrun.report.answer import summary
+from fusionrun.report.document import Block, Column, Table, Text
+from fusionrun.report.source import Findings, Row
+
+Studies = Sequence[Findings]
+# of a recipe: rows are matched by name, places differ anyway
+NOT_COMPARED = ("rows", "grid", *(f"grid.{n}" for n in ("models", "fusions", "seeds", "alphas")))
+NOT_COMPARED += ("output_dir",)
+
+DIFFERENT_TESTS = "These studies have different test sets: their accuracies don't compare."
+
+
+def side_by_side(studies: Studies) -> list[Block]:
+    """Rows of the same model and variant on one line."""
+    data = [study.evaluation.data for study in studies]
+    same_test = len({(of.name, of.classes, of.test_images, of.image_size) for of in data}) == 1
+    columns = [Column("row", "text", lambda item: item[0])]
+    for index, study in enumerate(studies):
+        columns += _columns(index, study.label, same_test)
+    named = [{row.name: row for row in study.evaluation.rows} for study in studies]
+    names = dict.fromkeys(name for rows in named for name in rows)
+    items = [(name, [rows.get(name) for rows in named]) for name in names]
+    note = (
+        "Rows of the same model and variant; the highest on the same test set stands out. gain: "
+        "over the best alternative of the same study, low and high its 95 % interval. Nothing is "
+        "tested between studies: training itself varies."
+    )
+    sentences = [Text(f"{study.label}: {summary(study.evaluation)}") for study in studies]
+    warnings = [] if same_test else [Text(DIFFERENT_TESTS, True)]
+    return [*warnings, *sentences, Table("Fused accuracy", columns, items, note)]
+
+
+def _columns(index: int, label: str, contest: bool) -> list[Column]:
+    def of(value: Callable[[Row], float]) -> Callable[[Any], float | None]:
+        return lambda item: None if item[1][index] is None else value(item[1][index])
+
+    return [
+        Column(f"{label}: fused", "percent", of(lambda row: row.fused.top1), contest),
+        Column(f"{label}: gain", "points", of(lambda row: row.difference.points)),
+        Column(f"{label}: low", "points", of(lambda row: row.difference.low)),
+        Column(f"{label}: high", "points", of(lambda row: row.difference.high)),
+    ]
+
+
+def recipe_differences(studies: Studies) -> list[Block]:
+    def of(index: int) -> Callable[[tuple[str, list[Any]]], str]:
+        return lambda item: "null" if item[1][index] is None else str(item[1][index])
+
+    fields = dict.fromkeys(field for study in studies for field in study.settings)
+    found = [
+        (field, [study.settings.get(field, "not set") for study in studies]) for field in fields
+    ]
+    items = [
+        (field, values)
+        for field, values in found
+        if field not in NOT_COMPARED and any(value != values[0] for value in values)
+    ]
+    if not items:
+        return [Text("The recipes differ in nothing but their rows and output directories.")]
+    columns = [Column("field", "text", lambda item: item[0])]
+    columns += [
+        Column(f"{study.label}: value", "text", of(index)) for index, study in enumerate(studies)
+    ]
+    return [Table("Fields that differ", columns, items, "Rows and output directories aside.")]
+
+
+SECTIONS: tuple[tuple[str, Callable[[Studies], Sequence[Block]]], ...] = (
+    ("Accuracy", side_by_side),
+    ("Recipes", recipe_differences),
+)
