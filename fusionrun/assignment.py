@@ -13,6 +13,8 @@ from typing import Literal
 
 from torch.distributed import HashStore, Store
 
+from fusionrun.config import SINGLE, RowConfig
+
 # How long a row that can start is kept for the rank it belongs to. A rank that is free takes it
 # within one poll; one that is busy with somebody's expert may be so for hours.
 OWNER_SECONDS = 2.0
@@ -22,18 +24,28 @@ TaskKind = Literal["expert", "row"]
 
 @dataclass(frozen=True)
 class Row:
-    """One (model, fusion, seed, alpha) of the assignment table."""
+    """One (model, fusion, seed, alpha, control) of the assignment table."""
 
     index: int
     model: str
-    fusion: str
+    fusion: str  # or SINGLE: one network on everything that experts and fusion see
     seed: int
     alpha: float
-    variant: str  # the fusion, with -seed<n> or -alpha<x> where they depart from the recipe's
+    variant: str  # the method, with -seed<n> or -alpha<x> where they depart from the recipe's
+    control: str | None = None  # frozen, detached
 
     @property
     def name(self) -> str:
         return f"task-{self.index}-{self.model}-{self.variant}"
+
+    @property
+    def is_single(self) -> bool:
+        return self.fusion == SINGLE
+
+    @property
+    def method(self) -> str:
+        """The fusion type, with its control."""
+        return f"{self.fusion}-{self.control}" if self.control else self.fusion
 
 
 @dataclass(frozen=True)
@@ -50,22 +62,26 @@ class Task:
     row: Row | None = None
     expert: int | None = None
 
+    @property
+    def trains_alone(self) -> bool:
+        """Whether it trains one network by itself: an expert, or a row that is a single one."""
+        return self.row is None or self.row.is_single
 
-def make_rows(
-    entries: Sequence[tuple[str, str, int | None, float | None]], *, seed: int, alpha: float
-) -> tuple[Row, ...]:
-    """Rows from (model, fusion, seed or None, alpha or None), None meaning the recipe's value."""
+
+def make_rows(entries: Sequence[RowConfig], *, seed: int, alpha: float) -> tuple[Row, ...]:
+    """The recipe's rows with its `seed` and `alpha` where they have none of their own."""
     rows = []
-    for index, (model, fusion, own_seed, own_alpha) in enumerate(entries):
-        variant = fusion
-        if own_seed is not None and own_seed != seed:
-            variant += f"-seed{own_seed}"
-        if own_alpha is not None and own_alpha != alpha:
+    for index, entry in enumerate(entries):
+        variant = f"{entry.fusion}-{entry.control}" if entry.control else entry.fusion
+        if entry.seed is not None and entry.seed != seed:
+            variant += f"-seed{entry.seed}"
+        if entry.alpha is not None and entry.alpha != alpha:
             # all its digits: two rows that differ in the ninth must not share their files
-            variant += f"-alpha{own_alpha!r}".removesuffix(".0")
-        row_seed = seed if own_seed is None else own_seed
-        row_alpha = alpha if own_alpha is None else own_alpha
-        rows.append(Row(index, model, fusion, row_seed, row_alpha, variant))
+            variant += f"-alpha{entry.alpha!r}".removesuffix(".0")
+        own_seed = seed if entry.seed is None else entry.seed
+        own_alpha = alpha if entry.alpha is None else entry.alpha
+        names = entry.model, entry.fusion
+        rows.append(Row(index, *names, own_seed, own_alpha, variant, entry.control))
     return tuple(rows)
 
 
@@ -76,18 +92,17 @@ def make_tasks(
     expert_epochs: int,
     fusion_epochs: int,
     expert_cost: Callable[[str], float],
-    row_cost: Callable[[str], float],
+    row_cost: Callable[[Row], float],
 ) -> tuple[Task, ...]:
     """A task for each of `rows`, the i-th being rank i's own, then one for each expert."""
     tasks: list[Task] = []
-    models = list(dict.fromkeys(row.model for row in rows))
+    models = list(dict.fromkeys(row.model for row in rows if not row.is_single))
     experts = {model: [f"expert-{model}-{k}" for k in range(num_experts)] for model in models}
     for row in rows:
-        needs = tuple(experts[row.model])
-        cost = row_cost(row.model)
-        tasks.append(
-            Task(len(tasks), row.name, "row", row.model, cost, fusion_epochs, needs, row=row)
-        )
+        needs = () if row.is_single else tuple(experts[row.model])
+        epochs = expert_epochs if row.is_single else fusion_epochs
+        cost = row_cost(row)
+        tasks.append(Task(len(tasks), row.name, "row", row.model, cost, epochs, needs, row=row))
     for model in models:
         for k, name in enumerate(experts[model]):
             cost = expert_cost(model)

@@ -12,13 +12,14 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fusionrun.config import SINGLE
 from fusionrun.experts import Expert, build_expert
 from fusionrun.files import write_json
 from fusionrun.fusions import FusionModel, FusionModule, build_fusion
@@ -40,6 +41,8 @@ MANIFEST_KEYS: Mapping[str, type] = {
     "validation": dict,
     "test": dict,
 }
+# what nobody knows of a model that was assembled: nothing trained or selected it as a whole
+OF_TRAINING = ("epoch", "val_accuracy")
 
 
 @dataclass(frozen=True)
@@ -143,12 +146,9 @@ def load_model(directory: str | Path) -> FusionModel:
     """
     files = RowFiles(Path(directory), csv=Path())
     manifest = read_manifest(files.manifest)
-    paths = component_paths(files, manifest["num_experts"])
-    for name, path in paths.items():
-        if path.is_file() and _recorded_hash(manifest, name) != file_hash(path):
-            raise CheckpointError(
-                f"{path}: is not the file that {files.manifest} describes (sha256 differs)"
-            )
+    if manifest["fusion"] == SINGLE:
+        raise CheckpointError(f"{directory}: holds a single network; load_expert({files.network})")
+    verify(files, manifest, component_paths(files, manifest["num_experts"]))
     experts = [load_expert(files.expert(k)) for k in range(manifest["num_experts"])]
     fusion = load_fusion_module(files.fusion_module)
     head = load_global_head(files.global_head)
@@ -156,6 +156,22 @@ def load_model(directory: str | Path) -> FusionModel:
         model = FusionModel(experts, fusion, manifest["num_classes"])
     fit_weights(model.global_head, head.state_dict(), files.global_head)
     return model.eval()
+
+
+def load_single(directory: str | Path) -> Expert:
+    """As `load_model`, of a row that is one network."""
+    files = RowFiles(Path(directory), csv=Path())
+    verify(files, read_manifest(files.manifest), {"network": files.network})
+    return load_expert(files.network)
+
+
+def verify(files: RowFiles, manifest: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
+    """Raise CheckpointError for files that aren't those of the manifest; loading misses others."""
+    for name, path in paths.items():
+        if path.is_file() and _recorded_hash(manifest, name) != file_hash(path):
+            raise CheckpointError(
+                f"{path}: is not the file that {files.manifest} describes (sha256 differs)"
+            )
 
 
 @contextlib.contextmanager
@@ -215,19 +231,33 @@ def save_model(
 ) -> None:
     """Write every component of `model`, then the manifest that vouches for them, last."""
     for k, expert in enumerate(model.experts):
-        details = {"component": "expert", "expert": k, "val_accuracy": expert_accuracies[k]}
-        save_component(files.expert(k), expert, About(**{**asdict(about), **details}))
-    fusion = About(**{**asdict(about), "component": "fusion_module"})
-    head = About(**{**asdict(about), "component": "global_head"})
+        accuracy = expert_accuracies[k]
+        own = replace(about, component="expert", expert=k, val_accuracy=accuracy)
+        save_component(files.expert(k), expert, own)
+    fusion = replace(about, component="fusion_module")
     save_component(files.fusion_module, model.fusion, fusion)
-    save_component(files.global_head, model.global_head, head)
+    save_component(files.global_head, model.global_head, replace(about, component="global_head"))
+    _write_manifest(files, about, manifest, component_paths(files, len(model.experts)))
+
+
+def save_single(
+    files: RowFiles, network: Expert, about: About, manifest: Mapping[str, Any]
+) -> None:
+    """As `save_model` for a row that is one network; it loads as an expert."""
+    save_component(files.network, network, replace(about, component="expert"))
+    _write_manifest(files, about, manifest, {"network": files.network})
+
+
+def _write_manifest(
+    files: RowFiles, about: About, manifest: Mapping[str, Any], paths: Mapping[str, Path]
+) -> None:
     components = {
         name: {
             "file": str(path.relative_to(files.directory)),
             "sha256": file_hash(path),
             "bytes": path.stat().st_size,
         }
-        for name, path in component_paths(files, len(model.experts)).items()
+        for name, path in paths.items()
     }
     plain = {key: value for key, value in asdict(about).items() if key not in ("component",)}
     tree = {"format": FORMAT, **plain, **manifest, "components": components}
@@ -246,7 +276,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: is not JSON ({error})") from None
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path}: found {type(tree).__name__}, expected a manifest")
+    optional = OF_TRAINING if "assembled" in tree else ()
     for key, kind in MANIFEST_KEYS.items():
+        if key in optional and tree.get(key) is None:
+            continue
         if not isinstance(tree.get(key), kind):
             found = repr(tree[key]) if key in tree else "nothing"
             raise CheckpointError(

@@ -11,7 +11,7 @@ import math
 import signal
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 import yaml
 
 MAX_VALUES = 10_000  # values in a recipe; hundreds of rows need a few thousand
+SINGLE = "single"  # in place of a fusion type: one network on all that experts and fusion see
 
 
 class RecipeError(Exception):
@@ -56,12 +57,18 @@ class RowConfig:
     """One row of the assignment table."""
 
     model: str  # densenet, resnet, improved_wide_resnet, resnext
-    fusion: str  # multiplicative, multiplicativeAddition, TransformerBase, concatenation, ...
+    fusion: str  # multiplicative, multiplicativeAddition, TransformerBase, ..., or single
     seed: int | None = None  # of the fusion training; null: the recipe's seed
     alpha: float | None = None  # null: fusion.alpha
+    # frozen: the experts stay as they are; detached: they learn without gradients of the fusion
+    control: Literal["frozen", "detached"] | None = None
 
     def __post_init__(self) -> None:
         _require_not_negative(self, "seed", "alpha")
+        if self.fusion == SINGLE:
+            for name in ("alpha", "control"):
+                value = getattr(self, name)
+                _require(value is None, name, value, f"null: {SINGLE} has no experts")
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,6 @@ class FusionConfig:
     # auto: all, halved whenever memory runs out. Batch statistics are the micro-batch's own
     micro_batch: Literal["auto"] | int | None = None
     alpha: float = 1.0  # weight of the sum of the experts' own losses
-    freeze_experts: bool = False  # true: only fusion module and global head learn
     experts_lr: float | None = None  # null: adapted to fusion type and feature size
     fusion_lr: float | None = None  # null: likewise
     global_head_lr: float | None = None  # null: as fusion_lr
@@ -249,6 +255,8 @@ class Recipe:
     output_dir: str
     rows: tuple[RowConfig, ...] = ()
     grid: GridConfig | None = None  # more rows, after those: all combinations not listed there
+    # more rows: these controls of every row so far, see RowConfig
+    controls: tuple[Literal["frozen", "detached", "single"], ...] = ()
     seed: int = 42  # of initialisation, order of batches, augmentation and dropout
     data: DataConfig = field(default_factory=DataConfig)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)  # architecture: arguments
@@ -274,18 +282,38 @@ class Recipe:
             if first != index:
                 problem = f"is the same experiment as rows.{first}; give it another seed or alpha"
                 raise _FieldError(f"rows.{index}", problem)
+        for row in self.all_rows():
+            found = f"alpha 0 in the detached {row.model}/{row.fusion}"
+            needed = row.control != "detached" or self._alpha(row) > 0
+            _require(needed, "controls", found, "more: nothing else would train its experts")
 
     def all_rows(self) -> tuple[RowConfig, ...]:
-        """The rows that are listed, then those that the grid adds."""
-        rows = {self._identity(row): row for row in self.rows}
-        for row in self.grid.rows() if self.grid else []:
-            rows.setdefault(self._identity(row), row)
-        return tuple(rows.values())
+        """The rows that are listed, those that the grid adds, then the controls of all these."""
+        rows = self._rows_without_controls()
+        return self._each_once([*rows, *self._control_rows(rows)])
+
+    def _rows_without_controls(self) -> tuple[RowConfig, ...]:
+        return self._each_once([*self.rows, *(self.grid.rows() if self.grid else [])])
+
+    def _control_rows(self, rows: Iterable[RowConfig]) -> Iterator[RowConfig]:
+        for row, control in itertools.product(rows, self.controls):
+            if control == "single":
+                yield RowConfig(row.model, SINGLE, row.seed)
+            elif row.fusion != SINGLE and row.control is None:
+                yield dataclasses.replace(row, control=control)
+
+    def _each_once(self, rows: Iterable[RowConfig]) -> tuple[RowConfig, ...]:
+        found: dict[tuple[object, ...], RowConfig] = {}
+        for row in rows:
+            found.setdefault(self._identity(row), row)
+        return tuple(found.values())
 
     def _identity(self, row: RowConfig) -> tuple[object, ...]:
         seed = self.seed if row.seed is None else row.seed
-        alpha = self.fusion.alpha if row.alpha is None else row.alpha
-        return row.model, row.fusion, seed, alpha
+        return row.model, row.fusion, row.control, seed, self._alpha(row)
+
+    def _alpha(self, row: RowConfig) -> float:
+        return self.fusion.alpha if row.alpha is None else row.alpha
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ from fusionrun.components import (
     read_manifest,
     save_component,
     save_model,
+    save_single,
     state_hash,
 )
 from fusionrun.data.augment import AUGMENTATIONS, Augmentation
@@ -202,11 +203,25 @@ def train_expert(work: Workplace, task: Task, reporter: TaskReporter) -> None:
 
 def expert_trainer(work: Workplace, task: Task, reporter: TaskReporter) -> Trainer:
     """What trains an expert: its network with new weights, its data, its optimizer."""
-    study, k = work.study, task.expert
+    k = task.expert
     assert k is not None
+    images = work.splits.expert_train[k]
+    seed = derive_seed(work.study.recipe.seed, task.model, k)
+    return _alone(work, task, reporter, images, work.splits.expert_val[k], seed)
+
+
+def _alone(
+    work: Workplace,
+    task: Task,
+    reporter: TaskReporter,
+    images: np.ndarray,
+    validate: np.ndarray,
+    seed: int,
+) -> Trainer:
+    """What trains one network by itself on `images`, as an expert."""
+    study = work.study
     defaults = study.expert_defaults(task.model)
     augmentation = study.expert_augmentation(task.model)
-    seed = derive_seed(study.recipe.seed, task.model, k)
     arguments = {**study.model_arguments(task.model), "dropout": defaults.dropout}
     torch.manual_seed(derive_seed(seed, "weights"))
     expert = build_expert(task.model, len(work.data.classes), **arguments)
@@ -217,8 +232,8 @@ def expert_trainer(work: Workplace, task: Task, reporter: TaskReporter) -> Train
         task,
         reporter,
         model=expert,
-        train=(work.splits.expert_train[k], defaults.batch_size, augmentation),
-        validate=work.splits.expert_val[k],
+        train=(images, defaults.batch_size, augmentation),
+        validate=validate,
         optimizer=sgd(groups, defaults.weight_decay),
         groups=groups,
         weights=torch.ones(1, device=work.device),
@@ -229,8 +244,16 @@ def expert_trainer(work: Workplace, task: Task, reporter: TaskReporter) -> Train
 
 def train_row(work: Workplace, task: Task, reporter: TaskReporter) -> None:
     """Train a row's experts, fusion module and global head together; save, test, record."""
-    study, row = work.study, task.row
+    row = task.row
     assert row is not None
+    if row.is_single:
+        _train_single(work, task, row, reporter)
+    else:
+        _train_fusion(work, task, row, reporter)
+
+
+def _train_fusion(work: Workplace, task: Task, row: Row, reporter: TaskReporter) -> None:
+    study = work.study
     torch.manual_seed(derive_seed(_row_seed(row), "weights"))
     experts, sources = load_experts(work, row.model)
     for source in sources:
@@ -245,31 +268,57 @@ def train_row(work: Workplace, task: Task, reporter: TaskReporter) -> None:
     selected = trainer.history[best.epoch - 1]
     results = test_row(work, row, model, selected.val_accuracies[1:], before)
     about = About(component="row", fusion=row.fusion, **work.about(row.model, experts[0], best))
-    manifest = {
-        "row": row.name,
-        "variant": row.variant,
-        "seed": row.seed,
-        "alpha": row.alpha,
-        "settings": study.settings(task),
-        "experts_from": sources,
-        "weights": state_hash(best.state),
-        "threads": work.threads,
-        "device": str(work.device),
-        "launch": dict(work.launch),
-        "validation": {
-            "fused": selected.val_accuracies[0],
-            "experts": selected.val_accuracies[1:],
-            "before_experts": before,
-        },
-        "test": results,
+    validation = {
+        "fused": selected.val_accuracies[0],
+        "experts": selected.val_accuracies[1:],
+        "before_experts": before,
     }
+    measured = {"experts_from": sources, "validation": validation, "test": results}
     files = study.layout.row(row.model, row.variant)
+    manifest = {**_provenance(work, task, row, best), **measured}
     save_model(files, model, about, selected.val_accuracies[1:], manifest)
     trainer.resume_file.previous.unlink(missing_ok=True)
     reporter.message(f"saved {files.directory} (weights {state_hash(best.state)[:12]})")
 
 
+def _train_single(work: Workplace, task: Task, row: Row, reporter: TaskReporter) -> None:
+    """The control without any experts: one network, trained as they are, on all their images."""
+    splits, seed = work.splits, _row_seed(row)
+    trainer = _alone(work, task, reporter, splits.everything, splits.fusion_val, seed)
+    best = trainer.run()
+    network = trainer.model
+    assert isinstance(network, Expert)
+    network.load_state_dict(best.state)
+    logits, labels = collect_logits(network, work.test_loader(EVALUATION_BATCH), bf16=work.bf16)
+    about = About(component="row", fusion=row.fusion, **work.about(row.model, network, best))
+    measured = {
+        "validation": {"fused": best.val_accuracy},
+        "test": {"fused": accuracy(logits[:, 0], labels)},
+    }
+    files = work.study.layout.row(row.model, row.variant)
+    save_single(files, network, about, {**_provenance(work, task, row, best), **measured})
+    trainer.resume_file.previous.unlink(missing_ok=True)
+    reporter.message(f"saved {files.directory} (weights {state_hash(best.state)[:12]})")
+
+
+def _provenance(work: Workplace, task: Task, row: Row, best: Best) -> dict[str, Any]:
+    """What a row's manifest says of how its weights came about."""
+    return {
+        "row": row.name,
+        "variant": row.variant,
+        "control": row.control,
+        "seed": row.seed,
+        "alpha": row.alpha,
+        "settings": work.study.settings(task),
+        "weights": state_hash(best.state),
+        "threads": work.threads,
+        "device": str(work.device),
+        "launch": dict(work.launch),
+    }
+
+
 def _row_seed(row: Row) -> int:
+    """The same for a row and its controls: they draw the same, so they can be compared in pairs."""
     return derive_seed(row.seed, row.model, row.fusion)
 
 
@@ -288,9 +337,10 @@ def row_trainer(
     assert row is not None
     defaults = study.fusion_defaults(row.fusion)
     fusion = build_fusion(row.fusion, len(experts), experts[0].feature_dim)
-    model = FusionModel(experts, fusion, len(work.data.classes))
+    classes, detached = len(work.data.classes), row.control == "detached"
+    model = FusionModel(experts, fusion, classes, detached=detached)
     work.settle(model)
-    frozen = list(experts) if study.recipe.fusion.freeze_experts else []
+    frozen = list(experts) if row.control == "frozen" else []
     for expert in frozen:
         expert.requires_grad_(False)
     groups = _row_groups(study, row, model)
@@ -332,7 +382,7 @@ def _trainer(
     experts_from: Sequence[str] = (),
 ) -> Trainer:
     recipe = work.study.recipe
-    micro = recipe.fusion.micro_batch if task.row is not None else None
+    micro = None if task.trains_alone else recipe.fusion.micro_batch
     return Trainer(
         model=model,
         train_loader=work.loader(*train),
@@ -350,7 +400,7 @@ def _trainer(
         stop_requested=work.stop_requested,
         every_epochs=recipe.checkpoint.every_epochs,
         every_minutes=recipe.checkpoint.every_minutes,
-        batch_field=f"{'experts' if task.row is None else 'fusion'}.batch_size",
+        batch_field=f"{'experts' if task.trains_alone else 'fusion'}.batch_size",
         micro_batch=micro if isinstance(micro, int) else None,
         shrink_when_full=micro == "auto",
         bf16=work.bf16,

@@ -23,6 +23,11 @@ class RowFiles:
         return self.directory / "global" / "global_head_best.pth"
 
     @property
+    def network(self) -> Path:
+        """Of a row that is a single network, in place of all the above."""
+        return self.directory / "network_best.pth"
+
+    @property
     def manifest(self) -> Path:
         return self.directory / "manifest.json"
 
@@ -101,6 +106,9 @@ class Layout:
 
     def evaluation(self, suffix: str) -> Path:
         return self.output_dir / f"evaluation.{suffix}"
+
+    def robustness(self, suffix: str) -> Path:
+        return self.output_dir / f"robustness.{suffix}"
 
     def report(self, suffix: str) -> Path:
         return self.output_dir / f"report.{suffix}"

@@ -96,16 +96,18 @@ class TaskReporter:
         record.memory_bytes = _memory(self._device)
 
     def _write_csv(self, history: Sequence[EpochNumbers]) -> None:
-        task = self._task
+        task, layout = self._task, self._study.layout
         if task.row is not None:
-            path = self._study.layout.row(task.model, task.row.variant).csv
-            columns: Sequence[str] = row_columns(self._study.recipe.experts.count)
-            rows = [self._row_cells(numbers) for numbers in history]
+            path = layout.row(task.model, task.row.variant).csv
         else:
             assert task.expert is not None
-            path = self._study.layout.expert_csv(task.model, task.expert)
-            columns = EXPERT_COLUMNS
+            path = layout.expert_csv(task.model, task.expert)
+        if task.trains_alone:
+            columns: Sequence[str] = EXPERT_COLUMNS
             rows = [self._expert_cells(history[: i + 1]) for i in range(len(history))]
+        else:
+            columns = row_columns(self._study.recipe.experts.count)
+            rows = [self._row_cells(numbers) for numbers in history]
         write_csv(path, columns, rows)
 
     def _row_cells(self, numbers: EpochNumbers) -> dict[str, object]:
@@ -123,7 +125,7 @@ class TaskReporter:
             "loss_total": numbers.objective,
             "alpha": row.alpha,
             "model": row.model,
-            "fusion_type": row.fusion,
+            "fusion_type": row.method,
         }
         for k, (accuracy, loss) in enumerate(experts):
             cells |= {f"expert_{k}_accuracy": accuracy, f"expert_{k}_loss": loss}
@@ -152,7 +154,7 @@ class TaskReporter:
 
     def _scalars(self, numbers: EpochNumbers) -> dict[str, float]:
         """Tags grouped so that a chart overlays the rows, and no chart mixes rows and experts."""
-        if self._task.row is None:
+        if self._task.trains_alone:
             return {
                 "expert_training/accuracy_validation": numbers.val_accuracies[0],
                 "expert_training/accuracy_train": numbers.train_accuracies[0],

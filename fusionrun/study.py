@@ -12,6 +12,7 @@ import torch
 from fusionrun.analysis.cost import multiply_accumulates
 from fusionrun.assignment import Row, Task, make_rows, make_tasks
 from fusionrun.config import (
+    SINGLE,
     ExpertsConfig,
     FusionConfig,
     Recipe,
@@ -121,14 +122,16 @@ class Study:
             del data[f"data.{place}"]
         model = flatten(self.model_arguments(task.model), f"models.{task.model}")
         common = {**data, **model, "experts.count": self.recipe.experts.count}
-        if task.row is None:
+        if task.trains_alone:
             experts = flatten(self.recipe.experts, "experts")
             del experts["experts.checkpoint_dir"]
-            return {**common, **experts, "model": task.model, "seed": self.recipe.seed}
+            seed = task.row.seed if task.row else self.recipe.seed
+            return {**common, **experts, "model": task.model, "seed": seed}
         fusion = flatten(self.recipe.fusion, "fusion")
         del fusion["fusion.alpha"]
-        row = {"model": task.model, "fusion": task.row.fusion}
-        return {**common, **fusion, **row, "seed": task.row.seed, "alpha": task.row.alpha}
+        assert task.row is not None
+        row = {name: getattr(task.row, name) for name in ("fusion", "control", "seed", "alpha")}
+        return {**common, **fusion, "model": task.model, **row}
 
 
 def _mixed(
@@ -188,23 +191,28 @@ def plan_study(recipe: Recipe, name: str) -> Study:
     """
     _check_names(recipe, name)
     layout = Layout(_folder(f"{name}: output_dir", recipe.output_dir))
-    entries = [(row.model, row.fusion, row.seed, row.alpha) for row in recipe.all_rows()]
-    rows = make_rows(entries, seed=recipe.seed, alpha=recipe.fusion.alpha)
+    rows = make_rows(recipe.all_rows(), seed=recipe.seed, alpha=recipe.fusion.alpha)
     work = _work_per_image(recipe, rows, name)
     data, experts, fusion = recipe.data, recipe.experts, recipe.fusion
     own_share = 1 / experts.count  # of what the experts divide among them
     if data.split == "iid":
         own_share = min(data.unique_fraction, (1 - data.shared_fraction) * own_share)
         own_share += data.shared_fraction
-    expert_share = (1 - data.holdout_fraction) * own_share
-    row_share = data.holdout_fraction * (1 - data.val_fraction) * experts.count
+    pool_share = 1 - data.holdout_fraction
+    fusion_share = data.holdout_fraction * (1 - data.val_fraction)
+
+    def row_cost(row: Row) -> float:
+        if row.is_single:
+            return (pool_share + fusion_share) * experts.epochs * work[row.model]
+        return fusion_share * experts.count * fusion.epochs * work[row.model]
+
     tasks = make_tasks(
         rows,
         num_experts=experts.count,
         expert_epochs=experts.epochs,
         fusion_epochs=fusion.epochs,
-        expert_cost=lambda model: expert_share * experts.epochs * work[model],
-        row_cost=lambda model: row_share * fusion.epochs * work[model],
+        expert_cost=lambda model: pool_share * own_share * experts.epochs * work[model],
+        row_cost=row_cost,
     )
     return Study(
         name=name,
@@ -226,7 +234,7 @@ def _check_names(recipe: Recipe, name: str) -> None:
 
     for index, row in enumerate(recipe.rows):
         check(f"rows.{index}.model", row.model, BUILDERS)
-        check(f"rows.{index}.fusion", row.fusion, FUSIONS)
+        check(f"rows.{index}.fusion", row.fusion, [*FUSIONS, SINGLE])
     if recipe.grid is not None:
         for index, model in enumerate(recipe.grid.models):
             check(f"grid.models.{index}", model, BUILDERS)
@@ -258,7 +266,7 @@ def _work_per_image(recipe: Recipe, rows: tuple[Row, ...], name: str) -> dict[st
     built: set[tuple[str, str]] = set()
     for row in rows:
         place = f"rows.{row.index}" if row.index < len(recipe.rows) else f"grid: {row.name}"
-        if (row.model, row.fusion) not in built:
+        if not row.is_single and (row.model, row.fusion) not in built:
             with torch.device("meta"), _blame(f"{name}: {place}.fusion"):
                 build_fusion(row.fusion, recipe.experts.count, feature_dims[row.model])
             built.add((row.model, row.fusion))

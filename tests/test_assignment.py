@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +22,7 @@ from fusionrun.assignment import (
     make_tasks,
     simulate,
 )
+from fusionrun.config import RowConfig
 
 MODELS = ("densenet", "resnet", "improved_wide_resnet", "resnext")
 FUSIONS = ("multiplicative", "multiplicativeAddition", "TransformerBase", "concatenation")
@@ -31,7 +32,7 @@ def rows_of(*models: str) -> tuple[Row, ...]:
     """A row per model; rows of the same model differ in their seed."""
     entries = [(model, "concatenation", 42 + models[:i].count(model), None)
                for i, model in enumerate(models)]  # fmt: skip
-    return make_rows(entries, seed=42, alpha=1.0)
+    return make_rows([RowConfig(*entry) for entry in entries], seed=42, alpha=1.0)
 
 
 def tasks_of(rows: Sequence[Row], experts: int = 2, **costs: float) -> tuple[Task, ...]:
@@ -42,7 +43,7 @@ def tasks_of(rows: Sequence[Row], experts: int = 2, **costs: float) -> tuple[Tas
         expert_epochs=7,
         fusion_epochs=5,
         expert_cost=lambda model: costs.get(model, 1.0),
-        row_cost=lambda model: 10 * costs.get(model, 1.0),
+        row_cost=lambda row: 10 * costs.get(row.model, 1.0),
     )
 
 
@@ -79,7 +80,7 @@ def no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_take_what_they_leave_open_from_the_recipe() -> None:
     first, second = make_rows(
-        [("resnet", "concatenation", None, None), ("densenet", "multiplicative", 42, 1.0)],
+        [RowConfig("resnet", "concatenation"), RowConfig("densenet", "multiplicative", 42, 1.0)],
         seed=42,
         alpha=1.0,
     )
@@ -107,7 +108,7 @@ def test_rows_take_what_they_leave_open_from_the_recipe() -> None:
 def test_a_variant_names_what_departs_from_the_recipe(
     seed: int | None, alpha: float | None, variant: str
 ) -> None:
-    (row,) = make_rows([("resnet", "concatenation", seed, alpha)], seed=42, alpha=1.0)
+    (row,) = make_rows([RowConfig("resnet", "concatenation", seed, alpha)], seed=42, alpha=1.0)
     assert row.variant == variant
     assert row.name == f"task-0-resnet-{variant}"
     assert (row.seed, row.alpha) == (
@@ -122,6 +123,7 @@ ENTRIES = st.lists(
         st.sampled_from(FUSIONS),
         st.none() | st.integers(0, 2**40),
         st.none() | st.floats(0, 1e6) | st.sampled_from([0.1, 0.1 + 2**-50, 0.123456789]),
+        st.sampled_from([None, "frozen", "detached"]),
     ),
     min_size=1,
     max_size=12,
@@ -131,10 +133,10 @@ ENTRIES = st.lists(
 @settings(max_examples=100, deadline=None)
 @given(entries=ENTRIES)
 def test_different_experiments_have_different_names_and_folders(
-    entries: list[tuple[str, str, int | None, float | None]],
+    entries: list[tuple[str, str, int | None, float | None, Literal["frozen", "detached"] | None]],
 ) -> None:
-    rows = make_rows(entries, seed=42, alpha=1.0)
-    experiments = {(row.model, row.fusion, row.seed, row.alpha) for row in rows}
+    rows = make_rows([RowConfig(*entry) for entry in entries], seed=42, alpha=1.0)
+    experiments = {(row.model, row.fusion, row.seed, row.alpha, row.control) for row in rows}
     assert len({(row.model, row.variant) for row in rows}) == len(experiments)
     assert len({row.name for row in rows}) == len(rows)
     # they become names of files
@@ -416,14 +418,14 @@ def test_a_waiting_rank_asks_little(clock: Clock) -> None:
 def sixteen(*, noise: float, seed: int, **paces: float) -> tuple[Sequence[Task], dict[str, float]]:
     """All combinations with the work of the full-size networks, and what they take."""
     work = {"densenet": 1.78, "resnet": 1.11, "improved_wide_resnet": 10.5, "resnext": 10.8}
-    entries = [(model, fusion, None, None) for fusion in FUSIONS for model in MODELS]
+    entries = [RowConfig(model, fusion) for fusion in FUSIONS for model in MODELS]
     tasks = make_tasks(
         make_rows(entries, seed=42, alpha=1.0),
         num_experts=4,
         expert_epochs=250,
         fusion_epochs=100,
         expert_cost=lambda model: 90 * work[model],
-        row_cost=lambda model: 72 * work[model],
+        row_cost=lambda row: 72 * work[row.model],
     )
     rng = random.Random(seed)
     return tasks, {
@@ -537,7 +539,7 @@ def run_threads(queues: Sequence[Queue]) -> list[tuple[int, str]]:
 
 def test_sixteen_rows_and_their_experts_on_four_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assignment, "OWNER_SECONDS", 0.05)
-    entries = [(model, fusion, None, None) for fusion in FUSIONS for model in MODELS]
+    entries = [RowConfig(model, fusion) for fusion in FUSIONS for model in MODELS]
     tasks = tasks_of(make_rows(entries, seed=42, alpha=1.0), experts=4)
     assert len(tasks) == 16 + 16
     claims = run_threads(queues_of(tasks, 4))

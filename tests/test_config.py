@@ -50,10 +50,10 @@ def problem(
 # (key, its value as YAML, dotted path of the mistake, what was found, what was expected)
 WRONG: list[tuple[str, str, str, str, str]] = [
     ("fuson", "{}", "fuson", "'fuson'", "did you mean 'fusion'?"),
-    ("xyz", "1", "xyz", "'xyz'", "expected one of: checkpoint, data"),
+    ("xyz", "1", "xyz", "'xyz'", "expected one of: checkpoint, controls, data"),
     ("fusion", "{epcohs: 3}", "fusion.epcohs", "'epcohs'", "did you mean 'epochs'?"),
     ("data", "{holdout: 0.2}", "data.holdout", "'holdout'", "did you mean 'holdout_fraction'?"),
-    ("1", "2", "1", "unknown key", "expected one of: checkpoint, data"),
+    ("1", "2", "1", "unknown key", "expected one of: checkpoint, controls, data"),
     ("seed", "ten", "seed", "'ten' (text)", "a whole number"),
     ("seed", "'10'", "seed", "'10' (text)", "a whole number"),
     ("seed", "1.0", "seed", "1.0", "a whole number"),

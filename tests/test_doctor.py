@@ -192,7 +192,8 @@ def test_experts_on_another_disk_are_counted_there(monkeypatch: pytest.MonkeyPat
 
 def test_frozen_experts_have_no_optimizer_state() -> None:
     free = checks.weight_bytes(plan())["task-0-resnet-concatenation"]
-    frozen = checks.weight_bytes(plan("fusion.freeze_experts=true"))["task-0-resnet-concatenation"]
+    weights = checks.weight_bytes(plan("controls=[frozen]"))
+    frozen = weights["task-1-resnet-concatenation-frozen"]
     assert free[0] == free[1] == frozen[0] > frozen[1] > 0
 
 

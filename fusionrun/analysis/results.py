@@ -10,6 +10,7 @@ from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
 
 from fusionrun.components import read_manifest
+from fusionrun.config import SINGLE
 from fusionrun.files import write_text
 from fusionrun.layout import Layout
 from fusionrun.study import Study
@@ -24,7 +25,7 @@ class Result:
 
     task: str
     model: str
-    fusion_type: str
+    fusion_type: str  # or single; a control is named after its fusion type
     seed: int
     alpha: float
     epoch: int | None = None  # that validation selected
@@ -36,6 +37,7 @@ class Result:
     before_best_expert: float | None = None  # before fusion training; chosen on validation
     before_mean_probabilities: float | None = None
     before_mean_logits: float | None = None
+    control: str | None = None  # frozen, detached
 
     @property
     def gain(self) -> float | None:
@@ -70,7 +72,13 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("before_mean_logits", "before: logits"),
     ("gain", "gain"),
 )
-HEADINGS = {**dict(COLUMNS), "seeds": "seeds"}
+HEADINGS = {
+    **dict(COLUMNS),
+    "seeds": "seeds",
+    "frozen": "experts frozen",
+    "detached": "experts without fusion",
+    "single": "one network",
+}
 SUMMARISED = (
     "fused",
     "best_expert",
@@ -92,9 +100,10 @@ def collect_results(study: Study) -> list[Result]:
         known = {
             "task": row.name,
             "model": row.model,
-            "fusion_type": row.fusion,
+            "fusion_type": row.method,
             "seed": row.seed,
             "alpha": row.alpha,
+            "control": row.control,
         }
         try:
             manifest = read_manifest(study.layout.row(row.model, row.variant).manifest)
@@ -127,6 +136,34 @@ def over_seeds(results: Sequence[Result]) -> list[dict[str, str]]:
     ]
 
 
+def controls(results: Sequence[Result]) -> list[dict[str, str]]:
+    """Every row that has controls beside them; they settle whether fusion itself helped."""
+    by_name = {(r.model, r.fusion_type, r.seed, r.alpha): r for r in results}
+    singles = {(r.model, r.seed): r for r in results if r.fusion_type == SINGLE}
+    found = []
+    for row in results:
+        frozen, detached = (
+            by_name.get((row.model, f"{row.fusion_type}-{control}", row.seed, row.alpha))
+            for control in ("frozen", "detached")
+        )
+        single = singles.get((row.model, row.seed))
+        if row.control or row is single or not (frozen or detached or single):
+            continue
+        accuracies = {
+            "fused": row.fused,
+            "frozen": frozen.fused if frozen else None,
+            "detached": detached.mean_probabilities if detached else None,
+            "single": single.fused if single else None,
+        }
+        names = {name: _cell(row, name) for name in ("model", "fusion_type", "seed", "alpha")}
+        found.append(names | {name: _percent(value) for name, value in accuracies.items()})
+    return found
+
+
+def _percent(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:.2f}"
+
+
 def _mean_and_sd(group: Sequence[Result], column: str) -> str:
     values = [value for result in group if (value := getattr(result, column)) is not None]
     if len(values) < len(group):
@@ -143,16 +180,19 @@ def write_results(layout: Layout, results: Sequence[Result]) -> None:
 
 
 def results_tables(results: Sequence[Result], width: int) -> Group:
-    """For people: every row and, where rows differ in their seed, means over seeds."""
-    summaries = over_seeds(results)
+    """For people: every row; means over seeds and controls where there are any."""
     tables = [_rows_table(results, width)]
-    if summaries:
-        tables.append(_seeds_table(summaries))
+    for title, caption, lines in (
+        ("Mean ± standard deviation over seeds", SEEDS_CAPTION, over_seeds(results)),
+        ("Does fusion itself help?", CONTROLS_CAPTION, controls(results)),
+    ):
+        if lines:
+            tables.append(_small_table(title, caption, lines))
     return Group(*tables)
 
 
-def _seeds_table(summaries: Sequence[dict[str, str]]) -> Table:
-    table = Table(title="Mean ± standard deviation over seeds", caption=SEEDS_CAPTION)
+def _small_table(title: str, caption: str, summaries: Sequence[dict[str, str]]) -> Table:
+    table = Table(title=title, caption=caption)
     for column in summaries[0]:
         justify: JustifyMethod = "left" if column in ("model", "fusion_type") else "right"
         table.add_column(HEADINGS[column].replace(" ", "\n"), justify=justify, overflow="fold")
@@ -211,10 +251,13 @@ def _as_markdown(results: Sequence[Result]) -> str:
     columns = [column for column, _ in COLUMNS if column != "task"]
     rows = [[_cell(result, column) for column in columns] for result in results]
     text = _markdown_table(columns, rows) + f"\n{LEGEND}\n"
-    summaries = over_seeds(results)
-    if summaries:
-        rows = [list(summary.values()) for summary in summaries]
-        text += f"\n{_markdown_table(list(summaries[0]), rows)}\n{SEEDS_LEGEND}\n"
+    for lines, legend in (
+        (over_seeds(results), SEEDS_LEGEND),
+        (controls(results), CONTROLS_LEGEND),
+    ):
+        if lines:
+            rows = [list(line.values()) for line in lines]
+            text += f"\n{_markdown_table(list(lines[0]), rows)}\n{legend}\n"
     return text
 
 
@@ -237,6 +280,14 @@ SEEDS_CAPTION = "seeds of fusion training; the experts before it are the same"
 SEEDS_LEGEND = (
     "Mean ± sample standard deviation over rows that differ in the seed of their fusion training "
     "alone. They start from the same experts."
+)
+
+CONTROLS_CAPTION = "paired with the row by seed; what each column is stands in results.md"
+CONTROLS_LEGEND = (
+    "Does fusion itself help? `experts frozen`: the same fusion on experts that fusion training "
+    "leaves as they are. `experts without fusion`: the mean of the probabilities of experts that "
+    "only their own losses train on, everything else as in the row. `one network`: the "
+    "architecture once, trained as an expert is, on all images that experts and fusion saw."
 )
 
 

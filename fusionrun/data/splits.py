@@ -36,6 +36,11 @@ class Splits:
     fusion_train: Indices  # fusion_train and fusion_val together are the holdout
     fusion_val: Indices
 
+    @property
+    def everything(self) -> Indices:
+        """What the experts or their fusion train on."""
+        return np.unique(np.concatenate([*self.expert_train, self.fusion_train]))
+
 
 @dataclass(frozen=True)
 class _Arguments:

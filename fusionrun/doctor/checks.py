@@ -193,7 +193,7 @@ def expected_bytes(study: Study, ranks: int) -> dict[Path, int]:
 def weight_bytes(study: Study) -> dict[str, tuple[int, int]]:
     """{task: bytes of (all the weights that it trains or holds, those that learn)}."""
     models = {}
-    count, frozen = study.recipe.experts.count, study.recipe.fusion.freeze_experts
+    count = study.recipe.experts.count
     sizes = {}
     with torch.device("meta"):
         for model in dict.fromkeys(task.model for task in study.tasks):
@@ -201,13 +201,14 @@ def weight_bytes(study: Study) -> dict[str, tuple[int, int]]:
             models[model] = build_expert(model, study.recipe.data.num_classes, **arguments)
         for task in study.tasks:
             expert = models[task.model]
-            if task.row is None:
+            if task.trains_alone:
                 sizes[task.name] = (_bytes(expert), _bytes(expert))
                 continue
+            assert task.row is not None
             heads = _bytes(build_fusion(task.row.fusion, count, expert.feature_dim))
             heads += _bytes(nn.Linear(expert.feature_dim, expert.num_classes))
             everything = count * _bytes(expert) + heads
-            sizes[task.name] = (everything, heads if frozen else everything)
+            sizes[task.name] = (everything, heads if task.row.control == "frozen" else everything)
     return sizes
 
 

@@ -4,7 +4,7 @@ import heapq
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -87,19 +87,19 @@ def _time_all(
 ) -> tuple[dict[str, Timing | None], list[Finding]]:
     """{task: its timing, None where it failed}, and why."""
     weights = weight_bytes(work.study)
-    timings: dict[tuple[str, str], Timing | None] = {}
+    timings: dict[tuple[str, ...], Timing | None] = {}
     findings = []
     for task in tasks:
-        kind = (task.model, task.row.fusion if task.row else "")
+        kind = _kind(task)
         if kind in timings:
             continue
         progress(f"timing {task.name}")
         everything, learning = weights[task.name]
-        copies = 3 if task.row else 2  # gradients and what AdamW or SGD keeps
+        copies = 2 if task.trains_alone else 3  # gradients and what AdamW or SGD keeps
         fixed = everything + copies * learning
         timings[kind] = None
         try:
-            timings[kind] = time_task(work, task, fixed, seconds, scratch)
+            timings[kind] = time_task(work, _timed_as(task), fixed, seconds, scratch)
         except torch.OutOfMemoryError:
             findings.append(_no_memory(task))
         except TaskError as error:
@@ -111,9 +111,20 @@ def _time_all(
             reason = str(error).splitlines()[0] if str(error) else "no message"
             found = f"its first steps fail: {type(error).__name__}: {reason}"
             findings.append(Finding(task.name, "fail", found, IN_EARNEST))
-    return {
-        task.name: timings[task.model, task.row.fusion if task.row else ""] for task in tasks
-    }, findings
+    return {task.name: timings[_kind(task)] for task in tasks}, findings
+
+
+def _kind(task: Task) -> tuple[str, ...]:
+    """Tasks of one kind take equally long steps."""
+    if task.trains_alone:
+        return (task.model,)
+    assert task.row is not None
+    return task.model, task.row.method
+
+
+def _timed_as(task: Task) -> Task:
+    """A single network is timed as an expert, with which it shares everything but the images."""
+    return replace(task, kind="expert", row=None, expert=0) if task.trains_alone else task
 
 
 def task_seconds(work: Workplace, task: Task, timing: Timing, epochs: int) -> float:
@@ -129,9 +140,11 @@ def _images(work: Workplace, task: Task) -> tuple[int, int, int]:
     if task.row is None:
         assert task.expert is not None
         return len(splits.expert_train[task.expert]), len(splits.expert_val[task.expert]), 0
-    validation = len(splits.fusion_val)
+    validation, test = len(splits.fusion_val), len(work.data.test_labels)
+    if task.row.is_single:
+        return len(splits.everything), validation, test
     # the experts before fusion on validation and test set, the row on the test set
-    return len(splits.fusion_train), validation, validation + 2 * len(work.data.test_labels)
+    return len(splits.fusion_train), validation, validation + 2 * test
 
 
 def _row_estimate(
@@ -175,7 +188,7 @@ def _crowding(work: Workplace, busy: int) -> float:
 
 
 def _no_memory(task: Task) -> Finding:
-    field = "fusion.batch_size" if task.row is not None else "experts.batch_size"
+    field = "experts.batch_size" if task.trains_alone else "fusion.batch_size"
     advice = f"set a smaller {field}, or train fewer experts or a smaller network"
     return Finding(task.name, "fail", "needs more memory than the GPU has free", advice)
 

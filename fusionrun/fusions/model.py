@@ -21,19 +21,26 @@ class FusionModel(nn.Module):
     """Images -> experts -> fusion -> global head, trained end to end.
 
     `experts` are modules that map images (N, 3, H, W) to features (N, D) and logits (N, C) and
-    say their `feature_dim`. The global head starts Xavier-uniform with zero bias.
+    say their `feature_dim`. The global head starts Xavier-uniform with zero bias. With `detached`
+    the experts get no gradient from the fused logits: they learn as if there were no fusion.
 
     Raises ValueError when the experts are not as many as the fusion was built for, when their
     feature sizes differ from the fusion's, or when one has another number of classes.
     """
 
     def __init__(
-        self, experts: Sequence[nn.Module], fusion: FusionModule, num_classes: int
+        self,
+        experts: Sequence[nn.Module],
+        fusion: FusionModule,
+        num_classes: int,
+        *,
+        detached: bool = False,
     ) -> None:
         super().__init__()
         _check_fit(experts, fusion, num_classes)
         self.experts = nn.ModuleList(experts)
         self.fusion = fusion
+        self.detached = detached
         self.global_head = nn.Linear(fusion.feature_dim, num_classes)
         nn.init.xavier_uniform_(self.global_head.weight)
         nn.init.zeros_(self.global_head.bias)
@@ -43,7 +50,7 @@ class FusionModel(nn.Module):
         outputs: list[tuple[Tensor, Tensor]] = [expert(images) for expert in self.experts]
         features = torch.stack([features for features, _ in outputs], dim=1)
         expert_logits = torch.stack([logits for _, logits in outputs], dim=1)
-        logits = self.global_head(self.fusion(features))
+        logits = self.global_head(self.fusion(features.detach() if self.detached else features))
         return FusionOutput(logits, expert_logits, features)
 
 
