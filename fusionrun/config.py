@@ -260,6 +260,8 @@ class Recipe:
     seed: int = 42  # of initialisation, order of batches, augmentation and dropout
     data: DataConfig = field(default_factory=DataConfig)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)  # architecture: arguments
+    # name: FILE.py:NAME; an architecture, fusion or data set of the user's own, called so here
+    plugins: dict[str, str] = field(default_factory=dict)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -26,8 +26,8 @@ from fusionrun.data.augment import AUGMENTATIONS, Augmentation
 from fusionrun.data.datasets import Dataset
 from fusionrun.data.loader import ResidentLoader
 from fusionrun.data.splits import Splits
-from fusionrun.experts import Expert, build_expert
-from fusionrun.fusions import FusionModel, build_fusion
+from fusionrun.experts import Expert
+from fusionrun.fusions import FusionModel
 from fusionrun.layout import expert_file
 from fusionrun.reporting import TaskReporter
 from fusionrun.seeds import derive_seed
@@ -110,7 +110,7 @@ class Workplace:
     def about(self, model: str, expert: Expert, best: Best) -> dict[str, Any]:
         """What every component's file says of where it comes from."""
         return {
-            "model": model,
+            "model": self.study.source(model),
             "arguments": self.study.model_arguments(model),
             "num_classes": expert.num_classes,
             "feature_dim": expert.feature_dim,
@@ -222,9 +222,9 @@ def _alone(
     study = work.study
     defaults = study.expert_defaults(task.model)
     augmentation = study.expert_augmentation(task.model)
-    arguments = {**study.model_arguments(task.model), "dropout": defaults.dropout}
+    dropout = {"dropout": defaults.dropout} if defaults.dropout else {}
     torch.manual_seed(derive_seed(seed, "weights"))
-    expert = build_expert(task.model, len(work.data.classes), **arguments)
+    expert = study.build_expert(task.model, len(work.data.classes), **dropout)
     work.settle(expert)
     groups = [Group.of("expert", [expert], defaults.lr, cosine_to_zero, HEAD_CLIP)]
     return _trainer(
@@ -267,7 +267,8 @@ def _train_fusion(work: Workplace, task: Task, row: Row, reporter: TaskReporter)
     model.load_state_dict(best.state)
     selected = trainer.history[best.epoch - 1]
     results = test_row(work, row, model, selected.val_accuracies[1:], before)
-    about = About(component="row", fusion=row.fusion, **work.about(row.model, experts[0], best))
+    origin = work.about(row.model, experts[0], best)
+    about = About(component="row", fusion=study.source(row.fusion), **origin)
     validation = {
         "fused": selected.val_accuracies[0],
         "experts": selected.val_accuracies[1:],
@@ -336,7 +337,7 @@ def row_trainer(
     study, row = work.study, task.row
     assert row is not None
     defaults = study.fusion_defaults(row.fusion)
-    fusion = build_fusion(row.fusion, len(experts), experts[0].feature_dim)
+    fusion = study.build_fusion(row.fusion, experts[0].feature_dim)
     classes, detached = len(work.data.classes), row.control == "detached"
     model = FusionModel(experts, fusion, classes, detached=detached)
     work.settle(model)
@@ -432,7 +433,7 @@ def load_experts(work: Workplace, model: str) -> tuple[list[Expert], list[str]]:
     experts, sources = [], []
     for k in range(work.study.recipe.experts.count):
         path = expert_file(work.study.checkpoint_dir, model, k)
-        expert = build_expert(model, len(work.data.classes), **work.study.model_arguments(model))
+        expert = work.study.build_expert(model, len(work.data.classes))
         about = load_expert_weights(expert, path)
         _check_origin(work.study, model, k, path, about.get("settings", {}))
         experts.append(expert)

@@ -1,6 +1,7 @@
 """A recipe made concrete: its rows, tasks and places, with every name it uses checked."""
 
 import contextlib
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -23,12 +24,15 @@ from fusionrun.config import (
 from fusionrun.data.augment import AUGMENTATIONS, Augmentation
 from fusionrun.data.datasets import DATASETS, Dataset, load_dataset
 from fusionrun.data.splits import Splits, load_or_create_splits
-from fusionrun.experts import BUILDERS, argument_names, build_expert
-from fusionrun.fusions import FUSIONS, build_fusion
+from fusionrun.experts import BUILDERS, Expert, argument_names, build_expert
+from fusionrun.fusions import FUSIONS, FusionModule, build_fusion
 from fusionrun.layout import Layout
+from fusionrun.plugins import load_plugin
 from fusionrun.training.defaults import (
     EXPERT_DEFAULTS,
     FUSION_DEFAULTS,
+    PLUGIN_EXPERT,
+    PLUGIN_FUSION,
     ExpertDefaults,
     FusionDefaults,
     adapted_rates,
@@ -69,12 +73,24 @@ class Study:
             rows += found
         return self.only(rows)
 
+    def source(self, name: str) -> str:
+        """What a name of the recipe stands for: FILE.py:NAME of a plug-in, or itself."""
+        return self.recipe.plugins.get(name, name)
+
     def model_arguments(self, model: str) -> dict[str, Any]:
         return self.recipe.models.get(model, {})
 
+    def build_expert(self, model: str, num_classes: int, **more: Any) -> Expert:
+        """One of the recipe's architectures; `more` arguments override its own."""
+        arguments = {**self.model_arguments(model), **more}
+        return build_expert(self.source(model), num_classes, **arguments)
+
+    def build_fusion(self, fusion: str, feature_dim: int) -> FusionModule:
+        return build_fusion(self.source(fusion), self.recipe.experts.count, feature_dim)
+
     def expert_defaults(self, model: str) -> ExpertDefaults:
         """Settings of the experts' training: the recipe's, else the architecture's."""
-        own, base = self.recipe.experts, EXPERT_DEFAULTS[model]
+        own, base = self.recipe.experts, EXPERT_DEFAULTS.get(model, PLUGIN_EXPERT)
         return ExpertDefaults(
             lr=_or(own.lr, base.lr),
             weight_decay=_or(own.weight_decay, base.weight_decay),
@@ -87,7 +103,7 @@ class Study:
 
     def fusion_defaults(self, fusion: str) -> FusionDefaults:
         """Settings of a row's training but for its rates: the recipe's, else the fusion type's."""
-        own, base = self.recipe.fusion, FUSION_DEFAULTS[fusion]
+        own, base = self.recipe.fusion, FUSION_DEFAULTS.get(fusion, PLUGIN_FUSION)
         return FusionDefaults(
             experts_lr=base.experts_lr,
             head_lr=base.head_lr,
@@ -121,7 +137,9 @@ class Study:
         for place in ("root", "cache_dir", "splits_dir", "download"):
             del data[f"data.{place}"]
         model = flatten(self.model_arguments(task.model), f"models.{task.model}")
-        common = {**data, **model, "experts.count": self.recipe.experts.count}
+        used = (data["data.name"], task.model, task.row.fusion if task.row else "")
+        plugins = {f"plugins.{k}": v for k, v in self.recipe.plugins.items() if k in used}
+        common = {**data, **model, **plugins, "experts.count": self.recipe.experts.count}
         if task.trains_alone:
             experts = flatten(self.recipe.experts, "experts")
             del experts["experts.checkpoint_dir"]
@@ -147,7 +165,7 @@ def load_data(study: Study, progress: Callable[[str], None]) -> tuple[Dataset, S
     """The study's data set and its splits, made if they aren't there. Raises DataError."""
     data = study.recipe.data
     dataset = load_dataset(
-        data.name,
+        study.source(data.name),
         root=data.root,
         cache_dir=data.cache_dir,
         download=data.download,
@@ -232,23 +250,48 @@ def _check_names(recipe: Recipe, name: str) -> None:
         if value not in valid:
             raise RecipeError(f"{name}: {path}: found {value!r}; {nearest(value, valid)}")
 
+    models, fusions, datasets = _known_names(recipe, name)
     for index, row in enumerate(recipe.rows):
-        check(f"rows.{index}.model", row.model, BUILDERS)
-        check(f"rows.{index}.fusion", row.fusion, [*FUSIONS, SINGLE])
+        check(f"rows.{index}.model", row.model, models)
+        check(f"rows.{index}.fusion", row.fusion, [*fusions, SINGLE])
     if recipe.grid is not None:
         for index, model in enumerate(recipe.grid.models):
-            check(f"grid.models.{index}", model, BUILDERS)
+            check(f"grid.models.{index}", model, models)
         for index, fusion in enumerate(recipe.grid.fusions):
-            check(f"grid.fusions.{index}", fusion, FUSIONS)
+            check(f"grid.fusions.{index}", fusion, fusions)
     for model, arguments in recipe.models.items():
-        check(f"models.{model}", model, BUILDERS)
+        check(f"models.{model}", model, models)
         for argument in arguments:
-            check(f"models.{model}.{argument}", argument, argument_names(model))
-    check("data.name", recipe.data.name, DATASETS)
+            known = argument_names(recipe.plugins.get(model, model))
+            check(f"models.{model}.{argument}", argument, known)
+    check("data.name", recipe.data.name, datasets)
     for key, folder in (("root", recipe.data.root), ("cache_dir", recipe.data.cache_dir)):
         _folder(f"{name}: data.{key}", folder or "")
     check("experts.augmentation", recipe.experts.augmentation, [*AUGMENTATIONS, "auto"])
     check("fusion.augmentation", recipe.fusion.augmentation, [*AUGMENTATIONS, "auto"])
+
+
+def _known_names(recipe: Recipe, name: str) -> tuple[list[str], list[str], list[str]]:
+    """(architectures, fusion types, data sets): ours, and those of the recipe's plug-ins."""
+    models, fusions, datasets = list(BUILDERS), list(FUSIONS), list(DATASETS)
+    for plugin, source in recipe.plugins.items():
+        place = f"{name}: plugins.{plugin}"
+        if not re.fullmatch(r"\w+", plugin) or plugin in (*models, *fusions, *datasets, SINGLE):
+            raise RecipeError(f"{place}: expected a new name, of letters, digits and _")
+        with _blame(place):
+            found = load_plugin(source)
+        if not isinstance(found, type):
+            datasets.append(plugin)
+        elif issubclass(found, Expert):
+            models.append(plugin)
+        elif issubclass(found, FusionModule):
+            fusions.append(plugin)
+        else:
+            raise RecipeError(
+                f"{place}: found {found.__name__}, expected a subclass of fusionrun.experts.Expert "
+                f"or fusionrun.fusions.FusionModule, or a function that loads a data set"
+            )
+    return models, fusions, datasets
 
 
 def _work_per_image(recipe: Recipe, rows: tuple[Row, ...], name: str) -> dict[str, float]:
@@ -258,7 +301,8 @@ def _work_per_image(recipe: Recipe, rows: tuple[Row, ...], name: str) -> dict[st
     for model in dict.fromkeys(row.model for row in rows):
         with torch.device("meta"), _blame(f"{name}: models.{model}"):
             arguments = recipe.models.get(model, {})
-            expert = build_expert(model, recipe.data.num_classes, **arguments)
+            source = recipe.plugins.get(model, model)
+            expert = build_expert(source, recipe.data.num_classes, **arguments)
         feature_dims[model] = expert.feature_dim
         size = recipe.data.image_size
         with _blame(f"{name}: data.image_size: {model} can't take {size}x{size} images"):
@@ -268,7 +312,8 @@ def _work_per_image(recipe: Recipe, rows: tuple[Row, ...], name: str) -> dict[st
         place = f"rows.{row.index}" if row.index < len(recipe.rows) else f"grid: {row.name}"
         if not row.is_single and (row.model, row.fusion) not in built:
             with torch.device("meta"), _blame(f"{name}: {place}.fusion"):
-                build_fusion(row.fusion, recipe.experts.count, feature_dims[row.model])
+                source = recipe.plugins.get(row.fusion, row.fusion)
+                build_fusion(source, recipe.experts.count, feature_dims[row.model])
             built.add((row.model, row.fusion))
     return work
 

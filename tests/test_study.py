@@ -65,7 +65,7 @@ def leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, hint in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
             yield from leaves(typing.cast(type, hint), f"{prefix}{name}.")
-        elif f"{prefix}{name}" not in ("rows", "grid", "controls", "models"):
+        elif f"{prefix}{name}" not in ("rows", "grid", "controls", "models", "plugins"):
             yield f"{prefix}{name}", hint
 
 

@@ -14,8 +14,7 @@ from torch import nn
 from fusionrun.analysis.cost import multiply_accumulates
 from fusionrun.assignment import Row
 from fusionrun.execution import EVALUATION_BATCH, Workplace
-from fusionrun.experts import build_expert
-from fusionrun.fusions import FusionModel, build_fusion
+from fusionrun.fusions import FusionModel
 
 PASSES = 50  # that are timed,
 SECONDS = 2.0  # or as many as begin in this time; one more goes before them to warm up
@@ -92,11 +91,11 @@ def _reset_peak(device: torch.device, model: nn.Module) -> int:
 
 def _fused_macs(work: Workplace, row: Row) -> int:
     """Of convolutions and linear layers for one image; attention's own products are not counted."""
-    classes, arguments = len(work.data.classes), work.study.model_arguments(row.model)
+    study, classes = work.study, len(work.data.classes)
     with torch.device("meta"):
-        count = work.study.recipe.experts.count
-        experts = [build_expert(row.model, classes, **arguments) for _ in range(count)]
-        fusion = build_fusion(row.fusion, count, experts[0].feature_dim)
+        count = study.recipe.experts.count
+        experts = [study.build_expert(row.model, classes) for _ in range(count)]
+        fusion = study.build_fusion(row.fusion, experts[0].feature_dim)
         model = FusionModel(experts, fusion, classes)
     return multiply_accumulates(model, work.data.test_images.shape[-1])
 

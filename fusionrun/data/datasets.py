@@ -1,21 +1,24 @@
 """Load a data set by name; everything ends as uint8 tensors."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fusionrun.data import cifar, image_folder, synthetic
-from fusionrun.data.cache import Arrays
+from fusionrun.data.cache import Arrays, channel_statistics, content_fingerprint
 from fusionrun.data.errors import DataError
 from fusionrun.data.files import ignore
 from fusionrun.data.request import Request
 from fusionrun.data.subset import take_subset
+from fusionrun.plugins import is_plugin, load_plugin
 
-__all__ = ["DATASETS", "DataError", "Dataset", "load_dataset"]
+__all__ = ["DATASETS", "Arrays", "DataError", "Dataset", "Request", "as_arrays", "load_dataset"]
 
 DATASETS: dict[str, Callable[[Request], Arrays]] = {
     "cifar100": cifar.load_cifar100,
@@ -54,7 +57,7 @@ def load_dataset(
     seed: int = 42,
     progress: Callable[[str], None] = ignore,
 ) -> Dataset:
-    """Load the data set `name` of DATASETS.
+    """Load the data set `name` of DATASETS, or FILE.py:NAME, a function of a Request.
 
     `root` holds the source files. Sets read from files are prepared once in `cache_dir` (default
     `<root>/.fusionrun_cache`) and shared by every process that loads them. `train_images` and
@@ -64,12 +67,8 @@ def load_dataset(
 
     Raises DataError for an unknown name, and for files that are missing, damaged or unwritable.
     """
-    if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"data set {name!r} is unknown. Expected one of {sorted(DATASETS)}.{hint}")
     root = Path(root).expanduser()
-    arrays = DATASETS[name](
+    arrays = _loader(name)(
         Request(
             root=root,
             cache_dir=Path(cache_dir).expanduser() if cache_dir else root / ".fusionrun_cache",
@@ -82,6 +81,9 @@ def load_dataset(
             progress=progress,
         )
     )
+    if not isinstance(arrays, Arrays):
+        kind = type(arrays).__name__
+        raise DataError(f"data set {name!r}: found {kind}, expected what as_arrays returns")
     if name != "synthetic":  # which is drawn in the size that is wanted
         arrays = take_subset(arrays, train_images, test_images, seed)
     return Dataset(
@@ -96,3 +98,50 @@ def load_dataset(
         fingerprint=arrays.fingerprint,
         notes=arrays.notes,
     )
+
+
+def _loader(name: str) -> Callable[[Request], Arrays]:
+    if is_plugin(name):
+        try:
+            found = load_plugin(name)
+        except ValueError as error:
+            raise DataError(f"data set {error}") from None
+        if not callable(found):
+            raise DataError(f"data set {name!r} is {found!r}, expected a function of a Request")
+        return found
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"data set {name!r} is unknown. Expected one of {sorted(DATASETS)}.{hint}")
+    return DATASETS[name]
+
+
+def as_arrays(
+    train_images: npt.NDArray[np.uint8],
+    train_labels: npt.NDArray[np.int64],
+    test_images: npt.NDArray[np.uint8],
+    test_labels: npt.NDArray[np.int64],
+    classes: Sequence[str],
+) -> Arrays:
+    """A data set of a plug-in: images (N, 3, H, W) uint8, labels (N,) int64 from 0 to C - 1.
+
+    Statistics and fingerprint are computed here. Raises DataError for other shapes or values.
+    """
+    sides = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
+    for side, (images, labels) in sides.items():
+        found = f"{side} images {images.dtype} {images.shape}, labels {labels.dtype} {labels.shape}"
+        if (
+            images.dtype != np.uint8
+            or images.shape != (len(labels), *train_images.shape[1:])
+            or train_images.shape[1:2] != (3,)
+            or images.ndim != 4
+            or labels.dtype != np.int64
+            or not len(labels)
+        ):
+            raise DataError(f"found {found}; expected (N, 3, H, W) uint8 and (N,) int64")
+        if labels.min() < 0 or labels.max() >= len(classes):
+            span = f"{labels.min()} to {labels.max()}"
+            raise DataError(f"{side} labels: found {span}, expected 0 to {len(classes) - 1}")
+    mean, std = channel_statistics(train_images)
+    arrays = (train_images, train_labels, test_images, test_labels)
+    return Arrays(*arrays, tuple(classes), mean, std, content_fingerprint(*arrays))

@@ -20,8 +20,6 @@ from torch import nn
 from fusionrun.data.splits import META_FILE
 from fusionrun.distributed import LaunchError, Place
 from fusionrun.execution import is_done, is_reusable, resume_path
-from fusionrun.experts import build_expert
-from fusionrun.fusions import build_fusion
 from fusionrun.layout import expert_file
 from fusionrun.study import Study
 from fusionrun.training.checkpoint import ResumeFile
@@ -197,15 +195,14 @@ def weight_bytes(study: Study) -> dict[str, tuple[int, int]]:
     sizes = {}
     with torch.device("meta"):
         for model in dict.fromkeys(task.model for task in study.tasks):
-            arguments = study.model_arguments(model)
-            models[model] = build_expert(model, study.recipe.data.num_classes, **arguments)
+            models[model] = study.build_expert(model, study.recipe.data.num_classes)
         for task in study.tasks:
             expert = models[task.model]
             if task.trains_alone:
                 sizes[task.name] = (_bytes(expert), _bytes(expert))
                 continue
             assert task.row is not None
-            heads = _bytes(build_fusion(task.row.fusion, count, expert.feature_dim))
+            heads = _bytes(study.build_fusion(task.row.fusion, expert.feature_dim))
             heads += _bytes(nn.Linear(expert.feature_dim, expert.num_classes))
             everything = count * _bytes(expert) + heads
             sizes[task.name] = (everything, heads if task.row.control == "frozen" else everything)

@@ -23,7 +23,6 @@ from fusionrun.doctor.checks import (
     split_message,
 )
 from fusionrun.execution import is_done, resume_path
-from fusionrun.experts import build_expert
 from fusionrun.study import Study
 from fusionrun.training.checkpoint import CheckpointError, ResumeFile
 from fusionrun.training.loop import TaskError, check_settings
@@ -163,7 +162,7 @@ def check_experts(study: Study, data: Dataset) -> Iterator[Finding]:
     """Every expert that is there loads, fits, and was trained for this data."""
     for model, paths in expert_paths(study).items():
         present = [path for path in paths if path.exists()]
-        expert = build_expert(model, len(data.classes), **study.model_arguments(model))
+        expert = study.build_expert(model, len(data.classes))
         loaded = []  # how good each says it is
         for path in present:
             try:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from fusionrun.assignment import Task
 from fusionrun.doctor.checks import expert_paths
 from fusionrun.execution import Workplace, train_expert, train_row
-from fusionrun.experts import build_expert
 from fusionrun.layout import Layout, expert_file
 from fusionrun.logs.text import TaskLog
 from fusionrun.reporting import TaskReporter
@@ -185,8 +184,7 @@ def _experts_for(work: Workplace, task: Task, scratch: Path) -> Path:
     folder = scratch / "experts"
     first = expert_file(folder, task.model, 0)
     if not first.is_file():
-        arguments = study.model_arguments(task.model)
-        expert = build_expert(task.model, len(work.data.classes), **arguments)
+        expert = study.build_expert(task.model, len(work.data.classes))
         save(first, expert.state_dict())
         for k in range(1, study.recipe.experts.count):
             os.link(first, expert_file(folder, task.model, k))

@@ -1,12 +1,14 @@
 """The experts: one file per architecture, one table of names.
 
-A new architecture is a file with a subclass of `Expert` and a line in `BUILDERS`.
+A new architecture is a file with a subclass of `Expert` and a line in `BUILDERS`, or a plug-in.
 """
 
 import difflib
 import inspect
 from collections.abc import Iterable
 from typing import Any
+
+from fusionrun.plugins import is_plugin, load_plugin
 
 from .base import Expert
 from .densenet import DenseNet
@@ -25,7 +27,8 @@ BUILDERS: dict[str, type[Expert]] = {
 
 
 def build_expert(name: str, num_classes: int, **arguments: Any) -> Expert:
-    """The expert called `name` in `BUILDERS`, initialised from torch's default generator.
+    """The expert called `name` in `BUILDERS`, or FILE.py:NAME, with weights drawn from torch's
+    default generator.
 
     `arguments` are those of the architecture, see `argument_names`; the rest keep their full-size
     defaults. Raises ValueError, in one line, for an unknown name, an unknown argument and a value
@@ -39,7 +42,7 @@ def build_expert(name: str, num_classes: int, **arguments: Any) -> Expert:
                 f"expected one of {', '.join(known)}{_nearest(argument, known)}"
             )
     try:
-        return BUILDERS[name](num_classes, **arguments)
+        return _builder(name)(num_classes, **arguments)
     except ValueError as error:
         raise ValueError(f"expert {name!r}: {error}") from error
 
@@ -49,12 +52,21 @@ def argument_names(name: str) -> tuple[str, ...]:
 
     Raises ValueError for a name that is not in `BUILDERS`.
     """
+    return tuple(n for n in inspect.signature(_builder(name)).parameters if n != "num_classes")
+
+
+def _builder(name: str) -> type[Expert]:
+    if is_plugin(name):
+        found = load_plugin(name)
+        if not (isinstance(found, type) and issubclass(found, Expert)):
+            raise ValueError(f"{name!r}: expected a subclass of fusionrun.experts.Expert")
+        return found
     if not isinstance(name, str) or name not in BUILDERS:
         raise ValueError(
             f"unknown expert {name!r}; expected one of {', '.join(BUILDERS)}"
             f"{_nearest(name, BUILDERS)}"
         )
-    return tuple(n for n in inspect.signature(BUILDERS[name]).parameters if n != "num_classes")
+    return BUILDERS[name]
 
 
 def _nearest(found: object, known: Iterable[str]) -> str:

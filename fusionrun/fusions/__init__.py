@@ -1,9 +1,11 @@
 """The fusions: one file per idea, one table of names, and the model that holds one.
 
-A new fusion is a file with a subclass of `FusionModule` and a line in `FUSIONS`.
+A new fusion is a file with a subclass of `FusionModule` and a line in `FUSIONS`, or a plug-in.
 """
 
 import difflib
+
+from fusionrun.plugins import is_plugin, load_plugin
 
 from .base import FusionModule
 from .concatenation import Concatenation
@@ -26,18 +28,27 @@ FUSIONS: dict[str, type[FusionModule]] = {
 
 
 def build_fusion(name: str, num_experts: int, feature_dim: int) -> FusionModule:
-    """The fusion called `name` in `FUSIONS`, for E experts of feature size D.
+    """The fusion called `name` in `FUSIONS`, or FILE.py:NAME, for E experts of feature size D.
 
     Raises ValueError, in one line, for an unknown name and for sizes that cannot work.
     """
+    try:
+        return _builder(name)(num_experts, feature_dim)
+    except ValueError as error:
+        raise ValueError(f"fusion {name!r}: {error}") from error
+
+
+def _builder(name: str) -> type[FusionModule]:
+    if is_plugin(name):
+        found = load_plugin(name)
+        if not (isinstance(found, type) and issubclass(found, FusionModule)):
+            raise ValueError("expected a subclass of fusionrun.fusions.FusionModule")
+        return found
     if not isinstance(name, str) or name not in FUSIONS:
         raise ValueError(
             f"unknown fusion {name!r}; expected one of {', '.join(FUSIONS)}{_nearest(name)}"
         )
-    try:
-        return FUSIONS[name](num_experts, feature_dim)
-    except ValueError as error:
-        raise ValueError(f"fusion {name!r}: {error}") from error
+    return FUSIONS[name]
 
 
 def _nearest(found: object) -> str:

@@ -49,13 +49,18 @@ FUSION_DEFAULTS: Mapping[str, FusionDefaults] = {
 }
 
 
+# of an architecture or a fusion type that a user brings
+PLUGIN_EXPERT = EXPERT_DEFAULTS["resnet"]
+PLUGIN_FUSION = FUSION_DEFAULTS["concatenation"]
+
+
 def adapted_rates(fusion: str, feature_dim: int) -> tuple[float, float]:
     """(experts' rate, rate of fusion module and global head) for features of size D.
 
     D > 1000: experts x0.7, heads x0.8; D < 100: x1.3 and x1.2. Then TransformerBase with D > 500:
     experts x0.8 more; multiplicative with D < 500: experts x1.1 more.
     """
-    defaults = FUSION_DEFAULTS[fusion]
+    defaults = FUSION_DEFAULTS.get(fusion, PLUGIN_FUSION)
     experts, heads = defaults.experts_lr, defaults.head_lr
     if feature_dim > 1000:
         experts, heads = experts * 0.7, heads * 0.8

@@ -1,0 +1,54 @@
+"""Parts that a user brings: `file.py:name` instead of a name of ours.
+
+Loading one runs the file, as importing it would, once a process.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+
+def is_plugin(name: object) -> bool:
+    return isinstance(name, str) and ":" in name
+
+
+def load_plugin(source: str) -> object:
+    """What `source`, such as my_parts.py:Gated, stands for; paths are of the working directory.
+
+    Raises ValueError when there is no such file or name, or the file's own code fails.
+    """
+    file, _, name = source.rpartition(":")
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(f"{source!r}: found no file {path}, expected FILE.py:NAME")
+    module = sys.modules.get(_key(path)) or _run(path, source)
+    if not hasattr(module, name):
+        names = sorted(found for found in vars(module) if not found.startswith("_"))
+        raise ValueError(f"{source!r}: {file} has no {name!r}, only {', '.join(names)}")
+    found: object = getattr(module, name)
+    return found
+
+
+def _key(path: Path) -> str:
+    return f"fusionrun plugin {path}"
+
+
+def _run(path: Path, source: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(_key(path), path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{source!r}: {path.name} is no Python file, expected FILE.py:NAME")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[_key(path)] = module  # as import does: its dataclasses look themselves up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever its author's code does
+        del sys.modules[_key(path)]
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        line = where.tb_lineno if where is not None else 0
+        raise ValueError(
+            f"{source!r}: {path.name} fails, line {line}: {type(error).__name__}: {error}"
+        ) from None
+    return module
