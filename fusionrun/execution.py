@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -45,6 +46,7 @@ from fusionrun.training.optim import (
 )
 
 EVALUATION_BATCH = 512  # images; without gradients there is room for more than in training
+SAMPLE = 12  # training images that TensorBoard shows
 NOT_AUGMENTED = AUGMENTATIONS["none"]
 
 EXPERT_CLIP = 5.0  # largest gradient norm of the experts in a row
@@ -278,6 +280,7 @@ def _train_fusion(work: Workplace, task: Task, row: Row, reporter: TaskReporter)
     files = study.layout.row(row.model, row.variant)
     manifest = {**_provenance(work, task, row, best), **measured}
     save_model(files, model, about, selected.val_accuracies[1:], manifest)
+    reporter.measured(results)
     trainer.resume_file.previous.unlink(missing_ok=True)
     reporter.message(f"saved {files.directory} (weights {state_hash(best.state)[:12]})")
 
@@ -298,6 +301,7 @@ def _train_single(work: Workplace, task: Task, row: Row, reporter: TaskReporter)
     }
     files = work.study.layout.row(row.model, row.variant)
     save_single(files, network, about, {**_provenance(work, task, row, best), **measured})
+    reporter.measured(measured["test"])
     trainer.resume_file.previous.unlink(missing_ok=True)
     reporter.message(f"saved {files.directory} (weights {state_hash(best.state)[:12]})")
 
@@ -383,10 +387,12 @@ def _trainer(
     experts_from: Sequence[str] = (),
 ) -> Trainer:
     recipe = work.study.recipe
+    train_loader = work.loader(*train)
+    reporter.sample = partial(train_loader.sample, derive_seed(seed, "order", 0), SAMPLE)
     micro = None if task.trains_alone else recipe.fusion.micro_batch
     return Trainer(
         model=model,
-        train_loader=work.loader(*train),
+        train_loader=train_loader,
         val_loader=work.loader(validate, EVALUATION_BATCH),
         optimizer=optimizer,
         groups=groups,

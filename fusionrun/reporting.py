@@ -3,15 +3,16 @@
 import hashlib
 import math
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fusionrun.assignment import Task
 from fusionrun.logs.csv import EXPERT_COLUMNS, row_columns, write_csv
-from fusionrun.logs.tensorboard import NullLog, ScalarLog, TensorBoardLog
+from fusionrun.logs.tensorboard import NullLog, RunLog, TensorBoardLog
 from fusionrun.logs.text import TaskLog
 from fusionrun.logs.wandb import WandbLog
 from fusionrun.status import NAN, Outcome, Record, known
@@ -20,7 +21,12 @@ from fusionrun.training.loop import Best, EpochNumbers, Progress
 
 
 class TaskReporter:
-    """The loop's `Reporter` for one task. Opening logs waits for the first finished epoch."""
+    """The loop's `Reporter` for one task. Opening logs waits for the first finished epoch.
+
+    `sample` makes augmented training images (N, 3, H, W) uint8, if they are wanted.
+    """
+
+    sample: Callable[[], Tensor] | None = None
 
     def __init__(
         self, study: Study, task: Task, record: Record, log: TaskLog, device: torch.device
@@ -30,7 +36,7 @@ class TaskReporter:
         self._record = record
         self._log = log
         self._device = device
-        self._scalar_logs: list[ScalarLog] | None = None
+        self._run_logs: list[RunLog] | None = None
         record.begin(task.index)
 
     def message(self, text: str) -> None:
@@ -61,6 +67,16 @@ class TaskReporter:
         self._publish(history, best)
         self._write_csv(history)
 
+    def measured(self, test: Mapping[str, Any]) -> None:
+        """The row's accuracies on the test set, to where runs are compared."""
+        numbers = {key: value for key, value in test.items() if isinstance(value, float)}
+        metrics = {f"result/test_{key}": value for key, value in numbers.items()}
+        metrics["result/validation"] = self._record.best
+        settings = self._study.settings(self._task)
+        own = {key: value for key, value in settings.items() if not key.startswith("data.")}
+        for log in self._logs(first_epoch=self._task.epochs + 1):
+            log.outcome(own, metrics)
+
     def outcome(self, rank: int) -> Outcome:
         """How the finished task stands, for the table."""
         record = self._record
@@ -77,7 +93,7 @@ class TaskReporter:
         )
 
     def close(self) -> None:
-        for log in self._scalar_logs or ():
+        for log in self._run_logs or ():
             log.close()
 
     def _publish(self, history: Sequence[EpochNumbers], best: Best) -> None:
@@ -179,15 +195,19 @@ class TaskReporter:
             scalars[f"experts/accuracy_{k}"] = accuracy
         return scalars
 
-    def _logs(self, first_epoch: int) -> list[ScalarLog]:
-        if self._scalar_logs is None:
-            self._scalar_logs = open_scalar_logs(self._study, self._task, first_epoch)
-        return self._scalar_logs
+    def _logs(self, first_epoch: int) -> list[RunLog]:
+        if self._run_logs is None:
+            self._run_logs = open_run_logs(self._study, self._task, first_epoch)
+            if first_epoch == 1 and self.sample is not None:
+                side_by_side = torch.cat(list(self.sample()), dim=2)
+                for log in self._run_logs:
+                    log.image("augmented_training_images", side_by_side)
+        return self._run_logs
 
 
-def open_scalar_logs(study: Study, task: Task, first_epoch: int) -> list[ScalarLog]:
+def open_run_logs(study: Study, task: Task, first_epoch: int) -> list[RunLog]:
     """TensorBoard and W&B as the recipe wants them, or the null log."""
-    logs: list[ScalarLog] = []
+    logs: list[RunLog] = []
     settings: Mapping[str, Any] = study.settings(task)
     if study.recipe.logs.tensorboard:
         lines = "\n".join(f"    {key}: {value}" for key, value in settings.items())
@@ -199,7 +219,7 @@ def open_scalar_logs(study: Study, task: Task, first_epoch: int) -> list[ScalarL
     return logs or [NullLog()]
 
 
-def _open_wandb(study: Study, task: Task, mode: Any, settings: Mapping[str, Any]) -> ScalarLog:
+def _open_wandb(study: Study, task: Task, mode: Any, settings: Mapping[str, Any]) -> RunLog:
     output = Path(study.layout.output_dir)
     return WandbLog(
         output,

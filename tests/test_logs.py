@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import itertools
 import math
 import re
@@ -10,18 +11,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from fusionrun.components import read_manifest
 from fusionrun.config import load_recipe
 from fusionrun.logs.csv import EXPERT_COLUMNS, row_columns, write_csv
-from fusionrun.logs.tensorboard import NullLog, TensorBoardLog
+from fusionrun.logs.tensorboard import LAYOUT, NullLog, TensorBoardLog
 from fusionrun.logs.text import TaskLog
 from fusionrun.logs.wandb import PROJECTS, WandbLog
 from fusionrun.reporting import TaskReporter
 from fusionrun.status import Record
 from fusionrun.study import Study, plan_study
 from fusionrun.training.loop import Best, EpochNumbers
+from tests.tiny import alone, write_recipe
 
 # --- CSV -----------------------------------------------------------------------------------------
 
@@ -267,6 +272,7 @@ def test_tensorboard_has_every_epoch_once_after_resumes(tmp_path: Path) -> None:
     assert found == [(epoch, offset + epoch) for epoch, offset in offsets.items()]
     losses = [(event.step, event.value) for event in events.Scalars("loss/train")]
     assert losses == [(epoch, offset - epoch) for epoch, offset in offsets.items()]
+    assert len(events.Tensors("custom_scalars__config__")) == 1
     (text,) = events.Tensors("recipe/text_summary")  # once, not once a launch
     assert text.tensor_proto.string_val == [b"    seed: 42"]
 
@@ -283,9 +289,39 @@ def test_tensorboard_is_readable_while_it_runs(tmp_path: Path) -> None:
     log.close()
 
 
+def test_what_tensorboard_shows_of_a_run(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.plugins.custom_scalar import layout_pb2
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    log = TensorBoardLog(tmp_path, 1, {})
+    pixels = torch.randint(0, 256, (3, 8, 24), dtype=torch.uint8)
+    log.image("augmented", pixels)
+    log.outcome({"fusion": "concatenation", "alpha": 0.5, "blocks": [1, 2], "lr": None}, {"m": 7.0})
+    log.close()
+    events = accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    (image,) = events.Images("augmented")
+    shown = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+    assert np.array_equal(shown, pixels.permute(1, 2, 0).numpy())
+    assert [event.value for event in events.Scalars("m")] == [7.0]
+    start = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    session = plugin_data_pb2.HParamsPluginData.FromString(start).session_start_info
+    found = {name: value.WhichOneof("kind") for name, value in session.hparams.items()}
+    kinds = {"fusion": "string_value", "alpha": "number_value", "blocks": "string_value"}
+    assert found == kinds
+    (config,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(config.tensor_proto.string_val[0])
+    tags = [tag for c in layout.category for chart in c.chart for tag in chart.multiline.tag]
+    assert layout.category[0].chart[0].title == "fused accuracy on validation"
+    assert all(re.compile(tag) for tag in tags)
+
+
 def test_the_null_log_takes_everything() -> None:
     log = NullLog()
     log.scalars({"x": 1.0}, 1)
+    log.image("x", torch.zeros(3, 8, 8, dtype=torch.uint8))
+    log.outcome({"x": 1}, {"y": 1.0})
     log.close()
 
 
@@ -330,9 +366,14 @@ def test_wandb_offline_writes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             settings={"seed": 42, "models.resnext.blocks": [1, 2]},
             run_id=f"demo-task-3-{model}",
         )
+        if 1 in epochs:
+            log.image("augmented", torch.zeros(3, 8, 16, dtype=torch.uint8))
         for epoch in epochs:
             log.scalars({"accuracy/validation": 50.25 + epoch}, epoch)
+        log.outcome({"seed": 42}, {"result/test_fused": 61.125})
         log.close()
+    assert len(list(tmp_path.glob("wandb/offline-run-*/files/media/images/augmented*.png"))) == 2
+    assert wandb_runs(tmp_path, b"61.125", 3)
     assert wandb_runs(tmp_path, b"MCN_an_own_model_Fusion", 1)
     for words in (b"MCN_ResNeXt_Fusion", b"task-3-resnext-concatenation", b"demo-task-3-resnext"):
         assert wandb_runs(tmp_path, words, 2)
@@ -386,3 +427,29 @@ def test_a_log_is_closed_when_the_task_dies(tmp_path: Path) -> None:
         raise KeyError
     with pytest.raises(ValueError, match="closed"):
         log.line("too late")
+
+
+# --- all of it in a real study -------------------------------------------------------------------
+
+
+def test_a_finished_row_is_in_tensorboard_with_settings_result_and_images(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    rows = "rows=[{model: resnet, fusion: concatenation}]"
+    done = alone("train", write_recipe(tmp_path), rows, "controls=[single]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    seen: set[str] = set()
+    for task in ("task-0-resnet-concatenation", "task-1-resnet-single", "expert-resnet-0"):
+        events = accumulator.EventAccumulator(str(tmp_path / "out/tensorboard" / task))
+        events.Reload()
+        seen |= set(events.Tags()["scalars"])
+        (image,) = events.Images("augmented_training_images")
+        assert (image.height, image.width % 16) == (16, 0)
+        if task.startswith("task"):
+            folder = task.split("-")[-1]
+            manifest = read_manifest(tmp_path / f"out/resnet_fusions/{folder}/manifest.json")
+            (result,) = events.Scalars("result/test_fused")
+            assert result.value == pytest.approx(manifest["test"]["fused"])
+            assert "_hparams_/session_start_info" in events.summary_metadata
+    for charts in LAYOUT.values():  # no chart stays empty
+        for _, tags in charts.values():
+            assert any(re.search(tag, name) for tag in tags for name in seen), tags

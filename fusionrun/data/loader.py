@@ -94,6 +94,11 @@ class ResidentLoader:
             )
             yield Batch(self._normalised(images), targets, labels)
 
+    def sample(self, seed: int, count: int) -> Tensor:
+        """The first images of this seed's epoch, augmented: (count or less, 3, H, W) uint8."""
+        images = next(self.training_batches(seed)).images[:count]
+        return ((images - self._shift) / self._scale).round().clamp(0, 255).to(torch.uint8)
+
     def evaluation_batches(self) -> Iterator[Batch]:
         """Every sample once, in the order of `indices`, as it is; targets are one-hot."""
         order = self._to_device(self._indices)

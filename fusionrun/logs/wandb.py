@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 PROJECTS: Mapping[str, str] = {
     "densenet": "MCN_DenseNet_Fusion",
     "resnet": "MCN_ResNet_Fusion",
@@ -44,6 +46,17 @@ class WandbLog:
 
     def scalars(self, values: Mapping[str, float], epoch: int) -> None:
         self._run.log({**values, "epoch": epoch}, step=epoch)
+
+    def image(self, tag: str, pixels: Tensor) -> None:
+        """Pixels (3, H, W) uint8."""
+        import wandb
+
+        picture = wandb.Image(pixels.permute(1, 2, 0).cpu().numpy())
+        self._run.log({tag: picture}, commit=False)  # belongs to the epoch that comes
+
+    def outcome(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """The run's summary; its settings are the config since the start."""
+        self._run.summary.update(dict(metrics))
 
     def close(self) -> None:
         self._run.finish()
