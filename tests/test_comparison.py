@@ -201,6 +201,7 @@ def make_row(seed: int, problem: str = "", **more: Any) -> dict[str, Any]:
         "variant": f"concatenation-seed{seed}",
         "seed": seed,
         "alpha": 1.0,
+        "control": None,
         "epoch": 3,
         "problem": problem,
         **more,

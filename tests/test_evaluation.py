@@ -94,7 +94,18 @@ METRICS = {"nll", "ece", "brier"}
 CONTENDER = {"key", "label", "stage", "top1", "top5", *METRICS, "temperature", "calibrated"}
 CONTENDER |= {"reliability", "difference"}
 DIFFERENCE = {"points", "low", "high", "only_fused", "only_other", "p_value"}
-ROW = {"task", "model", "fusion", "variant", "seed", "alpha", "epoch", "problem", "contenders"}
+ROW = {
+    "task",
+    "model",
+    "fusion",
+    "variant",
+    "control",
+    "seed",
+    "alpha",
+    "epoch",
+    "problem",
+    "contenders",
+}
 ROW |= {"weights", "before_weights", "experts", "per_class", "best_alternative", "xray", "cost"}
 EXPERT = {"expert", "top1", "before_top1", "validation", "before_validation"}
 XRAY = {"disagreement", "oracle", "without_expert", "credit", "dominance", "attention", "alarm"}
@@ -530,7 +541,7 @@ def test_a_broken_row_is_said_and_the_others_go_on(
     assert "n/a" in shown.out and "Traceback" not in shown.err
     broken, whole = read_tree(out)["rows"]
     assert message in broken["problem"] and broken["epoch"] is None
-    about = {"task", "model", "fusion", "variant", "seed", "alpha", "epoch", "problem"}
+    about = {"task", "model", "fusion", "variant", "control", "seed", "alpha", "epoch", "problem"}
     assert set(broken) == about
     assert whole["contenders"] == read_tree(evaluated)["rows"][1]["contenders"]
     assert message in (out / "evaluation.md").read_text()

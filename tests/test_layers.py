@@ -33,6 +33,8 @@ PARTS: dict[str, set[str]] = {
     "analysis.significance": set(),
     "analysis.xray": {"fusions"},
     "analysis.comparison": {
+        "assignment",
+        "config",
         "analysis.calibration",
         "analysis.diversity",
         "analysis.metrics",

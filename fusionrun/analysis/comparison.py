@@ -4,7 +4,7 @@ Whatever is chosen or fitted (the best expert, weights, temperatures, the best a
 on validation; the test set is only measured. Accuracies and calibration errors are percent.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -35,8 +35,17 @@ from fusionrun.analysis.metrics import (
 )
 from fusionrun.analysis.predictions import Answers, Predictions
 from fusionrun.analysis.significance import bootstrap_difference, mcnemar, spread
+from fusionrun.assignment import Row
+from fusionrun.config import SINGLE
 
 FUSED = "fused"
+
+# of control rows: what they are, and the answer (N, C) that counts among their heads' (N, H, C)
+CONTROLS: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "frozen": ("experts frozen", lambda logits: log_probabilities(logits[:, 0])),
+    "detached": ("experts without fusion", lambda logits: mix_probabilities(logits[:, 1:])),
+    SINGLE: ("one network", lambda logits: log_probabilities(logits[:, 0])),
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Contender:
 
     key: str
     label: str
-    stage: str  # fusion, after (the tuned experts), before (as their own training left them)
+    stage: str  # fusion, after (tuned experts), before (as their own training left them), control
     test: Callable[[], Tensor]  # (N, C)
     validation: Callable[[], Tensor]  # (V, C)
 
@@ -66,10 +75,34 @@ class Experts:
         return self.val_accuracies.index(max(self.val_accuracies))
 
 
-def compare_row(predictions: Predictions, *, seed: int) -> dict[str, Any]:
+def control_contender(row: Row, predictions: Predictions) -> Contender:
+    """What a control row answers, for the rows that it controls."""
+    words, way = CONTROLS[row.control or row.fusion]
+    test, validation = (
+        way(answers.logits) for answers in (predictions.test, predictions.validation)
+    )
+    return Contender(
+        row.control or row.fusion, f"control: {words}", "control", lambda: test, lambda: validation
+    )
+
+
+def controls_of(row: Row, controls: Sequence[tuple[Row, Contender]]) -> Iterator[Contender]:
+    """Of all control rows those that differ from `row` in nothing but what they control."""
+    if row.control is not None:
+        return
+    for other, contender in controls:
+        alike = other.is_single or (other.fusion, other.alpha) == (row.fusion, row.alpha)
+        if alike and (other.model, other.seed) == (row.model, row.seed):
+            yield contender
+
+
+def compare_row(
+    predictions: Predictions, controls: Sequence[Contender] = (), *, seed: int
+) -> dict[str, Any]:
     """A row's entry in evaluation.json, but for its name and costs; `seed` is the bootstrap's.
 
-    Raises ValueError when a network's answers aren't finite.
+    `controls` cost a training of their own, so none of them can be the best alternative. Raises
+    ValueError when a network's answers aren't finite.
     """
     test = predictions.test
     after = _experts(predictions, lambda answers: answers.logits[:, 1:])
@@ -90,7 +123,8 @@ def compare_row(predictions: Predictions, *, seed: int) -> dict[str, Any]:
     per_class = [per_class_accuracy(each, test.labels) for each in scores]
     return {
         "contenders": [
-            _entry(contender, fused, predictions, seed) for contender in (fused, *alternatives)
+            _entry(contender, fused, predictions, seed)
+            for contender in (fused, *alternatives, *controls)
         ],
         "weights": after.weights.tolist(),
         "before_weights": before.weights.tolist(),

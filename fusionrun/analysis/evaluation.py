@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,7 +11,13 @@ from rich.console import Console
 
 from fusionrun import __version__
 from fusionrun.analysis.baselines import compare
-from fusionrun.analysis.comparison import compare_row, over_seeds
+from fusionrun.analysis.comparison import (
+    Contender,
+    compare_row,
+    control_contender,
+    controls_of,
+    over_seeds,
+)
 from fusionrun.analysis.predictions import (
     Predictions,
     find_origin,
@@ -22,11 +29,12 @@ from fusionrun.analysis.results import collect_results, write_results
 from fusionrun.analysis.summary import CSV_COLUMNS, long_rows, markdown, tables
 from fusionrun.analysis.timing import measure_cost
 from fusionrun.assignment import Row
-from fusionrun.components import load_model, read_manifest
+from fusionrun.components import load_model, load_single, read_manifest
 from fusionrun.data.datasets import DataError
 from fusionrun.distributed import LaunchError, Place, choose_device, divide_threads
 from fusionrun.execution import Workplace, open_workplace
 from fusionrun.exit_status import ExitStatus
+from fusionrun.experts import Expert
 from fusionrun.files import write_json, write_text
 from fusionrun.fusions import FusionModel
 from fusionrun.logs.csv import write_csv
@@ -49,10 +57,10 @@ def evaluate(study: Study, place: Place, console: Console) -> int:
             study,
             choose_device(place, study.recipe.runtime.device),
             divide_threads(place, study.recipe.runtime.threads),
-            progress=_say,
+            progress=say,
         )
         rows = _evaluate_rows(work)
-        tree = {**_about(work), "rows": rows, "over_seeds": over_seeds(rows)}
+        tree = {**about(work), "rows": rows, "over_seeds": over_seeds(rows)}
         _write(study, tree)
     except (DataError, OSError) as error:
         raise LaunchError(str(error)) from None
@@ -61,11 +69,11 @@ def evaluate(study: Study, place: Place, console: Console) -> int:
     return ExitStatus.ROW_FAILED if any(row["problem"] for row in rows) else ExitStatus.DONE
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _about(work: Workplace) -> dict[str, Any]:
+def about(work: Workplace) -> dict[str, Any]:
     """What all rows have in common."""
     study, data = work.study, work.data
     return {
@@ -87,43 +95,66 @@ def _about(work: Workplace) -> dict[str, Any]:
 
 
 def _evaluate_rows(work: Workplace) -> list[dict[str, Any]]:
-    """An entry for each row; one with a problem is said at once and the others go on."""
-    entries = []
-    latest: Predictions | None = None
-    for row in work.study.rows:
-        entry: dict[str, Any] = {
-            "task": row.name,
-            "model": row.model,
-            "fusion": row.fusion,
-            "variant": row.variant,
-            "seed": row.seed,
-            "alpha": row.alpha,
-        }
-        try:
-            latest, found = _evaluate_row(work, row, latest)
-            entries.append({**entry, **found, "problem": ""})
-        except ROW_PROBLEMS as error:
-            _say(f"fusionrun: {row.name}: {error}")
-            entries.append({**entry, "epoch": None, "problem": str(error)})
-    return entries
+    """An entry for each row; one with a problem is said at once and the others go on.
 
-
-def _evaluate_row(
-    work: Workplace, row: Row, latest: Predictions | None
-) -> tuple[Predictions, dict[str, Any]]:
-    """(the row's predictions, its entry). `latest` may know the experts before fusion training.
-
-    The manifest's test numbers are brought up to date. Raises one of ROW_PROBLEMS.
+    A single network has no entry of its own: it stands in those of its architecture's rows.
     """
-    started = time.monotonic()
+    entries: dict[str, dict[str, Any]] = {}
+    controls: list[tuple[Row, Contender]] = []
+    latest: Predictions | None = None
+    # controls first: the rows are compared with them
+    for row in sorted(work.study.rows, key=lambda row: not (row.control or row.is_single)):
+        try:
+            manifest, model = load_row(work, row)
+            predictions = _predictions(work, row, model, latest)
+            if row.control or row.is_single:
+                controls.append((row, control_contender(row, predictions)))
+            if isinstance(model, FusionModel):
+                latest = predictions
+                rivals = tuple(controls_of(row, controls))
+                found = _evaluate_row(work, row, manifest, model, predictions, rivals)
+                entries[row.name] = {**name_row(row), **found, "problem": ""}
+        except ROW_PROBLEMS as error:
+            say(f"fusionrun: {row.name}: {error}")
+            entries[row.name] = {**name_row(row), "epoch": None, "problem": str(error)}
+    return [entries[row.name] for row in work.study.rows if row.name in entries]
+
+
+def name_row(row: Row) -> dict[str, Any]:
+    """What an entry of any kind says of whose it is."""
+    return {
+        "task": row.name,
+        "model": row.model,
+        "fusion": row.method,
+        "variant": row.variant,
+        "control": row.control,
+        "seed": row.seed,
+        "alpha": row.alpha,
+    }
+
+
+def load_row(work: Workplace, row: Row) -> tuple[dict[str, Any], FusionModel | Expert]:
+    """(manifest, model on the device) of a finished row of this study. Raises ROW_PROBLEMS."""
     files = work.study.layout.row(row.model, row.variant)
     manifest = read_manifest(files.manifest)
     settings = work.study.settings(next(task for task in work.study.tasks if task.row == row))
     check_settings(str(files.manifest), manifest["settings"], settings)
-    model = load_model(files.directory)
+    model = load_single(files.directory) if row.is_single else load_model(files.directory)
     work.settle(model)
-    predictions = _predictions(work, row, model, latest)
-    entry = compare_row(predictions, seed=row.seed)
+    return manifest, model
+
+
+def _evaluate_row(
+    work: Workplace,
+    row: Row,
+    manifest: dict[str, Any],
+    model: FusionModel,
+    predictions: Predictions,
+    controls: Sequence[Contender],
+) -> dict[str, Any]:
+    """The row's entry. The manifest's test numbers are brought up to date. Raises ROW_PROBLEMS."""
+    started = time.monotonic()
+    entry = compare_row(predictions, controls, seed=row.seed)
     cost = measure_cost(work, row, model)
     test = compare(
         predictions.test.logits,
@@ -133,29 +164,33 @@ def _evaluate_row(
         before_val_accuracies=[expert["before_validation"] for expert in entry["experts"]],
     )
     if manifest["test"] != test:
-        write_json(files.manifest, {**manifest, "test": test})
+        path = work.study.layout.row(row.model, row.variant).manifest
+        write_json(path, {**manifest, "test": test})
     fused = entry["contenders"][0]["top1"]
-    _say(f"[{row.name}] fused {fused:.2f} %, took {time.monotonic() - started:.0f} s")
-    return predictions, {"epoch": manifest["epoch"], **entry, "cost": cost}
+    say(f"[{row.name}] fused {fused:.2f} %, took {time.monotonic() - started:.0f} s")
+    return {"epoch": manifest["epoch"], **entry, "cost": cost}
 
 
 def _predictions(
-    work: Workplace, row: Row, model: FusionModel, latest: Predictions | None
+    work: Workplace, row: Row, model: FusionModel | Expert, latest: Predictions | None
 ) -> Predictions:
-    """The saved ones where they are still what the row's networks would answer."""
+    """The saved ones where they are still what the row's networks would answer.
+
+    `latest` may know the experts before fusion training.
+    """
     path = work.study.layout.row(row.model, row.variant).predictions
     origin = find_origin(work, row.model, model)
     validation = torch.from_numpy(work.splits.fusion_val)
     labels, val_labels = work.data.test_labels, work.data.train_labels[validation]
     predictions, problem = load_predictions(path, origin, labels, val_labels)
     if problem:
-        _say(f"[{row.name}] {problem}; computed anew")
+        say(f"[{row.name}] {problem}; computed anew")
     if predictions is None:
-        _say(f"[{row.name}] {len(labels)} test and {len(val_labels)} validation images ...")
+        say(f"[{row.name}] {len(labels)} test and {len(val_labels)} validation images ...")
         predictions = predict(work, row.model, model, origin, latest)
         save_predictions(path, predictions)
     else:
-        _say(f"[{row.name}] {path} is up to date")
+        say(f"[{row.name}] {path} is up to date")
     return predictions
 
 

@@ -14,6 +14,7 @@ from fusionrun.analysis.xray import answers_without_each, expert_weights
 from fusionrun.components import file_hash, state_hash
 from fusionrun.data.loader import ResidentLoader
 from fusionrun.execution import EVALUATION_BATCH, Workplace, load_experts
+from fusionrun.experts import Expert
 from fusionrun.files import write_atomically
 from fusionrun.fusions import FusionModel, FusionOutput
 from fusionrun.layout import expert_file
@@ -51,25 +52,26 @@ class Predictions:
     attention: Tensor  # (E,) mean weight of each expert in the fusion, or (0,): it has none
 
 
-def find_origin(work: Workplace, model: str, fused: FusionModel) -> Origin:
+def find_origin(work: Workplace, model: str, network: FusionModel | Expert) -> Origin:
     """Where answers of this row, as its files are now, come from. Raises CheckpointError."""
-    paths = [expert_file(work.study.checkpoint_dir, model, k) for k in range(len(fused.experts))]
+    experts = len(network.experts) if isinstance(network, FusionModel) else 0
+    paths = [expert_file(work.study.checkpoint_dir, model, k) for k in range(experts)]
     for path in paths:
         if not path.is_file():
             raise CheckpointError(f"{path}: no such checkpoint; the row began with this expert")
     hashes = tuple(file_hash(path) for path in paths)
-    return Origin(state_hash(fused.state_dict()), hashes, work.data.fingerprint)
+    return Origin(state_hash(network.state_dict()), hashes, work.data.fingerprint)
 
 
 @torch.no_grad()
 def predict(
     work: Workplace,
     architecture: str,
-    model: FusionModel,
+    model: FusionModel | Expert,
     origin: Origin,
     known: Predictions | None,
 ) -> Predictions:
-    """One pass of every network over validation and test set.
+    """One pass of every network over validation and test set; a single network has no experts.
 
     Experts before fusion training that answered in `known` already don't do it again. Raises
     CheckpointError and TaskError when those experts aren't what the study would have trained.
@@ -77,6 +79,14 @@ def predict(
     model.eval()
     validation = work.loader(work.splits.fusion_val, EVALUATION_BATCH)
     test = work.test_loader(EVALUATION_BATCH)
+    if not isinstance(model, FusionModel):
+        return Predictions(
+            origin,
+            test=_answers_alone(work, model, test),
+            validation=_answers_alone(work, model, validation),
+            without=torch.empty(0, 0, dtype=torch.int64),
+            attention=torch.empty(0),
+        )
     val_logits, val_labels, sums = _pass(
         work, model, validation, lambda features: features.double().sum(dim=0)
     )
@@ -102,6 +112,11 @@ def predict(
         without=torch.cat([classes for classes, _ in seen]),
         attention=torch.stack(weights).sum(dim=0) / len(labels) if weights else torch.empty(0),
     )
+
+
+def _answers_alone(work: Workplace, network: Expert, loader: ResidentLoader) -> Answers:
+    logits, labels = collect_logits(network, loader, bf16=work.bf16)
+    return Answers(labels.cpu(), logits.cpu(), logits[:, :0].cpu())
 
 
 def _pass(

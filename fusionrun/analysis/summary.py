@@ -14,7 +14,8 @@ Tree = Mapping[str, Any]
 
 HEADINGS = ("model", "fusion", "fused", "best alternative", "its", "difference", "p", "NLL", "ECE")
 LINES = ("row", "contender", "top-1", "difference", "p", "NLL", "ECE")
-LEFT = ("model", "fusion", "best alternative", "row", "contender")
+LEFT = ("model", "fusion", "control", "best alternative", "row", "contender")
+CONTROLS = ("model", "fusion", "fused", "control", "its", "difference", "p")
 SEEDS = ("fused", "best_expert", "mean_probabilities", "mean_logits", "weighted", "gain")
 
 TITLE = "Fused models and their best alternatives"
@@ -24,6 +25,7 @@ LEGEND = (
     "and McNemar's p. NLL (nats) and ECE (percent) of both, each after a temperature fitted on "
     "validation."
 )
+CONTROLS_TITLE = "Does fusion itself help? Fused models and their controls"
 SEEDS_TITLE = "Mean ± sample standard deviation over seeds"
 
 CSV_COLUMNS = (
@@ -56,10 +58,12 @@ CSV_COLUMNS = (
 
 def tables(tree: Tree) -> Group:
     """For the terminal: of every row a line for the fused model, and below it its rival's."""
-    main = _table(TITLE, LINES, [_double_cells(row) for row in tree["rows"]], caption=LEGEND)
+    main = rich_table(TITLE, LINES, [_double_cells(row) for row in tree["rows"]], caption=LEGEND)
     parts: list[RenderableType] = [main]
+    if controls := _controls(tree):
+        parts.append(rich_table(CONTROLS_TITLE, CONTROLS, controls))
     if tree["over_seeds"]:
-        parts.append(_table(SEEDS_TITLE, *_seeds(tree)))
+        parts.append(rich_table(SEEDS_TITLE, *_seeds(tree)))
     return Group(*parts, *(Text(line) for line in _remarks(tree)))
 
 
@@ -69,12 +73,14 @@ def markdown(tree: Tree) -> str:
     parts = [
         f"# {TITLE}\n\n{tree['study']}, {tree['evaluated']}: {data['name']}, "
         f"{data['test_images']} test and {data['val_images']} validation images.\n",
-        _markdown_table(HEADINGS, [_cells(row) for row in tree["rows"]]),
+        markdown_table(HEADINGS, [_cells(row) for row in tree["rows"]]),
         f"{LEGEND}\n",
         "".join(f"- {line}\n" for line in _remarks(tree)),
     ]
+    if controls := _controls(tree):
+        parts += [f"## {CONTROLS_TITLE}\n", markdown_table(CONTROLS, controls)]
     if tree["over_seeds"]:
-        parts += [f"## {SEEDS_TITLE}\n", _markdown_table(*_seeds(tree))]
+        parts += [f"## {SEEDS_TITLE}\n", markdown_table(*_seeds(tree))]
     return "\n".join(part for part in parts if part)
 
 
@@ -143,6 +149,20 @@ def _calibrated(contender: Tree) -> tuple[str, str]:
     return f"{found['nll']:.3f}", f"{found['ece']:.1f}"
 
 
+def _controls(tree: Tree) -> list[list[str]]:
+    """A line for each row and each of its controls."""
+    lines = []
+    for row in tree["rows"]:
+        for contender in row.get("contenders", ()):
+            if contender["stage"] == "control":
+                points, interval, p = _difference(contender)
+                name = contender["label"].removeprefix("control: ")
+                fused = f"{row['contenders'][0]['top1']:.2f}"
+                numbers = [f"{contender['top1']:.2f}", f"{points} ({interval})", p]
+                lines.append([row["model"], row["variant"], fused, name, *numbers])
+    return lines
+
+
 def _seeds(tree: Tree) -> tuple[list[str], list[list[str]]]:
     """(headings, lines)."""
     names = ["model", "fusion", "alpha", "seeds"]
@@ -161,7 +181,8 @@ def _remarks(tree: Tree) -> list[str]:
     ]
     measured = [row for row in tree["rows"] if not row["problem"]]
     alarms = [f"{row['task']}: {row['xray']['alarm']}" for row in measured if row["xray"]["alarm"]]
-    return [*([_verdict(measured)] if measured else []), *alarms, *problems]
+    verdict = [_verdict(rows)] if (rows := [row for row in measured if not row["control"]]) else []
+    return [*verdict, *alarms, *problems]
 
 
 def _verdict(rows: Sequence[Tree]) -> str:
@@ -175,7 +196,7 @@ def _verdict(rows: Sequence[Tree]) -> str:
     )
 
 
-def _table(
+def rich_table(
     title: str, headings: Sequence[str], lines: Sequence[Sequence[str]], caption: str | None = None
 ) -> Table:
     table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -188,6 +209,6 @@ def _table(
     return table
 
 
-def _markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     marks = ["---" if heading in LEFT else "--:" for heading in headings]
     return "".join(f"| {' | '.join(line)} |\n" for line in [headings, marks, *lines])
