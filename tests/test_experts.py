@@ -1,6 +1,9 @@
 """The experts against formulas, plain torch operations and wrong arguments."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusionrun.experts import BUILDERS, Expert, argument_names, build_expert
+from tests.tiny import ROOT
 
 # Small enough for a CPU, yet with more than one block in a stage, odd widths, and no default left.
 SMALL: dict[str, dict[str, Any]] = {
@@ -442,3 +446,25 @@ def test_a_wrong_argument_is_named(name: Any, arguments: dict[str, Any], parts: 
 def test_a_wrong_number_of_classes_is_named(name: str, num_classes: Any) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match="num_classes must be a whole"):
         build_expert(name, num_classes)
+
+
+SHORTCUT = """
+import torch
+from fusionrun.experts.base import conv1x1
+torch.manual_seed(0)
+for _ in range(20):
+    layer, x = conv1x1(4, 16, stride=2), torch.randn(8, 4, 16, 16)
+    layer(x.to(memory_format=torch.channels_last)).square().sum().backward()
+    weight = layer.weight.detach().double().requires_grad_()
+    torch.nn.functional.conv2d(x.double(), weight, stride=2).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-2)
+"""
+
+
+def test_narrow_shortcuts_learn_on_a_cpu_without_avx512() -> None:
+    """oneDNN's own gradient is wrong there, see conv1x1."""
+    settings = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", SHORTCUT], env=settings, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Expert(nn.Module):
@@ -49,9 +50,22 @@ class Expert(nn.Module):
                 nn.init.zeros_(module.bias)
 
 
+class _FewChannels(nn.Conv2d):
+    """A strided 1x1 convolution that skips the pixels itself.
+
+    With fewer than 8 input channels in channels_last, oneDNN's gradient of its weights is wrong on
+    CPUs with AVX2 but not AVX-512 (seen with torch 2.14.1; tests/test_experts.py shows it).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = F.avg_pool2d(x, 1, self.stride)  # which, unlike a slice, stays channels_last
+        return F.conv2d(kept, self.weight)
+
+
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """A 1x1 convolution; no bias, because a batch norm follows somewhere and has one."""
-    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+    kind = _FewChannels if stride > 1 and in_channels < 8 else nn.Conv2d
+    return kind(in_channels, out_channels, 1, stride=stride, bias=False)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
