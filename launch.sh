@@ -102,7 +102,7 @@ try:
 except SignalException:
     sys.exit(1)
 except RendezvousError as error:
-    sys.exit(f"launch.sh: the torchruns of the nodes have lost each other ({error})")
+    sys.exit(f"launch.sh: the torchruns of the nodes have lost each other ({error!r})")
 '
 
 # One torchrun over RANKS processes; rank 0 keeps the terminal, the others' output goes to files.
@@ -186,21 +186,27 @@ forward() {
   [[ -n $before ]] || kill -"$1" "$CHILD" 2>/dev/null || true
 }
 
-# bash returns from `wait` when a trap has run, so wait again until the child is gone.
+# bash returns from `wait` when a trap has run, so wait again until the child is gone. (What it says
+# of a killed one is no use to a user.)
 wait_for_child() {
   CODE=0
   while kill -0 "$CHILD" 2>/dev/null; do
     CODE=0
-    wait "$CHILD" || CODE=$?
+    wait "$CHILD" 2>/dev/null || CODE=$?
   done
 }
 
-# Ranks outlive a torchrun that was killed: they save, and say how it ended. (30 s at most)
+# Ranks outlive a torchrun that was killed, or told twice to stop (by Slurm, and by this script):
+# they save, and say how it ended. One that hangs can't, and is killed within Slurm's own grace.
 wait_for_ranks() {
-  local tries=120
-  while ((tries-- > 0)) && grep -qsz "^FUSIONRUN_EXIT_FILE=$EXIT_DIR/" /proc/[0-9]*/environ; do
-    sleep 0.25
-  done
+  local tries=100 left
+  while left=$(ranks_left) && [[ -n $left ]] && ((tries-- > 0)); do sleep 0.25; done
+  [[ -z $left ]] || xargs kill -KILL <<<"$left" 2>/dev/null || true
+}
+
+# Their process ids. (grep's status says nothing: others' processes can't be read, or have just gone.)
+ranks_left() {
+  { grep -lsz "^FUSIONRUN_EXIT_FILE=$EXIT_DIR/" /proc/[0-9]*/environ || true; } | cut -d/ -f3
 }
 
 # Slurm warned that time is up and everything is saved: the job goes back into the queue.
@@ -239,7 +245,8 @@ main() {
   wait_for_ranks
   [[ ! -t 1 ]] || printf '\033[?25h' # a killed rank 0 leaves the cursor hidden
   if [[ -s $EXIT_DIR/status ]]; then exit "$(<"$EXIT_DIR/status")"; fi
-  echo "launch.sh: the processes ended without saying how; run the same command to go on" >&2
+  echo "launch.sh: torchrun ended with status $CODE, and its ranks without saying how; run the same" \
+    "command to go on" >&2
   exit 4
 }
 

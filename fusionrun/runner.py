@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import torch
 import torch.distributed as dist
@@ -121,10 +121,13 @@ def run(study: Study, place: Place, console: Console, *, only_failed: bool = Fal
         heartbeat.stop()
         # None: the peers can't be asked how they ended
         status = ExitStatus.STOPPED if code is None else ExitStatus(code)
+        lost_peers = code is None and not stop.requested()
         if display is not None:
             _write_results(study)
             display.stop()
-            _say_goodbye(study, status, record, console)
+            _say_goodbye(study, status, record, console, lost_peers=lost_peers)
+    if lost_peers:
+        _leave_to_torchrun()
     if lock is not None:
         lock.close()
     if not channel.alive and not channel.broken:
@@ -494,6 +497,16 @@ def _wait_for_peers(channel: Channel, stop: Stop) -> int | None:
     return channel.exit_code
 
 
+def _leave_to_torchrun() -> NoReturn:
+    """End as a crash does, whoever else is told the exit status: a peer has died.
+
+    A rank that leaves quietly has done its work, in torchrun's eyes. On several nodes the torchrun
+    of such ranks would never start them again, and that of the dead peer would wait for it.
+    """
+    sys.stdout.flush()
+    os._exit(ExitStatus.STOPPED)
+
+
 def _write_results(study: Study) -> None:
     """The tables of what is finished; a full disk must not hide how the launch ended."""
     try:
@@ -502,7 +515,9 @@ def _write_results(study: Study) -> None:
         print(f"fusionrun: results could not be written: {error}", file=sys.stderr)
 
 
-def _say_goodbye(study: Study, code: ExitStatus, record: Record, console: Console) -> None:
+def _say_goodbye(
+    study: Study, code: ExitStatus, record: Record, console: Console, *, lost_peers: bool
+) -> None:
     """The last words on the terminal or in the job's output."""
     if code == ExitStatus.NOT_STARTED:
         beats = [read_heartbeat(path) for path in study.layout.heartbeat(0).parent.glob("*.json")]
@@ -516,5 +531,9 @@ def _say_goodbye(study: Study, code: ExitStatus, record: Record, console: Consol
         ExitStatus.ROW_FAILED: "some tasks failed; the same command runs them again, and only them",
         ExitStatus.STOPPED: "stopped before the end; the same command goes on from here",
     }
+    if lost_peers:
+        words[ExitStatus.STOPPED] = (
+            "another rank has died; if torchrun doesn't start all again, the same command goes on"
+        )
     line = f"{words[code]}. Results: {study.layout.results('md')}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)

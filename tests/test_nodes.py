@@ -33,16 +33,23 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def start_node(folder: Path, endpoint: str, *within: str) -> subprocess.Popen[str]:
-    """The README's command on one node, with two ranks; its output goes to a file."""
+def start_node(
+    folder: Path,
+    endpoint: str,
+    *within: str,
+    ranks: int = 2,
+    words: tuple[str, ...] = WORDS,
+    **more: str,
+) -> subprocess.Popen[str]:
+    """The README's command on one node; its output goes to a file."""
     command = [*within, sys.executable, "-m", "torch.distributed.run"]
-    command += ["--nnodes=2", "--nproc-per-node=2", "--max-restarts=3", "--rdzv-backend=c10d"]
-    command += [f"--rdzv-endpoint={endpoint}", "--rdzv-id=tiny"]
+    command += ["--nnodes=2", f"--nproc-per-node={ranks}", "--max-restarts=3"]
+    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=tiny"]
     with (folder / "output.txt").open("a") as output:
         return subprocess.Popen(
-            [*command, "-m", "fusionrun", "train", "tiny.yaml", *WORDS],
+            [*command, "-m", "fusionrun", "train", "tiny.yaml", *words],
             cwd=folder,
-            env=environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1"),
+            env=environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", **more),
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
@@ -83,12 +90,8 @@ def test_a_killed_process_starts_both_nodes_again(tmp_path: Path, undisturbed: P
     write_recipe(tmp_path)
     endpoint = f"127.0.0.1:{free_port()}"
     nodes = [start_node(tmp_path, endpoint) for _ in range(2)]
-    deadline = time.monotonic() + 60
-    while " epoch 1/12 " not in (tmp_path / "output.txt").read_text():
-        assert time.monotonic() < deadline, (tmp_path / "output.txt").read_text()
-        time.sleep(0.05)
-    (zero,) = (pid for node in nodes for pid in descendants(node.pid) if rank(pid) == "0")
-    os.kill(zero, signal.SIGKILL)  # the one that hosts the store of the claims
+    wait_for(" epoch 1/12 ", tmp_path)
+    kill_rank("0", nodes)  # the one that hosts the store of the claims
     finish(nodes, tmp_path)
     assert_each_task_was_done_once(tmp_path, undisturbed)
     attempts = [
@@ -96,6 +99,43 @@ def test_a_killed_process_starts_both_nodes_again(tmp_path: Path, undisturbed: P
         for path in (tmp_path / "out/logs").glob("*.log")
     ]
     assert ["starts on", "starts on", "continues after"] in attempts
+
+
+def test_a_rank_that_only_waits_is_started_again_too(tmp_path: Path) -> None:
+    """With launch.sh ranks leave with 0, and a torchrun whose ranks all do starts none again."""
+    write_recipe(tmp_path)
+    endpoint = f"127.0.0.1:{free_port()}"
+    rows = "rows=[{model: resnext, fusion: concatenation}]"
+    words = (rows, "fusion.epochs=60", "logs.tensorboard=false")
+    nodes = [
+        start_node(
+            tmp_path,
+            endpoint,
+            ranks=1,
+            words=words,
+            FUSIONRUN_EXIT_FILE=str(tmp_path / f"status{node}"),
+        )
+        for node in range(2)
+    ]
+    wait_for(" epoch 5/60 ", tmp_path)
+    started = r"\[task-\S+ \S+ starts on rank (\d)"
+    (busy,) = re.findall(started, (tmp_path / "output.txt").read_text())
+    kill_rank(busy, nodes)
+    text = finish(nodes, tmp_path)
+    assert len(re.findall(started, text)) == 2 and text.count(" continues after ") == 1
+    assert [(tmp_path / f"status{node}").read_text() for node in range(2)] == ["0\n", "0\n"]
+
+
+def wait_for(words: str, folder: Path) -> None:
+    deadline = time.monotonic() + 60
+    while words not in (text := (folder / "output.txt").read_text()):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.05)
+
+
+def kill_rank(number: str, nodes: list[subprocess.Popen[str]]) -> None:
+    (pid,) = (pid for node in nodes for pid in descendants(node.pid) if rank(pid) == number)
+    os.kill(pid, signal.SIGKILL)
 
 
 def rank(pid: int) -> str | None:

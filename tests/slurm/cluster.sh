@@ -9,7 +9,7 @@
 set -euo pipefail
 
 install_packages() {
-  command -v slurmctld slurmd munged ip >/dev/null && return
+  type slurmctld slurmd munged ip &>/dev/null && return
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
     slurm-wlm munge iproute2 >/dev/null

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -126,6 +127,11 @@ def workers(job: str) -> list[tuple[int, dict[str, str]]]:
     return [(pid, environ) for pid, environ in processes(job).items() if "RANK" in environ]
 
 
+def parent(pid: int) -> int:
+    """The torchrun of a rank."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, str]]:
     """(folder, job id, what Slurm says) of the study on one node, with launch.sh's directives."""
@@ -178,6 +184,66 @@ def test_slurms_warning_saves_and_the_job_continues_by_itself(
     assert len(done) == len(set(done)) == 12  # four rows and eight experts, each once
     assert row_weights(tmp_path) == row_weights(undisturbed[0])
     assert csv_numbers(tmp_path) == csv_numbers(undisturbed[0])
+
+
+def start_one_row(folder: Path) -> tuple[str, str]:
+    """(job id, rank that trains) of a job on two nodes, a rank each, with work for one of them."""
+    write_recipe(folder)
+    rows = "rows=[{model: resnext, fusion: concatenation}]"
+    words = ("tiny.yaml", rows, "fusion.epochs=60", "logs.tensorboard=false")
+    job = submit("--nodes=2", "--gres=gpu:1", cwd=folder, words=words)
+    wait_until(lambda: " epoch 5/60 " in output(job, folder), job, folder)
+    (rank,) = re.findall(r"\[task-\S+ \S+ starts on rank (\d)", output(job, folder))
+    return job, rank
+
+
+def test_a_killed_worker_starts_both_nodes_again(tmp_path: Path) -> None:
+    """Even where the other node has nothing left to do but to wait."""
+    job, rank = start_one_row(tmp_path)
+    (pid,) = (pid for pid, environ in workers(job) if environ["RANK"] == rank)
+    os.kill(pid, signal.SIGKILL)
+    said = wait_for_end(job, tmp_path)
+    text = output(job, tmp_path)
+    assert (said["JobState"], said["ExitCode"], said["Restarts"]) == ("COMPLETED", "0:0", "0"), text
+    log = (tmp_path / "out/logs/task-0-resnext-concatenation.log").read_text()
+    assert log.count(" starts on rank ") == 2 and log.count(" continues after ") == 1
+    status = json.loads((tmp_path / "out/status.json").read_text())
+    assert (status["state"], status["nodes"]) == ("done", 2)
+
+
+def test_a_job_that_loses_a_nodes_torchrun_saves_and_ends_with_4(tmp_path: Path) -> None:
+    job, rank = start_one_row(tmp_path)
+    (idle,) = (pid for pid, environ in workers(job) if environ["RANK"] != rank)
+    os.kill(parent(idle), signal.SIGKILL)
+    said = wait_for_end(job, tmp_path)
+    wait_until(lambda: not processes(job), job, tmp_path)
+    text = output(job, tmp_path)
+    assert (said["JobState"], said["ExitCode"]) == ("FAILED", "4:0"), text
+    log = (tmp_path / "out/logs/task-0-resnext-concatenation.log").read_text()
+    assert log.splitlines()[-1].endswith("stopped; the same command goes on from here")
+    assert "Traceback" not in text
+
+
+def test_scancel_saves_and_leaves_nothing_running(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    words = ("tiny.yaml", "fusion.epochs=1000", "logs.tensorboard=false")
+    job = submit("--nodes=2", "--gres=gpu:2", cwd=tmp_path, words=words)
+    logs = [tmp_path / f"out/logs/task-{i}-{m}-{f}.log" for i, (m, f) in enumerate(FUSIONS.items())]
+
+    def all_train() -> bool:
+        return all(path.exists() and " epoch 1/1000 " in path.read_text() for path in logs)
+
+    wait_until(all_train, job, tmp_path)
+    assert len(workers(job)) == 4
+    run("scancel", job, cwd=tmp_path)
+    said = wait_for_end(job, tmp_path)
+    wait_until(lambda: not processes(job), job, tmp_path)
+    text = output(job, tmp_path)
+    assert (said["JobState"], said["Restarts"]) == ("CANCELLED", "0"), text
+    for path in logs:
+        assert path.read_text().endswith(" stopped; the same command goes on from here\n")
+    assert "Traceback" not in text
+    assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 def test_slurm_sees_that_a_row_failed(
