@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from fusionrun import __version__
+from fusionrun.bench import GROUPS
 from fusionrun.config import RecipeError, load_recipe
-from fusionrun.distributed import LaunchError, Place, read_place
+from fusionrun.distributed import LaunchError, Place, choose_device, read_place
 from fusionrun.exit_status import ExitStatus
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
@@ -93,9 +94,14 @@ def _parser(place: Place) -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_prepare(verbs)
     _add_doctor(verbs)
+    _add_preview(verbs)
     _add_watch(verbs)
     _add_evaluate(verbs)
+    _add_robustness(verbs)
     _add_report(verbs)
+    _add_assemble(verbs)
+    _add_export(verbs)
+    _add_bench(verbs)
     return parser
 
 
@@ -114,6 +120,31 @@ def _add_evaluate(verbs: Any) -> None:
     verb.set_defaults(command=_evaluate)
 
 
+def _add_robustness(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "robustness",
+        help="measure a study's saved models on noisy, corrupted and foreign images",
+        description="Ask every finished row of OUTPUT_DIR about the test images clean, with noise "
+        "and under fifteen corruptions at five severities, and compare how sure it is of them and "
+        "of images of something else. Writes robustness.json, .md and .csv, which `report` shows. "
+        "Exit status: as evaluate's.",
+    )
+    verb.add_argument("output_dir", metavar="OUTPUT_DIR")
+    verb.add_argument(
+        "--corrupted",
+        metavar="FOLDER",
+        help="the unpacked CIFAR-10-C or CIFAR-100-C: measure on its images too",
+    )
+    verb.add_argument(
+        "--foreign",
+        metavar="FOLDER",
+        help="images of something else, directly in it or in folders directly inside it; without "
+        "it built-in ones: noise, clouds, shapes",
+    )
+    verb.add_argument("--images", type=int, metavar="N", help="of the test set; default all")
+    verb.set_defaults(command=_robustness)
+
+
 def _add_report(verbs: Any) -> None:
     verb = verbs.add_parser(
         "report",
@@ -125,6 +156,44 @@ def _add_report(verbs: Any) -> None:
     verb.add_argument("output_dirs", nargs="+", metavar="OUTPUT_DIR")
     verb.add_argument("--output", metavar="FILE.html", help="another place for the page")
     verb.set_defaults(command=_write_report)
+
+
+def _add_assemble(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "assemble",
+        help="build a model from components of different rows or runs",
+        description="Put experts, a fusion module and a global head of different rows or runs "
+        "together and save them as a row's folder that load_model loads. MANIFEST.yaml has the "
+        "keys experts (a row's folder, or a list of expert files), fusion (a row's folder, or a "
+        "file), global_head (as fusion, which is the default) and evaluate (optional: the output "
+        "directory of the study on whose images the model is measured).",
+        epilog="Exit status: 0 assembled, 1 could not start or write, 2 the manifest or command "
+        "line is wrong, or the components don't fit together.",
+    )
+    verb.add_argument("manifest", metavar="MANIFEST.yaml")
+    verb.add_argument("output_dir", metavar="OUTPUT_DIR", help="a new or an empty folder")
+    verb.set_defaults(command=_assemble)
+
+
+def _add_export(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "export",
+        help="write a saved model as one file that runs without fusionrun",
+        description="Write the model in ROW_DIR as a program from images (N, 3, H, W), float32 "
+        "scaled to 0..1, to fused logits (N, classes), for any N; it normalises by itself. The "
+        "file is loaded again and must answer as the model does.",
+        epilog="Exit status: 0 written, 1 the model can't be loaded, exported or written, or its "
+        "copy answers differently, 2 the command line is wrong.",
+    )
+    verb.add_argument("row_dir", metavar="ROW_DIR", help="the folder with manifest.json")
+    verb.add_argument(
+        "--format",
+        choices=["torch_export", "onnx"],
+        default="torch_export",
+        help="torch_export (default): for torch.export.load; onnx: for ONNX Runtime and others",
+    )
+    verb.add_argument("--output", metavar="FILE", help="default: ROW_DIR/model.pt2 or .onnx")
+    verb.set_defaults(command=_export)
 
 
 OVERRIDES = "key=value overrides any field of the recipe by its dotted path, e.g. fusion.epochs=3"
@@ -193,6 +262,22 @@ def _add_doctor(verbs: Any) -> None:
         "--seconds", type=float, default=10.0, help="of timing for each kind of task (default 10)"
     )
     verb.set_defaults(command=_doctor)
+
+
+def _add_preview(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "preview",
+        help="rank all fusion types on the frozen experts' features, in minutes",
+        description="Read the features of a study's trained experts once, train every fusion type "
+        "on them and rank them by validation accuracy, beside the mean of the experts' "
+        "probabilities. A ranking to choose rows by: in a row the experts train too. The test set "
+        "is not touched. Writes preview.json and preview.md. Exit status: 0 all architectures "
+        "ranked, 1 could not start or write, 2 wrong recipe or command line, 3 not all.",
+    )
+    verb.add_argument("words", nargs="+", metavar="RECIPE_or_OUTPUT_DIR key=value", help=OVERRIDES)
+    verb.add_argument("--seeds", type=int, default=3, help="trainings of each fusion (default 3)")
+    verb.add_argument("--epochs", type=int, default=30, help="of each training (default 30)")
+    verb.set_defaults(command=_preview)
 
 
 def _add_watch(verbs: Any) -> None:
@@ -308,6 +393,23 @@ def _doctor(options: argparse.Namespace, place: Place) -> int:
     return doctor(study, place, make_console(), ranks=options.ranks, seconds=options.seconds)
 
 
+def _preview(options: argparse.Namespace, place: Place) -> int:
+    path, overrides = _split_words(options.words)
+    if path is None:
+        raise RecipeError("preview needs a RECIPE or an OUTPUT_DIR")
+    if options.seeds < 1 or options.epochs < 1:
+        raise RecipeError("--seeds and --epochs: expected a number above 0")
+    preset = {}
+    if path.is_dir():
+        path, preset = path / "recipe.yaml", {"output_dir": str(path)}
+    recipe = load_recipe(path, overrides, preset)
+    from fusionrun.analysis.preview import preview
+    from fusionrun.study import plan_study
+
+    study = plan_study(recipe, str(path))
+    return preview(study, place, make_console(), seeds=options.seeds, epochs=options.epochs)
+
+
 def _watch(options: argparse.Namespace, place: Place) -> int:
     from fusionrun.display import watch
 
@@ -324,6 +426,21 @@ def _evaluate(options: argparse.Namespace, place: Place) -> int:
     return evaluate(plan_study(recipe, str(path)), place, make_console())
 
 
+def _robustness(options: argparse.Namespace, place: Place) -> int:
+    if options.images is not None and options.images < 1:
+        raise RecipeError(f"--images: found {options.images}, expected a number above 0")
+    folder = Path(options.output_dir)
+    path = folder / "recipe.yaml"
+    recipe = load_recipe(path, preset={"output_dir": str(folder)})
+    from fusionrun.analysis.robustness import Asked, robustness
+    from fusionrun.study import plan_study
+
+    given = (options.corrupted, options.foreign)
+    corrupted, foreign = (None if name is None else Path(name).expanduser() for name in given)
+    asked = Asked(corrupted, foreign, options.images)
+    return robustness(plan_study(recipe, str(path)), place, make_console(), asked)
+
+
 def _write_report(options: argparse.Namespace, place: Place) -> int:
     if place.rank > 0:
         return ExitStatus.DONE  # under torchrun one process writes for all
@@ -337,4 +454,60 @@ def _write_report(options: argparse.Namespace, place: Place) -> int:
         raise LaunchError(str(error)) from None
     for path in written:
         print(path)
+    return ExitStatus.DONE
+
+
+def _assemble(options: argparse.Namespace, place: Place) -> int:
+    if place.rank > 0:
+        return ExitStatus.DONE  # under torchrun one process does it for all
+    from fusionrun.analysis.assemble import assemble
+
+    folder = Path(options.output_dir)
+    return assemble(Path(options.manifest), folder, place, make_console())
+
+
+def _export(options: argparse.Namespace, place: Place) -> int:
+    if place.rank > 0:
+        return ExitStatus.DONE  # as above
+    from fusionrun.export import ExportError, export
+    from fusionrun.training.checkpoint import CheckpointError
+
+    output = None if options.output is None else Path(options.output)
+    try:
+        done = export(Path(options.row_dir), options.format, output)
+    except (CheckpointError, ExportError, OSError) as error:
+        raise LaunchError(str(error)) from None
+    print(
+        f"{done.path}: images (N, 3, {done.image_size}, {done.image_size}) scaled to 0..1 -> "
+        f"logits (N, {done.num_classes}); largest difference from the saved model "
+        f"{done.difference:.1e} (allowed {done.tolerance:.1e})"
+    )
+    return ExitStatus.DONE
+
+
+def _add_bench(verbs: Any) -> None:
+    groups = "\n".join(f"  {name:10} {what}" for name, what in GROUPS.items())
+    verb = verbs.add_parser(
+        "bench",
+        help="measure this machine's speed against a plain implementation",
+        description="Every figure is a ratio of two sides that take turns in one run: the median\n"
+        "of pairs, with their spread. Takes minutes; nothing else should run meanwhile.\n\n"
+        f"groups of measurements (default: all):\n{groups}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.add_argument(
+        "--only", action="append", choices=list(GROUPS), help="a group; can be repeated"
+    )
+    verb.add_argument("--rounds", type=int, default=7, help="pairs to measure (default 7)")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="store the figures there, too")
+    verb.set_defaults(command=_bench)
+
+
+def _bench(options: argparse.Namespace, place: Place) -> int:
+    if options.rounds < 1:
+        raise RecipeError(f"--rounds: found {options.rounds}, expected 1 or more")
+    from fusionrun.bench.command import run
+
+    device = choose_device(place, "auto")
+    run(options.only or [], make_console(), rounds=options.rounds, json=options.json, device=device)
     return ExitStatus.DONE

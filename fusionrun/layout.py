@@ -110,6 +110,9 @@ class Layout:
     def robustness(self, suffix: str) -> Path:
         return self.output_dir / f"robustness.{suffix}"
 
+    def preview(self, suffix: str) -> Path:
+        return self.output_dir / f"preview.{suffix}"
+
     def report(self, suffix: str) -> Path:
         return self.output_dir / f"report.{suffix}"
 

@@ -714,3 +714,14 @@ def test_a_wrong_field_is_named(
     part[last] = value
     with pytest.raises(ReportError, match=re.escape(said)):
         write_report([write_study(tmp_path, tree)])
+
+
+def test_controls_are_not_asked_whether_fusion_helps(tmp_path: Path) -> None:
+    evaluation = make_evaluation(CLASSES)
+    for row in evaluation["rows"][1:]:
+        row["control"] = "frozen"
+    folder = write_study(tmp_path / "study", evaluation)
+    write_report([folder], None)
+    text = (folder / "report.md").read_text()
+    assert "beats the best cheap alternative in 1 of 1 row, loses in 0" in text
+    assert "resnext + concatenation" in text  # it stands in the tables

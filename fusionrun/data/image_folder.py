@@ -114,7 +114,7 @@ def _build(
     progress: Callable[[str], None],
 ) -> Arrays:
     everything = files["train"] + files["test"]
-    images, reasons = _decode_all([file.path for file in everything], size, progress)
+    images, reasons = decode_images([file.path for file in everything], size, progress)
     labels = np.array([file.label for file in everything], dtype=np.int64)
     usable = np.array([reason is None for reason in reasons], dtype=bool)
     is_train = np.arange(len(everything)) < len(files["train"])
@@ -161,10 +161,13 @@ def _notes(root: Path, files: list[_File], reasons: list[str | None]) -> tuple[s
     return (f"{len(skipped)} file{plural} skipped: {named}{more}",)
 
 
-def _decode_all(
+def decode_images(
     paths: list[Path], size: int, progress: Callable[[str], None]
 ) -> tuple[npt.NDArray[np.uint8], list[str | None]]:
-    """Decode into one array (N, 3, size, size); per file None, or why it was skipped."""
+    """Decode into one array (N, 3, size, size); per file None, or why it was skipped.
+
+    Raises DataError for a file that can't be read at all.
+    """
     from PIL import Image
 
     images = np.zeros((len(paths), 3, size, size), dtype=np.uint8)

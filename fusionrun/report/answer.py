@@ -41,7 +41,7 @@ def outcome(difference: Difference) -> Outcome:
 
 def summary(evaluation: Evaluation) -> str:
     """One sentence for all rows."""
-    found = [outcome(row.difference) for row in evaluation.rows]
+    found = [outcome(row.difference) for row in evaluation.in_question]
     missing = len(evaluation.failures)
     left_out = f" {count(missing, 'row')} could not be measured." if missing else ""
     if not found:
@@ -55,7 +55,7 @@ def summary(evaluation: Evaluation) -> str:
 
 def answer(study: Findings) -> list[Block]:
     """A sentence for every row, and how to read it."""
-    rows, failures = study.evaluation.rows, study.evaluation.failures
+    rows, failures = study.evaluation.in_question, study.evaluation.failures
     edges = [edge for row in rows for edge in (row.difference.low, row.difference.high)]
     ticks = charts.round_ticks([0.0, *edges])
     verdicts = [_verdict(row, ticks) for row in rows]

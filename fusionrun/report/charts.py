@@ -14,6 +14,7 @@ WIDTH, HEIGHT = 280.0, 200.0  # pixels: four beside each other, or one on a phon
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 10.0, 8.0, 36.0  # margins of a plot
 STRIP = 260.0  # width of an interval and of the axis below it
 LONGEST_LABEL = 14  # characters beside a bar
+MOST_HIGH_LINES = 10  # of a heat map; of more they are lower
 SHAPES = ("circle", "square", "triangle", "diamond", "nabla", "cross")
 
 Ticks = tuple[float, ...]
@@ -116,24 +117,36 @@ def bars(label: str, groups: Bars, ticks: Ticks) -> Markup:
     return _picture(label, WIDTH, bottom + 22, drawn)
 
 
-def heat_map(label: str, values: Sequence[Sequence[float]], most: float) -> Markup:
-    """A square of numbers, darkest at `most`; lines and columns are numbered from 0."""
-    side = min(54.0, (WIDTH - 58) / len(values))
-    high = min(side, 36.0)
-    drawn = [_text("expert", 4, 14, "label")]
-    for k in range(len(values)):
-        drawn.append(_text(str(k), 54 + (k + 0.5) * side, 14, "tick middle"))
-        drawn.append(_text(str(k), 44, 22 + (k + 0.5) * high + 4, "tick end"))
-    for i, k in itertools.product(range(len(values)), repeat=2):
-        value = values[i][k]
-        left, top = 54 + k * side, 22 + i * high
+@dataclass(frozen=True)
+class Grid:
+    """Numbers by line and column."""
+
+    corner: str  # what lines and columns are
+    lines: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[float]]  # of each line
+
+
+def heat_map(label: str, grid: Grid, least: float, most: float) -> Markup:
+    """The numbers, palest at `least` and darkest at `most`."""
+    start = max(54.0, 14 + 5.9 * max(map(len, grid.lines)))
+    side = min(54.0, (WIDTH - start - 4) / len(grid.columns))
+    high = min(side, 36.0 if len(grid.lines) <= MOST_HIGH_LINES else 22.0)
+    drawn = [_text(grid.corner, 4, 14, "label")]
+    for k, name in enumerate(grid.columns):
+        drawn.append(_text(name, start + (k + 0.5) * side, 14, "tick middle"))
+    for i, name in enumerate(grid.lines):
+        drawn.append(_text(name, start - 10, 22 + (i + 0.5) * high + 4, "tick end"))
+    for i, k in itertools.product(range(len(grid.lines)), range(len(grid.columns))):
+        value = grid.values[i][k]
+        left, top = start + k * side, 22 + i * high
         box = {"x": left + 1, "y": top + 1, "width": side - 2, "height": high - 2, "rx": 3.0}
-        depth = 0.65 * value / most if most else 0.0
-        note = tag("title", f"experts {i} and {k}: {value:.1f}")
+        depth = 0.65 * (value - least) / (most - least) if most > least else 0.0
+        note = tag("title", f"{grid.lines[i]}, {grid.columns[k]}: {value:.1f}")
         drawn.append(tag("rect", note, class_="heat", fill_opacity=0.06 + depth, **box))
         if side >= 30:
             drawn.append(_text(f"{value:.1f}", left + side / 2, top + high / 2 + 4, "cell middle"))
-    return _picture(label, WIDTH, 26 + high * len(values), drawn)
+    return _picture(label, WIDTH, 26 + high * len(grid.lines), drawn)
 
 
 def interval(

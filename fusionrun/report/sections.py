@@ -5,8 +5,9 @@ from typing import Any
 
 from fusionrun.report import charts
 from fusionrun.report.answer import ROW, answer, count
-from fusionrun.report.charts import SHAPES, Axis, Dot, Line, round_ticks
+from fusionrun.report.charts import SHAPES, Axis, Dot, Grid, Line, heat_map, round_ticks
 from fusionrun.report.document import Block, Column, Figure, Gallery, Listing, Table, Text
+from fusionrun.report.robustness import robustness
 from fusionrun.report.source import Contender, Cost, Findings, Row
 
 MOST_CLASSES = 20  # in a chart; of more only those at both ends
@@ -319,10 +320,11 @@ def xray(study: Findings) -> list[Block]:
         return []
     squares = [[[100 * share for share in line] for line in row.xray.disagreement] for row in rows]
     most = max(value for square in squares for line in square for value in line)
-    maps = [
-        Figure(row.name, charts.heat_map(f"{row.name}: disagreement", square, most))
-        for row, square in zip(rows, squares, strict=True)
-    ]
+    maps = []
+    for row, square in zip(rows, squares, strict=True):
+        names = [str(k) for k in range(len(square))]
+        grid = Grid("expert", names, names, square)
+        maps.append(Figure(row.name, heat_map(f"{row.name}: disagreement", grid, 0.0, most)))
     legend = (
         (charts.swatch(FUSED, "bar"), "fused"),
         (charts.swatch(RIVAL, "bar"), "mean of probabilities"),
@@ -441,6 +443,7 @@ SECTIONS: tuple[tuple[str, Callable[[Findings], Sequence[Block]]], ...] = (
     ("Class by class", per_class),
     ("Accuracy against cost", cost),
     ("X-ray of the fusion", xray),
+    ("Robustness", robustness),
     ("How it was measured", measured),
     ("Recipe", recipe),
 )

@@ -1,4 +1,4 @@
-"""What a report is made of: one study's evaluation.json, its tables of epochs and its recipe."""
+"""What a report is made of: what `evaluate` and `robustness` measured, tables of epochs, recipe."""
 
 import csv
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any, cast
 from fusionrun.config import RecipeError, flatten, load_recipe
 from fusionrun.layout import Layout
 
-FORMAT = 1  # of evaluation.json
+FORMAT = 1  # of evaluation.json and of robustness.json
 
 
 class ReportError(Exception):
@@ -133,6 +133,7 @@ class Row:
     per_class: PerClass
     xray: XRay
     cost: Cost
+    control: str | None = None  # frozen, detached: the row is there to be compared with
 
     def __post_init__(self) -> None:
         _ = self.fused, self.difference
@@ -220,12 +221,97 @@ class Evaluation:
     over_seeds: tuple[OverSeeds, ...]
 
     @property
+    def in_question(self) -> tuple[Row, ...]:
+        """The rows that are asked whether fusion helps; controls are part of the answer."""
+        return tuple(row for row in self.rows if row.control is None)
+
+    @property
     def subtitle(self) -> str:
         data = self.data
         return (
             f"{self.study} · {data.name}, {len(data.classes):,} classes, {data.test_images:,} test "
             f"images · evaluated {self.evaluated}"
         )
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    sigma: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Corruption:
+    name: str
+    top1: tuple[float, ...]  # of severity 1 to 5
+    mean: float
+
+
+@dataclass(frozen=True)
+class Suite:
+    corruptions: tuple[Corruption, ...]
+    mean: float | None  # of all fifteen
+    kept: float | None  # percent of the clean accuracy
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A contender on changed test images."""
+
+    key: str
+    label: str
+    clean: float
+    noise: tuple[NoiseLevel, ...]
+    made: Suite | None
+    published: Suite | None
+
+
+@dataclass(frozen=True)
+class Detected:
+    """How well a score of a contender tells foreign images from the study's own; percent."""
+
+    set: str
+    contender: str
+    score: str
+    auroc: float | None
+    aupr_in: float | None
+    aupr_out: float | None
+    fpr_at_95_tpr: float | None
+
+
+@dataclass(frozen=True)
+class TestedRow:
+    model: str
+    variant: str
+    contenders: tuple[Tested, ...]
+    detection: tuple[Detected, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} + {self.variant}"
+
+    def contender(self, key: str) -> Tested | None:
+        return next((c for c in self.contenders if c.key == key), None)
+
+
+@dataclass(frozen=True)
+class ForeignSet:
+    name: str
+    about: str
+    images: int
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """robustness.json, as `robustness` writes it."""
+
+    evaluated: str
+    images: int
+    corrupted: str | None
+    foreign: tuple[ForeignSet, ...]
+    notes: tuple[str, ...]
+    rows: tuple[TestedRow, ...]
+    failures: tuple[Failure, ...]
 
 
 @dataclass(frozen=True)
@@ -241,6 +327,7 @@ class Findings:
 
     label: str
     evaluation: Evaluation
+    robustness: Robustness | None  # None: not measured
     recipe: str  # as the file has it
     settings: dict[str, Any]  # the recipe's, by dotted path
     curves: dict[str, tuple[Epoch, ...]]  # by task; none where the table of epochs is gone
@@ -250,6 +337,8 @@ def read_findings(folder: Path, label: str) -> Findings:
     """Raises ReportError."""
     layout = Layout(folder)
     evaluation = read_evaluation(layout.evaluation("json"))
+    path = layout.robustness("json")
+    robustness = read_robustness(path) if path.exists() else None
     try:
         recipe = layout.recipe.read_text(encoding="utf-8")
         settings = flatten(load_recipe(layout.recipe))
@@ -257,32 +346,45 @@ def read_findings(folder: Path, label: str) -> Findings:
         raise ReportError(f"{layout.recipe}: can't be read: {error}") from None
     rows = evaluation.rows
     curves = {row.task: _read_epochs(layout.row(row.model, row.variant).csv) for row in rows}
-    return Findings(label, evaluation, recipe, settings, curves)
+    return Findings(label, evaluation, robustness, recipe, settings, curves)
 
 
 def read_evaluation(path: Path) -> Evaluation:
     """Raises ReportError: no such file, not evaluate's, or of another version of it."""
+    return cast(Evaluation, _read_rows(Evaluation, path, "evaluate"))
+
+
+def read_robustness(path: Path) -> Robustness:
+    """Raises ReportError, as `read_evaluation`."""
+    return cast(Robustness, _read_rows(Robustness, path, "robustness"))
+
+
+def _read_rows(kind: type, path: Path, command: str) -> object:
+    """The file that `command` left, rows with a problem apart."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ReportError(
-            f"{path}: no such file; run `python -m fusionrun evaluate {path.parent}` first"
+            f"{path}: no such file; run `python -m fusionrun {command} {path.parent}` first"
         ) from None
     except (OSError, ValueError) as error:
-        raise ReportError(f"{path}: can't be read: {error}; run evaluate again") from None
-    found = tree.get("format", "nothing") if isinstance(tree, dict) else "no evaluation"
+        raise ReportError(f"{path}: can't be read: {error}; run {command} again") from None
+    found = (
+        tree.get("format", "nothing") if isinstance(tree, dict) else f"no {kind.__name__.lower()}"
+    )
     if found != FORMAT:
         raise ReportError(
-            f"{path}: format: found {found!r}, expected {FORMAT}; run this version's evaluate again"
+            f"{path}: format: found {found!r}, expected {FORMAT}; run this version's {command} "
+            "again"
         )
     try:
         rows = cast(list[dict[str, Any]], _read(list[dict[str, Any]], tree.get("rows"), "rows"))
         failures = [row for row in rows if row.get("problem")]
         measured = [row for row in rows if not row.get("problem")]
         tree = {**tree, "rows": measured, "failures": failures}
-        return cast(Evaluation, _read(Evaluation, tree, ""))
+        return _read(kind, tree, "")
     except ValueError as error:
-        raise ReportError(f"{path}: {error}; run this version's evaluate again") from None
+        raise ReportError(f"{path}: {error}; run this version's {command} again") from None
 
 
 def _read_epochs(path: Path) -> tuple[Epoch, ...]:

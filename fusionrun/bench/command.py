@@ -1,0 +1,54 @@
+"""`python -m fusionrun bench`: measure group after group, then show and store the rows."""
+
+import gc
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fusionrun.bench import GROUPS, data_path, gpu, growth, overheads, ranks, report, startup, steps
+from fusionrun.bench.measure import Bench, Row
+
+MEASURES: Mapping[str, Callable[[Bench], list[Row]]] = {
+    "data": data_path.measure,
+    "step": steps.measure_steps,
+    "layout": steps.measure_layouts,
+    "epoch": steps.measure_epoch,
+    "overheads": overheads.measure,
+    "startup": startup.measure,
+    "ranks": ranks.measure_speed,
+    "memory": ranks.measure_memory,
+    "growth": growth.measure,
+    "gpu": gpu.measure,
+}
+
+
+def run(
+    groups: Sequence[str], console: Console, *, rounds: int, json: Path | None, device: torch.device
+) -> None:
+    """Measure `groups` of GROUPS on `device`, all of them if none is named.
+
+    `json` is written after every group, and once before the first. Raises OSError where it can't
+    be. Whatever fails, the table of what was measured is shown.
+    """
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="fusionrun-bench-") as scratch:
+        bench = Bench(device, cores, Path(scratch), console.print, rounds)
+        about = report.about(bench)
+        try:
+            for group in groups or GROUPS:
+                report.write(json, about, rows)
+                start = time.monotonic()
+                rows += MEASURES[group](bench)
+                gc.collect()
+                torch.cuda.empty_cache()  # other processes come next
+                console.print(f"{group}: {time.monotonic() - start:.0f} s")
+            report.write(json, about, rows)
+        finally:
+            console.print(report.table(rows))
