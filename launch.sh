@@ -204,7 +204,7 @@ wait_for_ranks() {
   [[ -z $left ]] || xargs kill -KILL <<<"$left" 2>/dev/null || true
 }
 
-# Their process ids. (grep's status says nothing: others' processes can't be read, or have just gone.)
+# Their process ids. (grep's status says nothing: some processes can't be read, or have just gone.)
 ranks_left() {
   { grep -lsz "^FUSIONRUN_EXIT_FILE=$EXIT_DIR/" /proc/[0-9]*/environ || true; } | cut -d/ -f3
 }

@@ -186,20 +186,20 @@ def test_slurms_warning_saves_and_the_job_continues_by_itself(
     assert csv_numbers(tmp_path) == csv_numbers(undisturbed[0])
 
 
-def start_one_row(folder: Path) -> tuple[str, str]:
+def start_one_row(folder: Path, epochs: int) -> tuple[str, str]:
     """(job id, rank that trains) of a job on two nodes, a rank each, with work for one of them."""
     write_recipe(folder)
     rows = "rows=[{model: resnext, fusion: concatenation}]"
-    words = ("tiny.yaml", rows, "fusion.epochs=60", "logs.tensorboard=false")
+    words = ("tiny.yaml", rows, f"fusion.epochs={epochs}", "logs.tensorboard=false")
     job = submit("--nodes=2", "--gres=gpu:1", cwd=folder, words=words)
-    wait_until(lambda: " epoch 5/60 " in output(job, folder), job, folder)
+    wait_until(lambda: f" epoch 5/{epochs} " in output(job, folder), job, folder)
     (rank,) = re.findall(r"\[task-\S+ \S+ starts on rank (\d)", output(job, folder))
     return job, rank
 
 
 def test_a_killed_worker_starts_both_nodes_again(tmp_path: Path) -> None:
     """Even where the other node has nothing left to do but to wait."""
-    job, rank = start_one_row(tmp_path)
+    job, rank = start_one_row(tmp_path, epochs=60)
     (pid,) = (pid for pid, environ in workers(job) if environ["RANK"] == rank)
     os.kill(pid, signal.SIGKILL)
     said = wait_for_end(job, tmp_path)
@@ -212,7 +212,7 @@ def test_a_killed_worker_starts_both_nodes_again(tmp_path: Path) -> None:
 
 
 def test_a_job_that_loses_a_nodes_torchrun_saves_and_ends_with_4(tmp_path: Path) -> None:
-    job, rank = start_one_row(tmp_path)
+    job, rank = start_one_row(tmp_path, epochs=1000)
     (idle,) = (pid for pid, environ in workers(job) if environ["RANK"] != rank)
     os.kill(parent(idle), signal.SIGKILL)
     said = wait_for_end(job, tmp_path)
