@@ -242,6 +242,8 @@ main() {
   start_torchrun "$@"
   trap 'forward TERM' INT TERM HUP USR1 USR2
   wait_for_child
+  # what is left takes seconds; srun tells a node to stop when another one has ended with 3
+  trap '' INT TERM HUP USR1 USR2
   wait_for_ranks
   [[ ! -t 1 ]] || printf '\033[?25h' # a killed rank 0 leaves the cursor hidden
   if [[ -s $EXIT_DIR/status ]]; then exit "$(<"$EXIT_DIR/status")"; fi
