@@ -3,6 +3,7 @@
 import io
 import json
 import statistics
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -46,7 +47,8 @@ def make_predictions(
     ]
     experts = len(test) - 1
     without = make_logits(N, test[1:], 3).argmax(dim=-1)
-    return Predictions(ORIGIN, answers[0], answers[1], without, torch.ones(experts) / experts)
+    inside = without, torch.ones(experts) / experts, torch.full((experts, 2), 0.25)
+    return Predictions(ORIGIN, answers[0], answers[1], *inside)
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
@@ -115,12 +117,10 @@ def test_weights_and_temperature_follow_validation() -> None:
 def test_a_temperature_undoes_a_scale() -> None:
     """Logits four times as large, on both sets, need four times the temperature."""
     plain = make_predictions()
-    scaled = Predictions(
-        ORIGIN,
-        plain.test._replace(logits=4 * plain.test.logits),
-        plain.validation._replace(logits=4 * plain.validation.logits),
-        plain.without,
-        plain.attention,
+    scaled = replace(
+        plain,
+        test=plain.test._replace(logits=4 * plain.test.logits),
+        validation=plain.validation._replace(logits=4 * plain.validation.logits),
     )
     one, other = (by_key(compare_row(p, seed=1))["fused"] for p in (plain, scaled))
     assert other["temperature"] == pytest.approx(4 * one["temperature"], rel=1e-6)
@@ -151,9 +151,7 @@ def test_a_difference_has_the_fused_models_sign() -> None:
     fused, expert = own.clone(), own.clone()
     fused[8:10], expert[:8] = other[8:10], other[:8]
     logits = torch.stack([fused, expert], dim=1)
-    changed = Predictions(
-        ORIGIN, found.test._replace(logits=logits), found.validation, found.without, torch.empty(0)
-    )
+    changed = replace(found, test=found.test._replace(logits=logits))
     difference = by_key(compare_row(changed, seed=1))["best_expert"]["difference"]
     assert (difference["only_fused"], difference["only_other"]) == (8, 2)
     assert difference["points"] == pytest.approx(100 * 6 / N)
@@ -166,15 +164,24 @@ def test_an_expert_that_carries_everything_raises_the_alarm() -> None:
     assert compare_row(found, seed=1)["xray"]["alarm"] == ""
     logits = found.test.logits.clone()
     logits[:, 0] = logits[:, 2]
-    copied = Predictions(
-        ORIGIN, found.test._replace(logits=logits), found.validation, found.without, torch.empty(0)
-    )
+    copied = replace(found, test=found.test._replace(logits=logits))
     xray = compare_row(copied, seed=1)["xray"]
     assert xray["dominance"]["carried_by"] == 1
     assert xray["alarm"].startswith("expert 1 carries everything")
     assert (
         f"{xray['dominance']['contested']} images" in xray["alarm"] and "100.0 %" in xray["alarm"]
     )
+
+
+def test_gradients_that_were_not_measured_are_null() -> None:
+    found = make_predictions()
+    one_path = replace(found, gradients=torch.empty(0, 2))
+    assert compare_row(one_path, seed=1)["xray"]["gradients"] is None
+    unreached = replace(found, gradients=torch.tensor([[0.25, -0.5], [torch.nan, torch.nan]]))
+    assert compare_row(unreached, seed=1)["xray"]["gradients"] == [
+        {"fused_share": 25.0, "cosine": -0.5},
+        {"fused_share": None, "cosine": None},
+    ]
 
 
 def test_a_single_expert_leaves_nothing_to_leave_out() -> None:

@@ -109,7 +109,7 @@ ROW = {
 ROW |= {"weights", "before_weights", "experts", "per_class", "best_alternative", "xray", "cost"}
 EXPERT = {"expert", "top1", "before_top1", "validation", "before_validation"}
 XRAY = {"disagreement", "oracle", "without_expert", "credit", "dominance", "attention", "alarm"}
-XRAY |= {"fused_without_expert"}
+XRAY |= {"fused_without_expert", "gradients"}
 COST = {"parameters", "macs", "train_seconds", "expert_seconds", "latency_ms", "latency_low"}
 COST |= {"latency_high", "images_per_second", "peak_memory_bytes"}
 KEYS = ["fused", "best_expert", "mean_probabilities", "mean_logits", "weighted"]
@@ -128,9 +128,11 @@ def test_the_json_has_the_fixed_keys(evaluated: Path) -> None:
         assert set(row) == ROW and row["problem"] == ""
         assert [contender["key"] for contender in row["contenders"]] == KEYS
         for contender in row["contenders"]:
-            assert set(contender) == CONTENDER and set(contender["calibrated"]) == METRICS
-            assert len(contender["reliability"]) == 15
-            assert set(contender["reliability"][0]) == {"samples", "confidence", "accuracy"}
+            assert set(contender) == CONTENDER
+            assert set(contender["calibrated"]) == {*METRICS, "reliability"}
+            for levels in (contender["reliability"], contender["calibrated"]["reliability"]):
+                assert len(levels) == 15
+                assert set(levels[0]) == {"samples", "confidence", "accuracy"}
         stages = ["fusion", *["after"] * 4, *["before"] * 4]
         assert [contender["stage"] for contender in row["contenders"]] == stages
         assert row["contenders"][0]["difference"] is None
@@ -244,6 +246,32 @@ def test_weights_inside_the_fusion(evaluated: Path) -> None:
     assert found == pytest.approx(shares.tolist(), rel=1e-4)
 
 
+@pytest.mark.parametrize("fusion", ROWS)
+def test_gradients_of_the_two_paths(evaluated: Path, fusion: str) -> None:
+    """Backward through one loss at a time, whose gradients in the experts are then compared."""
+    recipe = load_recipe(evaluated / "recipe.yaml", preset={"output_dir": str(evaluated)})
+    data, splits = load_data(plan_study(recipe, "recipe"), lambda text: None)
+    chosen = splits.fusion_val[:128]
+    mean, std = (torch.tensor(of).view(1, 3, 1, 1) for of in (data.mean, data.std))
+    images, labels = (data.train_images[chosen] / 255 - mean) / std, data.train_labels[chosen]
+    loss = torch.nn.CrossEntropyLoss(label_smoothing=recipe.fusion.label_smoothing)
+    row = next(row for row in read_tree(evaluated)["rows"] if row["fusion"] == fusion)
+    for k, found in enumerate(row["xray"]["gradients"]):
+        gradients = []
+        for path in ("fused", "own"):
+            model = load_model(row_folder(evaluated, fusion)).eval()
+            output = model(images)
+            logits = output.logits if path == "fused" else output.expert_logits[:, k]
+            (loss(logits, labels) * (1 if path == "fused" else row["alpha"])).backward()
+            parameters = model.experts[k].named_parameters()
+            parts = [p.grad.flatten() for n, p in parameters if not n.startswith("classifier")]
+            gradients.append(torch.cat(parts).double())
+        fused, own = (float(gradient.norm()) for gradient in gradients)
+        assert found["fused_share"] == pytest.approx(100 * fused / (fused + own), rel=1e-3)
+        cosine = torch.nn.functional.cosine_similarity(*gradients, dim=0)
+        assert found["cosine"] == pytest.approx(float(cosine), abs=1e-3)
+
+
 # --- the numbers, computed anew ------------------------------------------------------------------
 
 
@@ -308,8 +336,13 @@ def test_numbers_follow_from_the_saved_predictions(evaluated: Path, index: int) 
         found = {name: contender[name] for name in ("nll", "ece", "brier")}
         assert found == pytest.approx(measured(probabilities, labels), rel=1e-4)
         calm = tempered(probabilities, contender["temperature"])
-        assert contender["calibrated"] == pytest.approx(measured(calm, labels), rel=1e-4)
-        assert sum(level["samples"] for level in contender["reliability"]) == N
+        after = dict(contender["calibrated"])
+        levels = after.pop("reliability")
+        assert after == pytest.approx(measured(calm, labels), rel=1e-4)
+        for each in (contender["reliability"], levels):
+            assert sum(level["samples"] for level in each) == N
+        sure = sum(level["samples"] * (level["confidence"] or 0) for level in levels) / N
+        assert sure == pytest.approx(100 * calm.max(axis=1).mean(), rel=1e-4)
         if contender["key"] != "fused":
             difference = contender["difference"]
             assert difference["points"] == pytest.approx(
@@ -467,7 +500,9 @@ def test_saved_predictions_are_used_only_where_they_belong(
 ) -> None:
     test = Answers(torch.tensor([0, 1, 2]), torch.randn(3, 3, 5), torch.randn(3, 2, 5))
     validation = Answers(torch.tensor([3, 4]), torch.randn(2, 3, 5), torch.randn(2, 2, 5))
-    saved = Predictions(ORIGIN, test, validation, torch.ones(3, 2).long(), torch.empty(0))
+    saved = Predictions(
+        ORIGIN, test, validation, torch.ones(3, 2).long(), torch.empty(0), torch.rand(E, 2)
+    )
     path = tmp_path / "predictions.npz"
     save_predictions(path, saved)
     found, problem = load_predictions(path, origin, torch.tensor(labels), torch.tensor(val_labels))
@@ -476,8 +511,8 @@ def test_saved_predictions_are_used_only_where_they_belong(
     if found is not None:
         assert found.origin == ORIGIN
         for kept, was in zip(
-            (*found.test, *found.validation, found.without, found.attention),
-            (*test, *validation, saved.without, saved.attention),
+            (*found.test, *found.validation, found.without, found.attention, found.gradients),
+            (*test, *validation, saved.without, saved.attention, saved.gradients),
             strict=True,
         ):
             assert kept.dtype == was.dtype and torch.equal(kept, was)

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -223,10 +222,9 @@ def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_result(
         if " epoch 1/3 " in line:  # some row has begun
             break
     os.kill(running.pid, signal.SIGTERM)
-    started = time.monotonic()
     rest = running.stdout.read()
     assert running.wait(timeout=60) == 4, rest
-    assert time.monotonic() - started < 25  # well inside torchrun's 30 s of grace
+    assert "SIGKILL" not in rest  # what torchrun says when its grace has ended too early
     assert "Traceback" not in rest
     resumed = launch_sh(recipe, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr

@@ -118,6 +118,7 @@ def make_row(
                     "nll": draw.uniform(0.7, 0.8),
                     "ece": draw.uniform(0.5, 2),
                     "brier": draw.uniform(0.2, 0.3),
+                    "reliability": make_bins(draw),
                 },
                 "reliability": make_bins(draw),
                 "difference": None if key == "fused" else difference,
@@ -167,6 +168,9 @@ def make_row(
             },
             "fused_without_expert": [fused - draw.uniform(-1, 9) for _ in range(4)],
             "attention": [0.1, 0.2, 0.3, 0.4] if fusion == "TransformerBase" else None,
+            "gradients": None
+            if index == 2
+            else [{"fused_share": draw.uniform(5, 50), "cosine": 0.5 - k / 4} for k in range(4)],
             "alarm": "expert 2 alone decides 98.6 % of the contested images" if index == 1 else "",
         },
         "cost": {
@@ -397,7 +401,10 @@ def test_the_tables_say_what_was_measured(study: Path, page: Page) -> None:
         assert line[5:7] == [f"{x[key][k]:.2f}" for key in ("without_expert", FUSED_WITHOUT)]
         away = [x["disagreement"][k][j] for j in range(4) if j != k]
         assert float(line[8]) == pytest.approx(100 * sum(away) / 3, abs=0.005)
-        assert line[-1] == (f"{x['attention'][k]:.4f}" if x["attention"] else "n/a")
+        assert line[-3] == (f"{x['attention'][k]:.4f}" if x["attention"] else "n/a")
+        share, cosine = (x["gradients"] and x["gradients"][k][key] for key in GRADIENTS)
+        shown = ["n/a", "n/a"] if share is None else [f"{share:.2f}", f"{cosine:+.2f}"]
+        assert line[-2:] == shown
 
     (_, *lines) = page.tables["Accuracy by class"]
     assert [line[1] for line in lines] == CLASSES * 4
@@ -406,6 +413,7 @@ def test_the_tables_say_what_was_measured(study: Path, page: Page) -> None:
 
 
 FUSED_WITHOUT = "fused_without_expert"
+GRADIENTS = ("fused_share", "cosine")
 
 
 def test_the_highest_of_a_row_stands_out(page: Page) -> None:

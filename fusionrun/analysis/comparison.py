@@ -4,6 +4,7 @@ Whatever is chosen or fitted (the best expert, weights, temperatures, the best a
 on validation; the test set is only measured. Accuracies and calibration errors are percent.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -198,19 +199,25 @@ def _entry(
     """What is said of one contender."""
     labels, scores = predictions.test.labels, contender.test()
     temperature = fit_temperature(contender.validation(), predictions.validation.labels)
-    calibrated = measure(apply_temperature(scores, temperature), labels)
+    tempered = apply_temperature(scores, temperature)
+    calibrated = measure(tempered, labels)
     return {
         "key": contender.key,
         "label": contender.label,
         "stage": contender.stage,
         **asdict(measure(scores, labels)),
         "temperature": temperature,
-        "calibrated": {name: getattr(calibrated, name) for name in ("nll", "ece", "brier")},
-        "reliability": [level._asdict() for level in reliability(scores, labels)],
+        "calibrated": {name: getattr(calibrated, name) for name in ("nll", "ece", "brier")}
+        | {"reliability": _reliability(tempered, labels)},
+        "reliability": _reliability(scores, labels),
         "difference": None
         if contender is fused
         else _difference(correct(fused.test(), labels), correct(scores, labels), seed),
     }
+
+
+def _reliability(scores: Tensor, labels: Tensor) -> list[dict[str, Any]]:
+    return [level._asdict() for level in reliability(scores, labels)]
 
 
 def _difference(fused: Tensor, other: Tensor, seed: int) -> dict[str, Any]:
@@ -242,8 +249,19 @@ def _xray(predictions: Predictions) -> dict[str, Any]:
             percent(classes == labels) for classes in predictions.without.unbind(dim=1)
         ],
         "attention": predictions.attention.tolist() or None,
+        "gradients": _gradients(predictions.gradients),
         "alarm": _alarm(dominant),
     }
+
+
+def _gradients(gradients: Tensor) -> list[dict[str, float | None]] | None:
+    """(E, 2) -> for each expert the fused path's percent and the cosine; None: not two paths."""
+    return [
+        {"fused_share": None, "cosine": None}
+        if math.isnan(share)
+        else {"fused_share": 100 * share, "cosine": cosine}
+        for share, cosine in gradients.tolist()
+    ] or None
 
 
 def _alarm(dominant: Dominance) -> str:

@@ -187,7 +187,7 @@ def _predictions(
         say(f"[{row.name}] {problem}; computed anew")
     if predictions is None:
         say(f"[{row.name}] {len(labels)} test and {len(val_labels)} validation images ...")
-        predictions = predict(work, row.model, model, origin, latest)
+        predictions = predict(work, row, model, origin, latest)
         save_predictions(path, predictions)
     else:
         say(f"[{row.name}] {path} is up to date")

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fusionrun.analysis.xray import answers_without_each, expert_weights
+from fusionrun.analysis.xray import answers_without_each, expert_weights, path_gradients
+from fusionrun.assignment import Row
 from fusionrun.components import file_hash, state_hash
 from fusionrun.data.loader import ResidentLoader
 from fusionrun.execution import EVALUATION_BATCH, Workplace, load_experts
@@ -20,6 +21,11 @@ from fusionrun.fusions import FusionModel, FusionOutput
 from fusionrun.layout import expert_file
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.loop import collect_logits
+
+GRADIENT_IMAGES = 128  # whose gradients are compared
+GRADIENT_BATCH = 32  # of them at a time: with gradients each takes a lot of memory
+
+INSIDE = ("without", "attention", "gradients")  # what Predictions has beside answers
 
 Array = npt.NDArray[Any]
 Seen = TypeVar("Seen")
@@ -50,6 +56,7 @@ class Predictions:
     validation: Answers
     without: Tensor  # (N, E) int64: fused classes on the test set without expert k's features
     attention: Tensor  # (E,) mean weight of each expert in the fusion, or (0,): it has none
+    gradients: Tensor  # (E, 2) share of the fused path and cosine, or (0, 2): not two paths
 
 
 def find_origin(work: Workplace, model: str, network: FusionModel | Expert) -> Origin:
@@ -66,7 +73,7 @@ def find_origin(work: Workplace, model: str, network: FusionModel | Expert) -> O
 @torch.no_grad()
 def predict(
     work: Workplace,
-    architecture: str,
+    row: Row,
     model: FusionModel | Expert,
     origin: Origin,
     known: Predictions | None,
@@ -86,6 +93,7 @@ def predict(
             validation=_answers_alone(work, model, validation),
             without=torch.empty(0, 0, dtype=torch.int64),
             attention=torch.empty(0),
+            gradients=torch.empty(0, 2),
         )
     val_logits, val_labels, sums = _pass(
         work, model, validation, lambda features: features.double().sum(dim=0)
@@ -103,7 +111,7 @@ def predict(
     if known is not None and known.origin[1:] == origin[1:]:
         before, val_before = known.test.before, known.validation.before
     else:
-        before, val_before = _before_fusion(work, architecture, [test, validation])
+        before, val_before = _before_fusion(work, row.model, [test, validation])
     weights = [weight.double().sum(dim=0).cpu() for _, weight in seen if weight is not None]
     return Predictions(
         origin=origin,
@@ -111,7 +119,16 @@ def predict(
         validation=Answers(val_labels, val_logits, val_before),
         without=torch.cat([classes for classes, _ in seen]),
         attention=torch.stack(weights).sum(dim=0) / len(labels) if weights else torch.empty(0),
+        gradients=torch.empty(0, 2) if row.control else _path_gradients(work, row, model),
     )
+
+
+@torch.enable_grad()
+def _path_gradients(work: Workplace, row: Row, model: FusionModel) -> Tensor:
+    """On the first validation images: they're the same for all rows, and not learned by heart."""
+    loader = work.loader(work.splits.fusion_val[:GRADIENT_IMAGES], GRADIENT_BATCH)
+    smoothing = work.study.recipe.fusion.label_smoothing
+    return path_gradients(model, loader, alpha=row.alpha, smoothing=smoothing)
 
 
 def _answers_alone(work: Workplace, network: Expert, loader: ResidentLoader) -> Answers:
@@ -186,7 +203,7 @@ def _arrays(predictions: Predictions) -> dict[str, Array]:
     origin = {name: np.array(value) for name, value in predictions.origin._asdict().items()}
     test = predictions.test._asdict()
     validation = {f"val_{name}": value for name, value in predictions.validation._asdict().items()}
-    inside = {"without": predictions.without, "attention": predictions.attention}
+    inside = {name: getattr(predictions, name) for name in INSIDE}
     tensors = {**test, **validation, **inside}
     return {**origin, **{name: value.numpy() for name, value in tensors.items()}}
 
@@ -199,4 +216,4 @@ def _from_arrays(arrays: dict[str, Array]) -> Predictions:
     )
     experts = tuple(str(expert) for expert in arrays["experts"])
     origin = Origin(str(arrays["weights"]), experts, str(arrays["data"]))
-    return Predictions(origin, test, validation, tensors["without"], tensors["attention"])
+    return Predictions(origin, test, validation, *(tensors[name] for name in INSIDE))

@@ -1,12 +1,17 @@
-"""Inside the fusion: what it answers without an expert, and what weight it gives to each."""
+"""Inside the fusion: what it answers without an expert, what weight each has, what moves each."""
+
+import math
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
+from fusionrun.data.loader import ResidentLoader
 from fusionrun.fusions import FusionModel, FusionModule
 from fusionrun.fusions.multiplicative_addition import MultiplicativeAddition
 from fusionrun.fusions.simple_addition import SimpleAddition
 from fusionrun.fusions.transformer import TransformerBase
+from fusionrun.training.losses import head_losses
 
 
 def answers_without_each(model: FusionModel, features: Tensor, means: Tensor) -> Tensor:
@@ -38,3 +43,43 @@ def expert_weights(fusion: FusionModule, features: Tensor) -> Tensor | None:
     if isinstance(fusion, SimpleAddition | MultiplicativeAddition):
         return fusion.weights.softmax(dim=0).expand(len(features), -1)
     return None
+
+
+def path_gradients(
+    model: FusionModel, loader: ResidentLoader, *, alpha: float, smoothing: float
+) -> Tensor:
+    """What moves each expert: (E, 2) float64, the fused path's share and how far both agree.
+
+    The training loss is CE(fused) + alpha x sum of CE(expert k) (fact sheet, section 4). Each path
+    has a gradient in the parameters of expert k that both reach, here of the mean over the loader's
+    images and in evaluation mode. The share, 0 to 1, is |fused| / (|fused| + |own|); the cosine
+    between the two is negative where they pull apart. NaN where one path reaches nothing.
+    """
+    model.eval()
+    experts = [list(expert.parameters()) for expert in model.experts]
+    parameters = list(chain(*experts))
+    sums = [[torch.zeros_like(parameter) for parameter in parameters] for _ in ("fused", "own")]
+    for batch in loader.evaluation_batches():
+        output = model(batch.images)
+        logits = torch.cat([output.logits.unsqueeze(1), output.expert_logits], dim=1)
+        losses = head_losses(logits, batch.targets, smoothing) * len(batch.labels)
+        for path, loss in zip(sums, (losses[0], alpha * losses[1:].sum()), strict=True):
+            found = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+            for total, gradient in zip(path, found, strict=True):
+                total += gradient
+    pairs = iter(zip(*sums, strict=True))
+    rows = [_share_and_cosine(list(islice(pairs, len(expert)))) for expert in experts]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _share_and_cosine(gradients: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Of one expert's (fused, own) gradients by parameter."""
+    both = [pair for pair in gradients if all(gradient.any() for gradient in pair)]
+    if not both:
+        return math.nan, math.nan
+    fused, own = (
+        torch.cat([gradient.flatten().double() for gradient in path])
+        for path in zip(*both, strict=True)
+    )
+    sizes = float(fused.norm()), float(own.norm())
+    return sizes[0] / sum(sizes), float(fused @ own) / math.prod(sizes)

@@ -21,6 +21,7 @@ FORMATS: dict[str, Callable[..., str]] = {
     "percent": "{:.2f}".format,
     "points": "{:+.2f}".format,
     "score": "{:.4f}".format,
+    "cosine": "{:+.2f}".format,
     "count": "{:,.0f}".format,
     "amount": "{:,.1f}".format,
     "plain": "{:g}".format,

@@ -8,7 +8,7 @@ from fusionrun.report.answer import ROW, answer, count
 from fusionrun.report.charts import SHAPES, Axis, Dot, Grid, Line, heat_map, round_ticks
 from fusionrun.report.document import Block, Column, Figure, Gallery, Listing, Table, Text
 from fusionrun.report.robustness import robustness
-from fusionrun.report.source import Contender, Cost, Findings, Row
+from fusionrun.report.source import Bin, Contender, Cost, Findings, Gradients, Row
 
 MOST_CLASSES = 20  # in a chart; of more only those at both ends
 MODEL_COLOURS = 6  # of the style sheet
@@ -117,11 +117,12 @@ def calibration(study: Findings) -> list[Block]:
     legend = (
         (charts.swatch(FUSED), "fused"),
         (charts.swatch(RIVAL), "best alternative"),
+        (charts.swatch(f"{FUSED} dashed", "line"), "with the temperature"),
         (charts.swatch("muted dashed", "line"), "confidence = accuracy"),
     )
     note = (
-        "Test images by how sure the answer is, before temperature; larger dots stand for more "
-        "images. Below the diagonal: surer than right. →: ECE with the temperature."
+        "Test images by how sure the answer is; larger dots stand for more images. Below the "
+        "diagonal: surer than right. →, dashed: with the temperature fitted on validation."
     )
     table_note = (
         "NLL: negative log-likelihood in nats. ECE: expected calibration error in percent. Brier: "
@@ -151,6 +152,9 @@ def _reliability(row: Row) -> Figure:
     for style, contender in ((FUSED, row.fused), (RIVAL, row.rival)):
         own = _reliability_dots(style, contender)
         lines.append(Line(f"{style} thin", [(dot.x, dot.y) for dot in own]))
+        if contender.calibrated:
+            tempered = _points(contender.calibrated.reliability)
+            lines.append(Line(f"{style} thin dashed", [(x, y) for _, x, y in tempered]))
         dots += own
     x, y = Axis("confidence, %", PERCENTS), Axis("accuracy, %", PERCENTS)
     picture = charts.plot(f"{row.name}: reliability diagram", x, y, lines, dots)
@@ -160,15 +164,23 @@ def _reliability(row: Row) -> Figure:
 def _reliability_dots(style: str, contender: Contender) -> list[Dot]:
     total = sum(part.samples for part in contender.reliability)
     dots = []
-    for part in contender.reliability:
-        if part.confidence is not None and part.accuracy is not None:
-            tooltip = (
-                f"{contender.label}: {count(part.samples, 'image')}, {part.confidence:.1f} % sure, "
-                f"{part.accuracy:.1f} % right"
-            )
-            radius = 1.5 + 7 * (part.samples / total) ** 0.5
-            dots.append(Dot(f"{style} faint", part.confidence, part.accuracy, tooltip, radius))
+    for samples, confidence, accuracy in _points(contender.reliability):
+        tooltip = (
+            f"{contender.label}: {count(samples, 'image')}, {confidence:.1f} % sure, "
+            f"{accuracy:.1f} % right"
+        )
+        radius = 1.5 + 7 * (samples / total) ** 0.5
+        dots.append(Dot(f"{style} faint", confidence, accuracy, tooltip, radius))
     return dots
+
+
+def _points(bins: Sequence[Bin]) -> list[tuple[int, float, float]]:
+    """(samples, confidence, accuracy) of the bins that have any."""
+    return [
+        (part.samples, part.confidence, part.accuracy)
+        for part in bins
+        if part.confidence is not None and part.accuracy is not None
+    ]
 
 
 def _ece(contender: Contender) -> str:
@@ -378,6 +390,11 @@ def _differs(row: Row, k: int) -> float:
     return 100 * sum(shares) / (len(shares) - 1)
 
 
+def _gradients(row: Row, k: int) -> Gradients:
+    gradients = row.xray.gradients
+    return gradients[k] if gradients else Gradients(None, None)
+
+
 EXPERTS = (  # of (row, k)
     Column("row", "text", lambda pair: pair[0].name),
     Column("expert", "plain", lambda pair: pair[0].experts[pair[1]].expert),
@@ -394,12 +411,16 @@ EXPERTS = (  # of (row, k)
         "score",
         lambda pair: pair[0].xray.attention and pair[0].xray.attention[pair[1]],
     ),
+    Column("fused gradient", "percent", lambda pair: _gradients(*pair).fused_share),
+    Column("cosine", "cosine", lambda pair: _gradients(*pair).cosine),
 )
 EXPERTS_NOTE = (
     "before, after: its accuracy around fusion training. weight: fitted on validation. only it "
     "knows: percent of the fused model's right answers that no other expert has. differs: "
     "percent of images answered unlike another expert, mean. fused agrees: percent of the "
-    "contested images. attention: what the fusion itself weighs it, if it does."
+    "contested images. attention: what the fusion itself weighs it, if it does. fused gradient: "
+    "percent of the expert's gradient that comes from the fused loss, the rest from its own; "
+    "cosine: between the two, negative where they pull apart."
 )
 
 

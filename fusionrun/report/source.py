@@ -46,6 +46,7 @@ class Calibrated:
     nll: float
     ece: float
     brier: float
+    reliability: tuple[Bin, ...]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,12 @@ class Dominance:
 
 
 @dataclass(frozen=True)
+class Gradients:
+    fused_share: float | None
+    cosine: float | None
+
+
+@dataclass(frozen=True)
 class XRay:
     disagreement: tuple[tuple[float, ...], ...]  # fractions
     oracle: float
@@ -99,6 +106,7 @@ class XRay:
     dominance: Dominance
     fused_without_expert: tuple[float, ...]
     attention: tuple[float, ...] | None
+    gradients: tuple[Gradients, ...] | None
     alarm: str
 
 
