@@ -279,10 +279,12 @@ class _Rows:
         if not self._tasks:
             return []
         columns = self._chosen()
-        line_width = sum(c.width for c in columns) + self._gap * (len(columns) - 1)
-        title = self._line([Text(column.title, "dim") for column in columns], columns)
+        # once: each looks at the cells of all rows
+        widths = [column.width for column in columns]
+        line_width = sum(widths) + self._gap * (len(columns) - 1)
+        title = self._line([Text(column.title, "dim") for column in columns], columns, widths)
         rule = _indented(Text("─" * min(line_width, self._width - 2 * _MARGIN), "dim"))
-        blocks = [self._block(index, columns) for index in range(len(self._tasks))]
+        blocks = [self._block(index, columns, widths) for index in range(len(self._tasks))]
         if room is None or 2 + sum(map(len, blocks)) <= room:
             return [title, rule, *(line for block in blocks for line in block)]
         kept, left_out = self._cut(blocks, room - 3)
@@ -368,16 +370,17 @@ class _Rows:
         rank = self._ranks.get(task.name)
         return _dimmed(_bytes(rank.memory_bytes if rank else None))
 
-    def _block(self, index: int, columns: Sequence[_Column]) -> list[Text]:
+    def _block(self, index: int, columns: Sequence[_Column], widths: Sequence[int]) -> list[Text]:
         """The row's line and what there is to say about it, below."""
         task = self._tasks[index]
         cells = [column.cells[index] for column in columns]
-        lines = [self._line(cells, columns)]
+        lines = [self._line(cells, columns, widths)]
         if task.state in ("waiting", "queued"):
             # nothing measured yet: words instead of a line of dashes
             titles = [column.title for column in columns]
             end = titles.index("state") + 1
-            lines = [self._line([*cells[:end], Text(_wait(self._snapshot, task), "dim")], columns)]
+            cells = [*cells[:end], Text(_wait(self._snapshot, task), "dim")]
+            lines = [self._line(cells, columns, widths)]
         elif task.note:
             style = "red" if task.state == "failed" else "yellow"
             lines += _wrapped(f"└ {_plain(task.note)}", self._width, _NOTE_INDENT, style)
@@ -387,12 +390,14 @@ class _Rows:
             lines += _wrapped(text, self._width, _NOTE_INDENT, "yellow")
         return lines
 
-    def _line(self, cells: Sequence[Text], columns: Sequence[_Column]) -> Text:
+    def _line(
+        self, cells: Sequence[Text], columns: Sequence[_Column], widths: Sequence[int]
+    ) -> Text:
         """Cells side by side; one more than there are columns to its left may be any length."""
         line = Text(" " * _MARGIN)
-        for i, (cell, column) in enumerate(zip(cells, columns, strict=False)):
-            pad = " " * max(column.width - cell.cell_len, 0)
-            is_left = column.left or cell.cell_len > column.width
+        for i, (cell, column, width) in enumerate(zip(cells, columns, widths, strict=False)):
+            pad = " " * max(width - cell.cell_len, 0)
+            is_left = column.left or cell.cell_len > width
             line.append_text(Text.assemble(cell, pad) if is_left else Text.assemble(pad, cell))
             line.append(" " * self._gap if i + 1 < len(cells) else "")
         line.rstrip()

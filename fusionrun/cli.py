@@ -492,7 +492,7 @@ def _add_bench(verbs: Any) -> None:
         help="measure this machine's speed against a plain implementation",
         description="Every figure is a ratio of two sides that take turns in one run: the median\n"
         "of pairs, with their spread. Takes minutes; nothing else should run meanwhile.\n\n"
-        f"groups of measurements (default: all):\n{groups}",
+        f"groups of measurements (default: all but layout):\n{groups}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verb.add_argument(

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from fusionrun.assignment import lower_bound, simulate
 from fusionrun.bench import GROUPS, conventional, growth, report, subject
 from fusionrun.bench.command import MEASURES
 from fusionrun.bench.crew import Crew
 from fusionrun.bench.measure import Bench, Goal, Row, interleave, share, times_as_fast
-from fusionrun.bench.startup import SIZES, make_data_set
+from fusionrun.bench.startup import ROOT, SIZES, make_data_set
 from fusionrun.bench.steps import DisagreementError, check_losses
 from fusionrun.cli import main
 from fusionrun.data.augment import AUGMENTATIONS
@@ -121,16 +124,25 @@ def test_every_group_has_its_measurement_and_its_line_of_help(
 
 @pytest.mark.parametrize("model", TINY)
 def test_both_sides_compute_the_same(bench: Bench, model: str) -> None:
-    """The conventional step and evaluation against ours, in another memory layout."""
-    work = subject.workplace(bench, model, TINY[model], batch_size=8, rate=1e-4)
+    """A step in float64, since float32 has gradients that are nothing but rounding; evaluation."""
+    work = subject.workplace(bench, model, TINY[model], batch_size=8, rate=1e-3)
     ours = subject.row(work)
+    ours.model.double()
+    ours.head_weights = ours.head_weights.double()
     theirs = subject.conventional(ours)
     batch, mixed = subject.batch_for_both(ours)
+    batch = replace(batch, images=batch.images.double(), targets=batch.targets.double())
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert mixed[0].is_contiguous()
-    losses = [ours.train_step(batch).tolist() for _ in range(3)]
-    check_losses(losses, [theirs.step(mixed) for _ in range(3)], 1e-4)
-    assert losses[0] != pytest.approx(losses[2], rel=1e-3)  # they learn
+    before = [p.detach().clone() for p in ours.model.parameters()]
+    losses = ours.train_step(batch).tolist()
+    assert theirs.step((mixed[0].double(), *mixed[1:])) == pytest.approx(losses, rel=1e-6)
+    pairs = zip(before, ours.model.parameters(), theirs.model.parameters(), strict=True)
+    for start, our, their in pairs:
+        assert our.grad is not None and their.grad is not None
+        assert relative_difference(our.grad, their.grad) < 1e-5  # our losses are float32
+        assert relative_difference(our - start, their - start) < 1e-3
+
     data, indices = work.data, work.splits.fusion_val
     dataset = conventional.Images(
         data.train_images.numpy()[indices],
@@ -138,11 +150,17 @@ def test_both_sides_compute_the_same(bench: Bench, model: str) -> None:
         conventional.transform(None, data.mean, data.std),
     )
     batches = conventional.loader(dataset, 8, workers=0, shuffle=False)
+    ours.model.float()
+    theirs.model.float()
     our_losses, our_accuracies = ours.validate()
     their_losses, their_accuracies = theirs.evaluate(batches)
-    assert our_losses == pytest.approx(their_losses, rel=1e-3)
+    assert our_losses == pytest.approx(their_losses, rel=1e-4)
     assert our_accuracies == their_accuracies
     assert len(our_losses) == 5  # the fused head and four experts
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).detach().norm() / b.detach().norm())
 
 
 def test_sides_that_disagree_are_not_compared() -> None:
@@ -246,3 +264,32 @@ def test_a_crew_answers_in_order_and_a_lost_member_is_noticed() -> None:
         assert crew() == [1.0, 2.0]
     with pytest.raises(EOFError), Crew([one, partial(sys.exit, 0)]):
         pass
+
+
+IMPORTS = """
+import sys, torch
+from pathlib import Path
+from fusionrun.bench import subject
+from fusionrun.bench.measure import Bench
+
+bench = Bench(torch.device("cpu"), 1, Path("."), print)
+work = subject.workplace(bench, "resnet", subject.TINY, batch_size=8)
+for trainer in (subject.expert(work), subject.row(work)):
+    trainer.train_step(next(trainer.train_loader.training_batches(seed=0)))
+    trainer.optimizer.load_state_dict(trainer.optimizer.state_dict())
+print([name for name in HEAVY if name in sys.modules])
+"""
+
+
+def test_a_rank_imports_nothing_heavy_before_it_trains(tmp_path: Path) -> None:
+    """Each of these takes a second or more; torch gets to its compiler by many ways."""
+    heavy = ["torch._dynamo", "torch._inductor", "sympy", "torchvision", "tensorboard", "PIL"]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS.replace("HEAVY", repr(heavy))],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")

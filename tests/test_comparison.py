@@ -124,7 +124,8 @@ def test_a_temperature_undoes_a_scale() -> None:
     )
     one, other = (by_key(compare_row(p, seed=1))["fused"] for p in (plain, scaled))
     assert other["temperature"] == pytest.approx(4 * one["temperature"], rel=1e-6)
-    assert other["calibrated"] == pytest.approx(one["calibrated"], rel=1e-6)
+    for name in ("nll", "ece", "brier"):
+        assert other["calibrated"][name] == pytest.approx(one["calibrated"][name], rel=1e-6)
     assert other["top1"] == one["top1"] and other["nll"] > one["nll"]
 
 
@@ -222,7 +223,7 @@ def make_row(seed: int, problem: str = "", **more: Any) -> dict[str, Any]:
 def make_tree(rows: list[dict[str, Any]]) -> dict[str, Any]:
     data = {"name": "synthetic", "test_images": N, "val_images": V}
     about = {"study": "s.yaml", "evaluated": "2026-01-02 03:04:05", "data": data}
-    return {**about, "rows": rows, "over_seeds": over_seeds(rows)}
+    return {**about, "training": None, "rows": rows, "over_seeds": over_seeds(rows)}
 
 
 def test_rows_that_differ_in_their_seed_are_summarised() -> None:

@@ -21,7 +21,7 @@ from fusionrun.analysis.predictions import (
     load_predictions,
     save_predictions,
 )
-from fusionrun.analysis.timing import logged_seconds
+from fusionrun.analysis.timing import logged_seconds, training_time
 from fusionrun.cli import main
 from fusionrun.components import load_expert, load_model, read_manifest
 from fusionrun.config import load_recipe
@@ -119,7 +119,7 @@ KEYS += [f"before_{key}" for key in KEYS[1:]]
 def test_the_json_has_the_fixed_keys(evaluated: Path) -> None:
     tree = read_tree(evaluated)
     top = {"format", "study", "output_dir", "evaluated", "data", "device", "threads", "versions"}
-    assert set(tree) == {*top, "rows", "over_seeds"} and tree["format"] == 1
+    assert set(tree) == {*top, "training", "rows", "over_seeds"} and tree["format"] == 1
     data = tree["data"]
     assert (data["test_images"], data["image_size"], len(data["classes"])) == (N, 16, C)
     assert set(data) == {"name", "classes", "test_images", "val_images", "image_size"}
@@ -254,7 +254,8 @@ def test_gradients_of_the_two_paths(evaluated: Path, fusion: str) -> None:
     chosen = splits.fusion_val[:128]
     mean, std = (torch.tensor(of).view(1, 3, 1, 1) for of in (data.mean, data.std))
     images, labels = (data.train_images[chosen] / 255 - mean) / std, data.train_labels[chosen]
-    loss = torch.nn.CrossEntropyLoss(label_smoothing=recipe.fusion.label_smoothing)
+    smoothing = plan_study(recipe, "recipe").fusion_defaults(fusion).label_smoothing
+    loss = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
     row = next(row for row in read_tree(evaluated)["rows"] if row["fusion"] == fusion)
     for k, found in enumerate(row["xray"]["gradients"]):
         gradients = []
@@ -435,6 +436,31 @@ def test_seconds_without_a_log_are_not_measured(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("epoch,time\n1,2.0\n")
     with pytest.raises(ValueError, match=r"log\.csv"):
         logged_seconds(tmp_path / "log.csv")
+
+
+def test_time_of_training(evaluated: Path, tmp_path: Path) -> None:
+    """Four tasks; those that ran at once count once in the parallel time."""
+    found = read_tree(evaluated)["training"]
+    logs = list((evaluated / "csv_logs").rglob("*.csv"))
+    lines = [line for path in logs for line in csv.DictReader(path.read_text().splitlines())]
+    assert found["tasks"] == len(logs) == E + len(ROWS)
+    assert found["serial_seconds"] == pytest.approx(sum(float(x["seconds"]) for x in lines))
+    assert found["parallel_seconds"] == pytest.approx(found["serial_seconds"], abs=0.1)  # one rank
+    assert "experts and rows together trained for" in (evaluated / "evaluation.md").read_text()
+    times = {
+        "a": ("2026-01-01T00:00:10.000+00:00,10", "2026-01-01T00:00:30.000+00:00,20"),
+        "b": ("2026-01-01T00:00:15.500+00:00,10",),  # at the same time
+        "c": ("2026-01-01T00:01:00.000+00:00,5",),  # later
+    }
+    paths = [tmp_path / f"{name}.csv" for name in (*times, "missing")]
+    for path, rows in zip(paths, times.values(), strict=False):
+        path.write_text("\n".join(("timestamp,seconds", *rows)))
+    assert training_time(paths) == {
+        "tasks": 3,
+        "serial_seconds": pytest.approx(45),
+        "parallel_seconds": pytest.approx(35),
+    }
+    assert training_time([tmp_path / "missing.csv"]) is None
 
 
 # --- a second time -------------------------------------------------------------------------------

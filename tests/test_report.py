@@ -73,6 +73,7 @@ def make_evaluation(classes: list[str], seed: int = 1, **changes: Any) -> dict[s
         "threads": 2,
         "versions": {"fusionrun": "0.1.0", "torch": "2.14.1"},
         "rows": rows,
+        "training": {"tasks": 12, "serial_seconds": 1234.0, "parallel_seconds": 617.0},
         "over_seeds": [
             {
                 "model": "resnet",

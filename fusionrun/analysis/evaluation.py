@@ -2,8 +2,9 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from fusionrun.analysis.predictions import (
 )
 from fusionrun.analysis.results import collect_results, write_results
 from fusionrun.analysis.summary import CSV_COLUMNS, long_rows, markdown, tables
-from fusionrun.analysis.timing import measure_cost
+from fusionrun.analysis.timing import measure_cost, training_time
 from fusionrun.assignment import Row
 from fusionrun.components import load_model, load_single, read_manifest
 from fusionrun.data.datasets import DataError
@@ -60,7 +61,12 @@ def evaluate(study: Study, place: Place, console: Console) -> int:
             progress=say,
         )
         rows = _evaluate_rows(work)
-        tree = {**about(work), "rows": rows, "over_seeds": over_seeds(rows)}
+        tree = {
+            **about(work),
+            "training": _training(study),
+            "rows": rows,
+            "over_seeds": over_seeds(rows),
+        }
         _write(study, tree)
     except (DataError, OSError) as error:
         raise LaunchError(str(error)) from None
@@ -92,6 +98,23 @@ def about(work: Workplace) -> dict[str, Any]:
         "threads": work.threads,
         "versions": {"fusionrun": __version__, "torch": torch.__version__},
     }
+
+
+def _training(study: Study) -> dict[str, float | int] | None:
+    try:
+        return training_time(_logs(study))
+    except ValueError as error:  # the rows that it belongs to have said so, too
+        say(f"fusionrun: the time of training isn't measured: {error}")
+        return None
+
+
+def _logs(study: Study) -> Iterator[Path]:
+    """Where the training of every expert and every row wrote its epochs."""
+    for model in dict.fromkeys(row.model for row in study.rows if not row.is_single):
+        for k in range(study.recipe.experts.count):
+            yield study.layout.expert_csv(model, k)
+    for row in study.rows:
+        yield study.layout.row(row.model, row.variant).csv
 
 
 def _evaluate_rows(work: Workplace) -> list[dict[str, Any]]:

@@ -127,7 +127,7 @@ def predict(
 def _path_gradients(work: Workplace, row: Row, model: FusionModel) -> Tensor:
     """On the first validation images: they're the same for all rows, and not learned by heart."""
     loader = work.loader(work.splits.fusion_val[:GRADIENT_IMAGES], GRADIENT_BATCH)
-    smoothing = work.study.recipe.fusion.label_smoothing
+    smoothing = work.study.fusion_defaults(row.fusion).label_smoothing
     return path_gradients(model, loader, alpha=row.alpha, smoothing=smoothing)
 
 

@@ -182,7 +182,17 @@ def _remarks(tree: Tree) -> list[str]:
     measured = [row for row in tree["rows"] if not row["problem"]]
     alarms = [f"{row['task']}: {row['xray']['alarm']}" for row in measured if row["xray"]["alarm"]]
     verdict = [_verdict(rows)] if (rows := [row for row in measured if not row["control"]]) else []
-    return [*verdict, *alarms, *problems]
+    return [*verdict, *alarms, *problems, *_training(tree["training"])]
+
+
+def _training(of: Tree | None) -> list[str]:
+    if of is None:
+        return []
+    serial, parallel = of["serial_seconds"] / 60, of["parallel_seconds"] / 60
+    return [
+        f"All {of['tasks']} experts and rows together trained for {serial:.1f} minutes, in "
+        f"{parallel:.1f} minutes in which any of them trained: {serial / parallel:.2f} at a time."
+    ]
 
 
 def _verdict(rows: Sequence[Tree]) -> str:

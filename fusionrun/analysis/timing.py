@@ -1,9 +1,12 @@
 """What a row costs: counted, timed on this device, and read from the training logs."""
 
 import csv
+import math
 import statistics
 import time
 from collections.abc import Iterable
+from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +108,40 @@ def logged_seconds(path: Path) -> float | None:
 
     Raises ValueError for a file that isn't one.
     """
+    epochs = _epochs(path)
+    return None if epochs is None else sum(stop - start for start, stop in epochs)
+
+
+def training_time(logs: Iterable[Path]) -> dict[str, float | int] | None:
+    """What tasks took: their epochs one after another, and the time in which any of them ran.
+
+    Of the `logs` that are there; None: there are none. An epoch that a stop interrupted counts as
+    if it had run in one piece. Raises ValueError for a file that isn't a training log.
+    """
+    tasks = [epochs for path in logs if (epochs := _epochs(path)) is not None]
+    if not tasks:
+        return None
+    epochs = sorted(chain(*tasks))
+    parallel, until = 0.0, -math.inf
+    for start, stop in epochs:
+        parallel += max(stop - max(start, until), 0.0)
+        until = max(until, stop)
+    serial = sum(stop - start for start, stop in epochs)
+    return {"tasks": len(tasks), "serial_seconds": serial, "parallel_seconds": parallel}
+
+
+def _epochs(path: Path) -> list[tuple[float, float]] | None:
+    """(start, stop) of each, in seconds since 1970."""
     if not path.is_file():
         return None
     with path.open(newline="") as file:
         try:
-            return sum(float(line["seconds"]) for line in csv.DictReader(file))
+            lines = [
+                (datetime.fromisoformat(line["timestamp"]).timestamp(), float(line["seconds"]))
+                for line in csv.DictReader(file)
+            ]
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: expected a training log with seconds ({error})") from None
+            raise ValueError(
+                f"{path}: expected a training log with seconds and timestamp ({error!r})"
+            ) from None
+    return [(stop - seconds, stop) for stop, seconds in lines]

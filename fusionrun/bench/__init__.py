@@ -6,7 +6,6 @@
 GROUPS = {
     "data": "batches a second, by augmentation, against torchvision transforms in a DataLoader",
     "step": "a training step of each architecture, and augmentation's share of it",
-    "layout": "an expert's step with channels_last against contiguous tensors",
     "epoch": "training and validation together, and evaluation alone",
     "overheads": "status, CSV, TensorBoard and checkpoints beside the training",
     "startup": "from torchrun to the first training step, against a bare program",
@@ -14,4 +13,6 @@ GROUPS = {
     "memory": "peak memory of a row, and copies of the data set on the machine",
     "growth": "makespan of the claim order, and what a row more costs the launch",
     "gpu": "on a GPU alone: share of its peak, waits for the device, bfloat16's learning curve",
+    "layout": "an expert's step with channels_last against contiguous tensors; only if named",
 }
+ON_REQUEST = frozenset({"layout"})  # runtime.channels_last was decided by it

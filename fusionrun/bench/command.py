@@ -10,13 +10,23 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from fusionrun.bench import GROUPS, data_path, gpu, growth, overheads, ranks, report, startup, steps
+from fusionrun.bench import (
+    GROUPS,
+    ON_REQUEST,
+    data_path,
+    gpu,
+    growth,
+    overheads,
+    ranks,
+    report,
+    startup,
+    steps,
+)
 from fusionrun.bench.measure import Bench, Row
 
 MEASURES: Mapping[str, Callable[[Bench], list[Row]]] = {
     "data": data_path.measure,
     "step": steps.measure_steps,
-    "layout": steps.measure_layouts,
     "epoch": steps.measure_epoch,
     "overheads": overheads.measure,
     "startup": startup.measure,
@@ -24,13 +34,14 @@ MEASURES: Mapping[str, Callable[[Bench], list[Row]]] = {
     "memory": ranks.measure_memory,
     "growth": growth.measure,
     "gpu": gpu.measure,
+    "layout": steps.measure_layouts,
 }
 
 
 def run(
     groups: Sequence[str], console: Console, *, rounds: int, json: Path | None, device: torch.device
 ) -> None:
-    """Measure `groups` of GROUPS on `device`, all of them if none is named.
+    """Measure `groups` of GROUPS on `device`, if none is named all but those ON_REQUEST.
 
     `json` is written after every group, and once before the first. Raises OSError where it can't
     be. Whatever fails, the table of what was measured is shown.
@@ -42,7 +53,7 @@ def run(
         bench = Bench(device, cores, Path(scratch), console.print, rounds)
         about = report.about(bench)
         try:
-            for group in groups or GROUPS:
+            for group in groups or [name for name in GROUPS if name not in ON_REQUEST]:
                 report.write(json, about, rows)
                 start = time.monotonic()
                 rows += MEASURES[group](bench)

@@ -15,7 +15,7 @@ from fusionrun import board
 from fusionrun.analysis.cost import multiply_accumulates
 from fusionrun.assignment import Queue, Task, lower_bound, simulate
 from fusionrun.bench.measure import MODELS, Bench, Row, share
-from fusionrun.bench.steps import measure_layouts
+from fusionrun.bench.steps import expert_step
 from fusionrun.bench.subject import CLASSES
 from fusionrun.config import DataConfig, Recipe, RowConfig
 from fusionrun.distributed import Place, read_place
@@ -27,6 +27,7 @@ FUSIONS = ("multiplicative", "multiplicativeAddition", "TransformerBase", "conca
 RANKS = 4
 FEW, SEED_STUDY, MANY = 4, 16, 64  # rows
 TABLES = 5  # drawn in a round
+BATCH = 8  # of the steps that are timed
 IMAGES = 50_000  # of the data set that experts and rows divide
 
 
@@ -55,21 +56,27 @@ def observer_of(study: Study, place: Place, channel: Channel) -> Observer:
 
 def measure(bench: Bench) -> list[Row]:
     """Makespans with the step times of this run, and the launch's own CPU time for each row."""
-    if not bench.expert_seconds:
-        measure_layouts(bench)
+    seconds = {model: _expert_seconds(bench, model) for model in MODELS}
     few, many = bench.interleave(
         partial(_seconds_a_row, bench, FEW), partial(_seconds_a_row, bench, MANY)
     )
     name = f"planning, claims, {TABLES} tables: a row of {MANY} against one of {FEW}"
     return [
-        *(_makespan(bench, rows) for rows in (FEW, SEED_STUDY, MANY)),
+        *(_makespan(bench, rows, seconds) for rows in (FEW, SEED_STUDY, MANY)),
         share("growth", name, 1.0, ours=many, of=few, unit="CPU s a row"),
     ]
 
 
-def _makespan(bench: Bench, rows: int) -> Row:
+def _expert_seconds(bench: Bench, model: str) -> float:
+    """What an image takes one expert in training, roughly: it's for simulations."""
+    step = expert_step(bench, model, BATCH)
+    step()  # the first is slower
+    return bench.timed(step)() / BATCH
+
+
+def _makespan(bench: Bench, rows: int, seconds_per_image: Mapping[str, float]) -> Row:
     tasks = study_of(rows, bench.scratch).tasks
-    seconds = task_seconds(tasks, bench.expert_seconds)
+    seconds = task_seconds(tasks, seconds_per_image)
     end = max(run.end for run in simulate(tasks, seconds, RANKS))
     bound = lower_bound(tasks, seconds, RANKS)
     name = f"{rows} rows and their experts on {RANKS} ranks: makespan against its lower bound"

@@ -7,7 +7,7 @@ rounds; low and high are the smallest and largest round, nothing is left out.
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -26,7 +26,6 @@ class Bench:
     scratch: Path
     say: Callable[[str], None]
     rounds: int = ROUNDS
-    expert_seconds: dict[str, float] = field(default_factory=dict)  # an image, by architecture
 
     @property
     def on_gpu(self) -> bool:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
-from statistics import median
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +14,8 @@ from fusionrun.execution import Workplace
 
 CPU_BATCH = {"resnet": 16, "densenet": 16, "improved_wide_resnet": 4, "resnext": 4}
 CPU_GOALS = {"resnet": 1.05, "densenet": 1.15, "improved_wide_resnet": 1.0, "resnext": 1.02}
-GPU_BATCH, GPU_GOAL, GPU_REPEAT = 128, 3.0, 5
+GPU_BATCH, GPU_GOAL, GPU_REPEAT = 128, 3.0, 5  # repeat: steps that are timed together
+LAYOUT_BATCH = 32  # on a CPU; the fewer images, the less a layout matters
 CHECKED = 3  # first steps, whose losses must agree
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}  # relative; bfloat16 has 8 bits
 
@@ -40,7 +40,7 @@ def measure_steps(bench: Bench) -> list[Row]:
 
 
 def _measure_step(bench: Bench, model: str) -> list[Row]:
-    batch_size, repeat = _size(bench, model)
+    batch_size, repeat = (GPU_BATCH, GPU_REPEAT) if bench.on_gpu else (CPU_BATCH[model], 1)
     ours = subject.row(subject.workplace(bench, model, batch_size=batch_size))
     theirs = subject.conventional(ours)
     batch, mixed = subject.batch_for_both(ours)
@@ -66,11 +66,6 @@ def _measure_step(bench: Bench, model: str) -> list[Row]:
     ]
 
 
-def _size(bench: Bench, model: str) -> tuple[int, int]:
-    """(batch size, steps that are timed together)."""
-    return (GPU_BATCH, GPU_REPEAT) if bench.on_gpu else (CPU_BATCH[model], 1)
-
-
 def check_losses(ours: list[list[float]], theirs: list[list[float]], tolerance: float) -> None:
     """Raise DisagreementError unless all losses (step, head) agree within relative `tolerance`."""
     if not np.allclose(ours, theirs, rtol=tolerance, atol=0):
@@ -79,24 +74,25 @@ def check_losses(ours: list[list[float]], theirs: list[list[float]], tolerance: 
 
 def measure_layouts(bench: Bench) -> list[Row]:
     """One expert's step in both: the measurement that runtime.channels_last rests on."""
+    batch_size, repeat = (GPU_BATCH, GPU_REPEAT) if bench.on_gpu else (LAYOUT_BATCH, 1)
     rows = []
     for model in MODELS:
         bench.say(f"layout: {model}")
-        sides = (_expert_side(bench, model, channels_last) for channels_last in (False, True))
-        contiguous, last = bench.interleave(*sides)
-        batch_size, _ = _size(bench, model)
+        steps = (expert_step(bench, model, batch_size, channels_last=on) for on in (False, True))
+        contiguous, last = bench.interleave(*(bench.timed(step, repeat) for step in steps))
         name = f"{model}, batch {batch_size}: channels_last against contiguous"
         rows.append(times_as_fast("layout", name, 1.0, theirs=contiguous, ours=last))
-        bench.expert_seconds[model] = median(last) / batch_size
     return rows
 
 
-def _expert_side(bench: Bench, model: str, channels_last: bool) -> Callable[[], float]:
-    batch_size, repeat = _size(bench, model)
+def expert_step(
+    bench: Bench, model: str, batch_size: int, *, channels_last: bool = True
+) -> Callable[[], object]:
+    """The training step of one full-size expert, on a batch that stays the same."""
     work = subject.workplace(bench, model, batch_size=batch_size, channels_last=channels_last)
     trainer = subject.expert(work)
     batch = next(trainer.train_loader.training_batches(seed=0))
-    return bench.timed(lambda: trainer.train_step(batch), repeat)
+    return lambda: trainer.train_step(batch)
 
 
 def measure_epoch(bench: Bench) -> list[Row]:

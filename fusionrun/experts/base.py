@@ -39,6 +39,8 @@ class Expert(nn.Module):
         return features, logits
 
     def _initialise(self) -> None:
+        if self.classifier.weight.is_meta:
+            return  # nothing to fill, yet for `normal_` torch would import its compiler: 1 s
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -8,7 +8,7 @@ from fusionrun.report.answer import ROW, answer, count
 from fusionrun.report.charts import SHAPES, Axis, Dot, Grid, Line, heat_map, round_ticks
 from fusionrun.report.document import Block, Column, Figure, Gallery, Listing, Table, Text
 from fusionrun.report.robustness import robustness
-from fusionrun.report.source import Bin, Contender, Cost, Findings, Gradients, Row
+from fusionrun.report.source import Bin, Contender, Cost, Findings, Gradients, Row, Training
 
 MOST_CLASSES = 20  # in a chart; of more only those at both ends
 MODEL_COLOURS = 6  # of the style sheet
@@ -243,7 +243,21 @@ def cost(study: Findings) -> list[Block]:
         "Experts that several rows share are counted in each."
     )
     gallery = [Gallery(figures, legend, note)] if figures else []
-    return [*gallery, Table("Costs", COSTS, rows, table_note)] if rows else []
+    table = Table("Costs", COSTS, rows, table_note)
+    return [*gallery, table, *_training(study.evaluation.training)] if rows else []
+
+
+def _training(of: Training | None) -> list[Text]:
+    if of is None:
+        return []
+    serial, parallel = of.serial_seconds / 60, of.parallel_seconds / 60
+    return [
+        Text(
+            f"All {of.tasks} experts and rows together trained for {serial:.1f} minutes, in "
+            f"{parallel:.1f} minutes in which any of them trained: {serial / parallel:.2f} at a "
+            "time. Where they share the same cores or the same GPU, each is slower for it."
+        )
+    ]
 
 
 def _expert_seconds(of: Cost) -> float | None:

@@ -214,6 +214,15 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Training:
+    """Of all experts and rows: their seconds in sum, and those in which any of them trained."""
+
+    tasks: int
+    serial_seconds: float
+    parallel_seconds: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """evaluation.json, as `evaluate` writes it. Accuracies are percent."""
 
@@ -224,6 +233,7 @@ class Evaluation:
     device: str
     threads: int | None
     versions: dict[str, str]
+    training: Training | None
     rows: tuple[Row, ...]
     failures: tuple[Failure, ...]
     over_seeds: tuple[OverSeeds, ...]

@@ -300,7 +300,7 @@ class Trainer:
             images=self._meter.images,
             train_seconds=train_seconds,
             seconds=self._spend(),
-            timestamp=datetime.now(UTC).isoformat(timespec="seconds"),
+            timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
         if self.best.is_beaten_by(numbers):
             state = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}

@@ -1,13 +1,15 @@
 """Parameter groups with their own rate, schedule and clip, and the optimizers over them."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Kind = TypeVar("Kind", bound=type[torch.optim.Optimizer])
 Schedule = Callable[[int, int], float]  # (epoch from 0, epochs) -> factor of the base rate
 
 
@@ -52,9 +54,20 @@ class Group:
         return Group(name, parameters, lr, schedule, clip)
 
 
+def _eager(kind: Kind) -> Kind:
+    """`kind` without its methods' wrappers, which import torch's compiler: a second for each rank.
+
+    All they do is to keep the compiler, and gradients, out of the method.
+    """
+    plain = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in plain}
+    step = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), {**methods, "step": step})  # type: ignore[return-value]
+
+
 def sgd(groups: Sequence[Group], weight_decay: float) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum 0.9, one fused kernel over all groups."""
-    return torch.optim.SGD(
+    return _eager(torch.optim.SGD)(
         _param_groups(groups),
         lr=groups[0].lr,
         momentum=0.9,
@@ -66,7 +79,7 @@ def sgd(groups: Sequence[Group], weight_decay: float) -> torch.optim.Optimizer:
 
 def adamw(groups: Sequence[Group], weight_decay: float) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019), one fused kernel over all groups."""
-    return torch.optim.AdamW(
+    return _eager(torch.optim.AdamW)(
         _param_groups(groups), lr=groups[0].lr, weight_decay=weight_decay, fused=True
     )
 
