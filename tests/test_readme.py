@@ -1,5 +1,6 @@
 """What the README says exists, exists."""
 
+import json
 import re
 from pathlib import Path
 
@@ -45,6 +46,24 @@ def test_its_overrides_are_fields_of_the_recipe() -> None:
     assert len(overrides) >= 5
     for override in overrides:
         load_recipe(ROOT / "configs/demo.yaml", [override])
+
+
+def test_its_speeds_are_the_recorded_ones() -> None:
+    """What it leaves out was met; all numbers are those of the files that its commands wrote."""
+    shown = dict(re.findall(r"^\| (\w+: .+?) \| ([\d.]+ .+) \|$", README, re.MULTILINE))
+    recorded = {}
+    for name in ("cpu", "cpu_layout"):
+        path = f"tests/bench/{name}.json"
+        assert f"--json {path}`" in README
+        for row in json.loads((ROOT / path).read_text())["rows"]:
+            if row["ratio"] is not None:
+                ratio, low, high = (f"{row[key]:.3g}" for key in ("ratio", "low", "high"))
+                goal = row["goal"].replace(">=", "≥").replace("<=", "≤")
+                verdict = "met" if row["met"] else "**missed**"
+                line = f"{ratio} | {low} – {high} | {goal} | {verdict}"
+                recorded[f"{row['group']}: {row['name']}"] = line
+    assert len(shown) > 15 and shown.items() <= recorded.items()
+    assert {name for name, line in recorded.items() if "missed" in line} <= shown.keys()
 
 
 def test_it_has_the_two_commands_on_its_first_screen() -> None:
