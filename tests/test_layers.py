@@ -31,7 +31,7 @@ PARTS: dict[str, set[str]] = {
     "analysis.calibration": {"analysis.metrics"},
     "analysis.diversity": {"analysis.metrics"},
     "analysis.significance": set(),
-    "analysis.xray": {"fusions"},
+    "analysis.xray": {"data.loader", "fusions", "training.losses"},
     "analysis.comparison": {
         "assignment",
         "config",
@@ -42,6 +42,7 @@ PARTS: dict[str, set[str]] = {
         "analysis.significance",
     },
     "analysis.summary": {"analysis.results"},
+    "analysis.robustness_summary": {"analysis.results", "analysis.summary"},
 }
 MAIN = "__main__"
 
