@@ -1,5 +1,6 @@
 """The report: what the page and the tables say is what evaluation.json says."""
 
+import copy
 import csv
 import itertools
 import json
@@ -734,3 +735,24 @@ def test_controls_are_not_asked_whether_fusion_helps(tmp_path: Path) -> None:
     text = (folder / "report.md").read_text()
     assert "beats the best cheap alternative in 1 of 1 row, loses in 0" in text
     assert "resnext + concatenation" in text  # it stands in the tables
+
+
+def test_rows_stand_against_their_controls(tmp_path: Path) -> None:
+    evaluation = make_evaluation(CLASSES)
+    for row, (low, high) in zip(
+        evaluation["rows"], ((1.0, 3.0), (-1.0, 3.0), (-3.0, -1.0), (-4.0, -2.0)), strict=True
+    ):
+        control = copy.deepcopy(row["contenders"][1])
+        control |= {"key": "single", "label": "control: one network", "stage": "control"}
+        control["difference"] |= {"points": (low + high) / 2, "low": low, "high": high}
+        row["contenders"].append(control)
+    folder = write_study(tmp_path / "study", evaluation)
+    write_report([folder], None)
+    page = Page(folder / "report.html")
+    assert "control: one network: fused is ahead in 1 of 4 rows, behind in 2." in page.text
+    (_, *lines) = page.tables["Against its controls"]
+    assert [line[2] for line in lines] == ["control: one network"] * 4
+    assert [line[5:7] for line in lines][3] == ["-4.00", "-2.00"]
+    plain = write_study(tmp_path / "plain", make_evaluation(CLASSES))
+    write_report([plain], None)
+    assert "Against its controls" not in Page(plain / "report.html").tables

@@ -1,5 +1,7 @@
 """The answer that a study was made for, counted from intervals."""
 
+from collections.abc import Sequence
+
 from fusionrun.report import charts
 from fusionrun.report.document import (
     Block,
@@ -29,6 +31,18 @@ COLUMNS = (
     Column("low", "points", lambda row: row.difference.low),
     Column("high", "points", lambda row: row.difference.high),
     Column("p", "p", lambda row: row.difference.p_value),
+)
+
+
+CONTROLS = (  # of (row, contender, difference)
+    Column("row", "text", lambda pair: pair[0].name),
+    Column("fused", "percent", lambda pair: pair[0].fused.top1),
+    Column("against", "text", lambda pair: pair[1].label),
+    Column("its accuracy", "percent", lambda pair: pair[1].top1),
+    Column("difference", "points", lambda pair: pair[2].points),
+    Column("low", "points", lambda pair: pair[2].low),
+    Column("high", "points", lambda pair: pair[2].high),
+    Column("p", "p", lambda pair: pair[2].p_value),
 )
 
 
@@ -68,7 +82,27 @@ def answer(study: Findings) -> list[Block]:
         Verdicts(summary(study.evaluation), verdicts, charts.interval_axis(ticks)),
         Text(_how_to_read(len(rows))),
         Table("The answer in numbers", COLUMNS, rows, note, folded=True),
+        *_controls(rows),
     ]
+
+
+def _controls(rows: Sequence[Row]) -> list[Block]:
+    """Whether it's fusion that helps: each row against the rows that were trained to settle it."""
+    pairs = [
+        (row, contender, contender.difference)
+        for row in rows
+        for contender in row.contenders
+        if contender.stage == "control" and contender.difference
+    ]
+    found: dict[str, list[Outcome]] = {}
+    for _, contender, difference in pairs:
+        found.setdefault(contender.label, []).append(outcome(difference))
+    sentences = [
+        f"{label}: fused is ahead in {outcomes.count('beats')} of {count(len(outcomes), 'row')}, "
+        f"behind in {outcomes.count('loses')}."
+        for label, outcomes in found.items()
+    ]
+    return [Table("Against its controls", CONTROLS, pairs, " ".join(sentences))] if pairs else []
 
 
 def _verdict(row: Row, ticks: charts.Ticks) -> Verdict:
