@@ -111,10 +111,11 @@ start_torchrun() {
   for ((rank = 1; rank < RANKS; rank++)); do others+="${others:+,}$rank:3"; done
   # The store must not outlive a restart of the workers (pytorch issue 135712).
   export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-  export FUSIONRUN_EXIT_FILE=$EXIT_DIR/status OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR} LOGLEVEL=${LOGLEVEL:-ERROR}
   # Its own session: a Ctrl-C reaches this script alone, which forwards it once.
-  setsid "$PYTHON" -c "$TORCHRUN" \
+  # Nothing but the ranks may have the exit file's name: `ranks_left` knows them by it.
+  FUSIONRUN_EXIT_FILE=$EXIT_DIR/status setsid "$PYTHON" -c "$TORCHRUN" \
     --nproc-per-node="$RANKS" --max-restarts="${MAX_RESTARTS:-20}" --monitor-interval=0.5 \
     --shutdown-timeout=25 --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2 \
     --log-dir="$logs" ${others:+--redirects="$others"} "${RENDEZVOUS[@]}" \

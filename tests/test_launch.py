@@ -196,7 +196,12 @@ def test_launch_sh_fails_one_row_and_trains_the_others(four_ranks: Path, tmp_pat
 
 
 def test_launch_sh_passes_on_that_the_recipe_is_wrong(tmp_path: Path) -> None:
-    done = launch_sh(write_recipe(tmp_path), "fusion.epocs=3", cwd=tmp_path, RANKS="2")
+    (tmp_path / "bin").mkdir()
+    sleep = tmp_path / "bin/sleep"
+    sleep.write_text('#!/bin/sh\necho "waits for ranks that have gone" >&2\n')
+    sleep.chmod(0o755)
+    path = f"{sleep.parent}:{os.environ['PATH']}"
+    done = launch_sh(write_recipe(tmp_path), "fusion.epocs=3", cwd=tmp_path, RANKS="2", PATH=path)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         line for line in done.stderr.splitlines() if line.startswith("fusionrun: ")

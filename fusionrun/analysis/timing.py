@@ -109,7 +109,7 @@ def logged_seconds(path: Path) -> float | None:
     Raises ValueError for a file that isn't one.
     """
     epochs = _epochs(path)
-    return None if epochs is None else sum(stop - start for start, stop in epochs)
+    return None if epochs is None else math.fsum(seconds for _, seconds in epochs)
 
 
 def training_time(logs: Iterable[Path]) -> dict[str, float | int] | None:
@@ -121,22 +121,21 @@ def training_time(logs: Iterable[Path]) -> dict[str, float | int] | None:
     tasks = [epochs for path in logs if (epochs := _epochs(path)) is not None]
     if not tasks:
         return None
-    epochs = sorted(chain(*tasks))
     parallel, until = 0.0, -math.inf
-    for start, stop in epochs:
+    for start, stop in sorted((stop - seconds, stop) for stop, seconds in chain(*tasks)):
         parallel += max(stop - max(start, until), 0.0)
         until = max(until, stop)
-    serial = sum(stop - start for start, stop in epochs)
+    serial = math.fsum(seconds for _, seconds in chain(*tasks))
     return {"tasks": len(tasks), "serial_seconds": serial, "parallel_seconds": parallel}
 
 
 def _epochs(path: Path) -> list[tuple[float, float]] | None:
-    """(start, stop) of each, in seconds since 1970."""
+    """(when it ended in seconds since 1970, seconds it took) of each."""
     if not path.is_file():
         return None
     with path.open(newline="") as file:
         try:
-            lines = [
+            return [
                 (datetime.fromisoformat(line["timestamp"]).timestamp(), float(line["seconds"]))
                 for line in csv.DictReader(file)
             ]
@@ -144,4 +143,3 @@ def _epochs(path: Path) -> list[tuple[float, float]] | None:
             raise ValueError(
                 f"{path}: expected a training log with seconds and timestamp ({error!r})"
             ) from None
-    return [(stop - seconds, stop) for stop, seconds in lines]

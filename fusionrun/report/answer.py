@@ -34,14 +34,17 @@ COLUMNS = (
 )
 
 
-CONTROLS = (  # of (row, contender, difference)
+DIFFERENCE = (  # of (row, contender, difference)
+    Column("difference", "points", lambda pair: pair[2].points),
+    Column("low", "points", lambda pair: pair[2].low),
+    Column("high", "points", lambda pair: pair[2].high),
+)
+CONTROLS = (
     Column("row", "text", lambda pair: pair[0].name),
     Column("fused", "percent", lambda pair: pair[0].fused.top1),
     Column("against", "text", lambda pair: pair[1].label),
     Column("its accuracy", "percent", lambda pair: pair[1].top1),
-    Column("difference", "points", lambda pair: pair[2].points),
-    Column("low", "points", lambda pair: pair[2].low),
-    Column("high", "points", lambda pair: pair[2].high),
+    *DIFFERENCE,
     Column("p", "p", lambda pair: pair[2].p_value),
 )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fusionrun.report import charts
-from fusionrun.report.answer import ROW, answer, count
+from fusionrun.report.answer import DIFFERENCE, ROW, answer, count
 from fusionrun.report.charts import SHAPES, Axis, Dot, Grid, Line, heat_map, round_ticks
 from fusionrun.report.document import Block, Column, Figure, Gallery, Listing, Table, Text
 from fusionrun.report.robustness import robustness
@@ -47,9 +47,7 @@ CONTENDER = (  # of (row, contender, ...)
 COMPARISON = (
     *CONTENDER,
     Column("top-1", "percent", lambda pair: pair[1].top1),
-    Column("difference", "points", lambda pair: pair[2].points),
-    Column("low", "points", lambda pair: pair[2].low),
-    Column("high", "points", lambda pair: pair[2].high),
+    *DIFFERENCE,
     Column("only fused right", "count", lambda pair: pair[2].only_fused),
     Column("only other right", "count", lambda pair: pair[2].only_other),
     Column("p", "p", lambda pair: pair[2].p_value),
