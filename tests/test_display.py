@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import gc
 import io
 import itertools
 import json
@@ -275,8 +274,8 @@ def in_terminal(
 
 def _be_child(act: Callable[[], int], columns: int, lines: int) -> NoReturn:
     status = 99
-    gc.callbacks.clear()  # an interrupt within one of pytest's plugins would be lost
-    sys.unraisablehook = sys.__unraisablehook__  # and, if it's another one, said
+    # a shell starts what it runs in the background with SIGINT ignored, these tests too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         termios.tcsetwinsize(1, (lines, columns))
         for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
