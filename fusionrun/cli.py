@@ -10,10 +10,9 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from fusionrun import __version__
-from fusionrun.bench import GROUPS
-from fusionrun.config import RecipeError, load_recipe
-from fusionrun.distributed import LaunchError, Place, choose_device, read_place
-from fusionrun.exit_status import ExitStatus
+from fusionrun.common.distributed import LaunchError, Place, read_place
+from fusionrun.common.exit_status import ExitStatus
+from fusionrun.study.recipe import RecipeError, load_recipe
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 
@@ -101,7 +100,6 @@ def _parser(place: Place) -> argparse.ArgumentParser:
     _add_report(verbs)
     _add_assemble(verbs)
     _add_export(verbs)
-    _add_bench(verbs)
     return parser
 
 
@@ -316,8 +314,8 @@ def _train(options: argparse.Namespace, place: Place) -> int:
         path = SHIPPED / "cifar100.yaml"
     recipe = load_recipe(path, overrides, preset)
     # torch takes seconds to import; a wrong recipe shouldn't have to wait for it
-    from fusionrun.runner import run
-    from fusionrun.study import plan_study
+    from fusionrun.launch.rank import run
+    from fusionrun.study.study import plan_study
 
     study = plan_study(recipe, str(path))
     if options.only:
@@ -356,7 +354,7 @@ def _prepare(options: argparse.Namespace, place: Place) -> int:
         raise RecipeError("prepare needs a RECIPE")
     recipe = load_recipe(path, overrides)
     from fusionrun.data.datasets import DataError
-    from fusionrun.study import load_data, plan_study
+    from fusionrun.study.study import load_data, plan_study
 
     study = plan_study(recipe, str(path))
     try:
@@ -386,8 +384,8 @@ def _doctor(options: argparse.Namespace, place: Place) -> int:
     recipe = load_recipe(path, overrides)
     if place.rank > 0:
         return 0  # under torchrun one process looks for all
-    from fusionrun.doctor.examination import doctor
-    from fusionrun.study import plan_study
+    from fusionrun.doctor.doctor import doctor
+    from fusionrun.study.study import plan_study
 
     study = plan_study(recipe, str(path))
     return doctor(study, place, make_console(), ranks=options.ranks, seconds=options.seconds)
@@ -403,15 +401,15 @@ def _preview(options: argparse.Namespace, place: Place) -> int:
     if path.is_dir():
         path, preset = path / "recipe.yaml", {"output_dir": str(path)}
     recipe = load_recipe(path, overrides, preset)
-    from fusionrun.analysis.preview import preview
-    from fusionrun.study import plan_study
+    from fusionrun.evaluation.preview import preview
+    from fusionrun.study.study import plan_study
 
     study = plan_study(recipe, str(path))
     return preview(study, place, make_console(), seeds=options.seeds, epochs=options.epochs)
 
 
 def _watch(options: argparse.Namespace, place: Place) -> int:
-    from fusionrun.display import watch
+    from fusionrun.monitor.live import watch
 
     return watch(Path(options.output_dir))
 
@@ -420,8 +418,8 @@ def _evaluate(options: argparse.Namespace, place: Place) -> int:
     folder = Path(options.output_dir)
     path = folder / "recipe.yaml"
     recipe = load_recipe(path, preset={"output_dir": str(folder)})
-    from fusionrun.analysis.evaluation import evaluate
-    from fusionrun.study import plan_study
+    from fusionrun.evaluation.evaluate import evaluate
+    from fusionrun.study.study import plan_study
 
     return evaluate(plan_study(recipe, str(path)), place, make_console())
 
@@ -432,8 +430,8 @@ def _robustness(options: argparse.Namespace, place: Place) -> int:
     folder = Path(options.output_dir)
     path = folder / "recipe.yaml"
     recipe = load_recipe(path, preset={"output_dir": str(folder)})
-    from fusionrun.analysis.robustness import Asked, robustness
-    from fusionrun.study import plan_study
+    from fusionrun.robustness.measure import Asked, robustness
+    from fusionrun.study.study import plan_study
 
     given = (options.corrupted, options.foreign)
     corrupted, foreign = (None if name is None else Path(name).expanduser() for name in given)
@@ -444,8 +442,8 @@ def _robustness(options: argparse.Namespace, place: Place) -> int:
 def _write_report(options: argparse.Namespace, place: Place) -> int:
     if place.rank > 0:
         return ExitStatus.DONE  # under torchrun one process writes for all
-    from fusionrun.report.command import write_report
-    from fusionrun.report.source import ReportError
+    from fusionrun.report.load import ReportError
+    from fusionrun.report.write import write_report
 
     folders = [Path(folder) for folder in options.output_dirs]
     try:
@@ -460,7 +458,7 @@ def _write_report(options: argparse.Namespace, place: Place) -> int:
 def _assemble(options: argparse.Namespace, place: Place) -> int:
     if place.rank > 0:
         return ExitStatus.DONE  # under torchrun one process does it for all
-    from fusionrun.analysis.assemble import assemble
+    from fusionrun.components.assemble import assemble
 
     folder = Path(options.output_dir)
     return assemble(Path(options.manifest), folder, place, make_console())
@@ -469,7 +467,7 @@ def _assemble(options: argparse.Namespace, place: Place) -> int:
 def _export(options: argparse.Namespace, place: Place) -> int:
     if place.rank > 0:
         return ExitStatus.DONE  # as above
-    from fusionrun.export import ExportError, export
+    from fusionrun.components.export import ExportError, export
     from fusionrun.training.checkpoint import CheckpointError
 
     output = None if options.output is None else Path(options.output)
@@ -482,32 +480,4 @@ def _export(options: argparse.Namespace, place: Place) -> int:
         f"logits (N, {done.num_classes}); largest difference from the saved model "
         f"{done.difference:.1e} (allowed {done.tolerance:.1e})"
     )
-    return ExitStatus.DONE
-
-
-def _add_bench(verbs: Any) -> None:
-    groups = "\n".join(f"  {name:10} {what}" for name, what in GROUPS.items())
-    verb = verbs.add_parser(
-        "bench",
-        help="measure this machine's speed against a plain implementation",
-        description="Every figure is a ratio of two sides that take turns in one run: the median\n"
-        "of pairs, with their spread. Takes minutes; nothing else should run meanwhile.\n\n"
-        f"groups of measurements (default: all but layout):\n{groups}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verb.add_argument(
-        "--only", action="append", choices=list(GROUPS), help="a group; can be repeated"
-    )
-    verb.add_argument("--rounds", type=int, default=7, help="pairs to measure (default 7)")
-    verb.add_argument("--json", type=Path, metavar="FILE", help="store the figures there, too")
-    verb.set_defaults(command=_bench)
-
-
-def _bench(options: argparse.Namespace, place: Place) -> int:
-    if options.rounds < 1:
-        raise RecipeError(f"--rounds: found {options.rounds}, expected 1 or more")
-    from fusionrun.bench.command import run
-
-    device = choose_device(place, "auto")
-    run(options.only or [], make_console(), rounds=options.rounds, json=options.json, device=device)
     return ExitStatus.DONE

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import torch
 
-from fusionrun import runner
 from fusionrun.cli import main
 from fusionrun.data.loader import Batch
-from fusionrun.training import loop
+from fusionrun.launch import rank as runner
+from fusionrun.training import trainer as loop
 
 
 def _exception(trainer: loop.Trainer, batch: Batch) -> Batch:

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fusionrun.components import read_manifest
+from fusionrun.components.store import read_manifest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 TINY = """
 output_dir: out

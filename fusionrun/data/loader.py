@@ -8,8 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fusionrun.data.augment import Augmentation, augment, one_hot
-from fusionrun.seeds import derive_seed
+from fusionrun.common.seeds import derive_seed
+from fusionrun.data.augmentation.policies import Augmentation, augment, one_hot
 
 
 @dataclass(frozen=True)

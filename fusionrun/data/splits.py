@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fusionrun.common.atomic_files import write_atomically, write_json
+from fusionrun.common.locks import locked
 from fusionrun.data.errors import DataError, SplitError
-from fusionrun.data.files import locked
-from fusionrun.files import write_atomically, write_json
 
 __all__ = ["DataError", "SplitError", "Splits", "load_or_create_splits", "make_splits"]
 

@@ -1,316 +1,253 @@
-"""What a launch needs, looked at in a fraction of a second: neither data nor weights are read.
+"""The doctor's slower checks: devices compute; data, splits and experts are what they should be."""
 
-`train` runs these checks itself; `doctor` adds those of inspection.py and times the training
-(rehearsal.py, estimate.py).
-"""
-
-import heapq
 import os
-import shutil
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fusionrun.data.splits import META_FILE
-from fusionrun.distributed import LaunchError, Place
-from fusionrun.execution import is_done, is_reusable, resume_path
-from fusionrun.layout import expert_file
-from fusionrun.study import Study
-from fusionrun.training.checkpoint import ResumeFile
+from fusionrun.components.store import load_expert_weights
+from fusionrun.data.datasets import Dataset
+from fusionrun.data.splits import HOLDOUT_FILE, META_FILE, Splits
+from fusionrun.launch.preflight import (
+    MEND_EXPERT,
+    Finding,
+    expert_paths,
+    missing_experts,
+    plural,
+    size,
+    split_message,
+)
+from fusionrun.launch.train_task import is_done, resume_path
+from fusionrun.study.queue import Task
+from fusionrun.study.study import Study
+from fusionrun.training.checkpoint import CheckpointError, ResumeFile
+from fusionrun.training.trainer import TaskError, check_settings
 
-State = Literal["pass", "warn", "fail"]
+COMPUTE_TOLERANCE = 1e-3  # relative to the norm; TF32 convolutions stay below it
+COMPUTE_REPEATS = 5
 
-NUMBER_BYTES = 4  # every weight and every optimizer state is float32
-MEND_EXPERT = "its rows will fail: put the right file there, or remove it to have it trained"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor's table."""
-
-    name: str  # of what was looked at
-    state: State
-    found: str
-    advice: str = ""  # what to do about it
-
-    @property
-    def line(self) -> str:
-        return f"{self.name}: {self.found}" + (f". {self.advice}" if self.advice else "")
+# ---------------------------------------------------------------- devices and port
 
 
-Check = Callable[[], Iterable[Finding]]
-
-
-def run_checks(checks: Sequence[tuple[str, Check]], *, broken: State = "fail") -> list[Finding]:
-    """The findings of all checks in order; a check that breaks is a finding of state `broken`."""
-    findings: list[Finding] = []
-    for name, check in checks:
-        try:
-            findings += check()
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else "no message"
-            found = f"this check broke: {type(error).__name__}: {reason}"
-            findings.append(Finding(name, broken, found, "what it covers is unknown"))
-    return findings
-
-
-def cheap_checks(study: Study, place: Place) -> list[Finding]:
-    """What takes a fraction of a second to find out, on this machine of the launch."""
-    ranks = place.local_world_size
-    return run_checks(
-        [
-            ("write permission", lambda: check_folders(study)),
-            ("disk space", lambda: check_disk(study, place.world_size)),
-            ("device", lambda: check_device(study, ranks)),
-            ("CPU threads", lambda: check_threads(study, ranks)),
-            ("experts", lambda: check_expert_files(study)),
-        ],
-        broken="warn",  # a launch that could have worked shouldn't die of its examination
-    )
-
-
-def require_startable(study: Study, place: Place, warn: Callable[[str], None]) -> None:
-    """The part of `doctor` that every launch can afford. Raises LaunchError; `warn` gets the rest.
-
-    One rank, say 0, does it for all on its machine.
-    """
-    findings = cheap_checks(study, place)
-    for finding in findings:
-        if finding.state == "warn":
-            warn(finding.line)
-    failures = [finding.line for finding in findings if finding.state == "fail"]
-    if failures:
-        raise LaunchError("; ".join(failures))
-
-
-# ---------------------------------------------------------------- folders and disk
-
-
-def check_folders(study: Study) -> Iterator[Finding]:
-    """Whatever the launch will write to takes a file; nothing is left behind."""
-    places = {"output_dir": study.layout.output_dir}
-    if any(task.kind == "expert" and not is_done(study, task) for task in study.tasks):
-        places["experts.checkpoint_dir"] = study.checkpoint_dir
-    if not (study.splits_dir / META_FILE).is_file():
-        places["data.splits_dir"] = study.splits_dir
-    problems = {name: _write_problem(path) for name, path in places.items()}
-    for name, problem in problems.items():
-        if problem:
-            advice = f"set {name} to a folder that you may write to"
-            yield Finding("write permission", "fail", f"{name}: {problem}", advice)
-    if not any(problems.values()):
-        yield Finding("write permission", "pass", ", ".join(str(path) for path in places.values()))
-
-
-def nearest_existing(path: Path) -> Path:
-    """`path`, or the lowest folder above it that is there."""
-    path = path.absolute()
-    while not _is_there(path) and path != path.parent:
-        path = path.parent
-    return path
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        path.stat()
-    except OSError:  # a folder above it may not even be looked into
-        return False
-    return True
-
-
-def _write_problem(path: Path) -> str:
-    folder = nearest_existing(path)
-    if not folder.is_dir():
-        return f"{folder} is a file, expected a folder"
-    try:
-        with tempfile.TemporaryFile(dir=folder) as probe:  # has no name where the system can
-            probe.write(bytes(4096))
-            probe.flush()
-            os.fsync(probe.fileno())
-    except OSError as error:
-        return f"{folder} can't be written to ({error.strerror})"
-    return ""
-
-
-def check_disk(study: Study, ranks: int) -> Iterator[Finding]:
-    """The open tasks' checkpoints against the free space, for every file system they go to."""
-    needs: dict[int, int] = {}
-    folders: dict[int, Path] = {}
-    for path, count in expected_bytes(study, ranks).items():
-        folder = nearest_existing(path)
-        device = folder.stat().st_dev
-        needs[device] = needs.get(device, 0) + count
-        folders.setdefault(device, folder)
-    for device, folder in folders.items():
-        free, need = shutil.disk_usage(folder).free, needs[device]
-        found = f"{size(need)} to be written at most, {size(free)} free in {folder}"
-        if need > free:
-            advice = f"free {size(need - free)} there, or set output_dir to a larger disk"
-            yield Finding("disk space", "fail", found, advice)
-        elif need > 0.8 * free:
-            advice = "keep others from filling this disk"
-            yield Finding("disk space", "warn", found, advice)
-        else:
-            yield Finding("disk space", "pass", found)
-
-
-def expected_bytes(study: Study, ranks: int) -> dict[Path, int]:
-    """{folder: bytes that the open tasks still add below it, at most}.
-
-    A resume state is the weights, the best epoch's weights and the optimizer's state, in two
-    generations: when the task is done an expert's go, of a row's the older one.
-    """
-    kept, experts = 0, 0
-    passing: list[int] = []  # only as many at a time as there are ranks
-    weights = weight_bytes(study)
-    for task in study.tasks:
-        if is_reusable(study, task):
+def check_gpu_memory(devices: Sequence[torch.device]) -> Iterator[Finding]:
+    """Nobody else holds much of a GPU that this launch would use."""
+    for device in devices:
+        if device.type != "cuda":
             continue
-        everything, learning = weights[task.name]
-        present = present_bytes(resume_path(study, task))
-        if task.row is None:
-            state = 2 * everything + learning  # SGD keeps one number a weight
-            passing.append(max(0, 2 * state - present))
-            experts += everything
+        free, total = torch.cuda.mem_get_info(device)
+        found = f"{size(free)} of {size(total)} free"
+        if free < 0.9 * total:
+            advice = "another process uses this GPU (nvidia-smi shows which): end it or wait"
+            yield Finding(f"memory {device}", "warn", found, advice)
         else:
-            state = 2 * everything + 2 * learning  # AdamW keeps two
-            kept += everything + max(0, state - present)
-            passing.append(state)
-    needs = {study.layout.output_dir: kept + sum(heapq.nlargest(ranks, passing))}
-    if experts:  # their folder may lie on another disk, or be the same
-        needs[study.checkpoint_dir] = needs.get(study.checkpoint_dir, 0) + experts
-    return needs
+            yield Finding(f"memory {device}", "pass", found)
 
 
-def weight_bytes(study: Study) -> dict[str, tuple[int, int]]:
-    """{task: bytes of (all the weights that it trains or holds, those that learn)}."""
-    models = {}
-    count = study.recipe.experts.count
-    sizes = {}
-    with torch.device("meta"):
-        for model in dict.fromkeys(task.model for task in study.tasks):
-            models[model] = study.build_expert(model, study.recipe.data.num_classes)
-        for task in study.tasks:
-            expert = models[task.model]
-            if task.trains_alone:
-                sizes[task.name] = (_bytes(expert), _bytes(expert))
+def check_compute(devices: Sequence[torch.device]) -> Iterator[Finding]:
+    """Products, convolutions and their gradients come out right, and the same every time."""
+    reference = compute(torch.device("cpu"), torch.float64)
+    for device in devices:
+        name, advice = f"compute {device}", "don't train on it; CUDA_VISIBLE_DEVICES leaves it out"
+        try:
+            results = [compute(device, torch.float32) for _ in range(COMPUTE_REPEATS)]
+        except RuntimeError as error:
+            yield Finding(name, "fail", f"broke: {str(error).splitlines()[0]}", advice)
+            continue
+        difference = float((results[0] - reference).norm() / reference.norm())
+        if not difference <= COMPUTE_TOLERANCE:  # nan, too
+            found = f"wrong results (relative difference {difference:.2g} from float64)"
+            yield Finding(name, "fail", found, advice)
+        elif not all(torch.equal(result, results[0]) for result in results):
+            yield Finding(name, "fail", "other results when asked the same again", advice)
+        else:
+            found = f"right to {difference:.1g}, the same {COMPUTE_REPEATS} times"
+            yield Finding(name, "pass", found)
+
+
+def compute(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A matrix product, a convolution and its weights' gradient as one vector, float64 on the CPU.
+
+    A fixed problem, large enough to occupy most of a GPU's processors.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        product = numbers(768, 768) @ numbers(768, 768)
+        images, kernels = numbers(16, 16, 16, 16), numbers(16, 16, 3, 3).requires_grad_()
+        maps = nn.functional.conv2d(images, kernels, padding=1)
+        (gradient,) = torch.autograd.grad(maps.relu().sum(), kernels)
+    # each part counts alike, however large its numbers
+    parts = [part.detach().cpu().double().flatten() for part in (product, maps, gradient)]
+    return torch.cat([part / part.norm() for part in parts])
+
+
+def check_load() -> Iterator[Finding]:
+    """Nobody else computes here while the steps are timed."""
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    if load > 0.5 * cores:
+        found = f"{load:.1f} processes at work on {plural(cores, 'core')} before this one began"
+        yield Finding("load", "warn", found, "times below are too long; ask again when it's quiet")
+
+
+def check_port() -> Iterator[Finding]:
+    """torchrun picks a free port of this machine, on which its processes meet."""
+    try:
+        with socket.create_server(("localhost", 0)) as server:
+            port = server.getsockname()[1]
+            socket.create_connection(("localhost", port), timeout=5).close()
+    except OSError as error:
+        found = f"processes can't meet on localhost ({error.strerror or error})"
+        advice = "check that `localhost` is in /etc/hosts and that no firewall or sandbox closes it"
+        yield Finding("port", "fail", found, advice)
+    else:
+        yield Finding("port", "pass", "processes can meet on localhost")
+
+
+# ---------------------------------------------------------------- data and splits
+
+
+def check_data(data: Dataset) -> Iterator[Finding]:
+    """What the loaded data set consists of, and what loading it had to leave out."""
+    side = data.train_images.shape[-1]
+    found = (
+        f"{data.name}: {len(data.train_labels)} training and {len(data.test_labels)} test images "
+        f"of {side}x{side}, {len(data.classes)} classes"
+    )
+    yield Finding("data", "pass", found)
+    for note in data.notes:
+        yield Finding("data", "warn", note, "mend or remove these files, or live without them")
+
+
+def check_splits(study: Study, splits: Splits) -> Iterator[Finding]:
+    """No image is on two sides of a line that results depend on."""
+    experts = {int(index) for part in splits.expert_train for index in part}
+    train, validation = set(splits.fusion_train.tolist()), set(splits.fusion_val.tolist())
+    overlaps = {
+        "an expert's training and the holdout": experts & (train | validation),
+        "fusion training and validation": train & validation,
+    }
+    for sides, shared in overlaps.items():
+        if shared:
+            advice = f"delete {study.splits_dir}, or set data.splits_dir to another folder"
+            found = f"{plural(len(shared), 'image')} shared by {sides}"
+            yield Finding("splits", "fail", found, advice)
+    if any(overlaps.values()):
+        return
+    sizes = sorted({len(part) for part in splits.expert_train})
+    each = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+    if (study.splits_dir / META_FILE).is_file():
+        origin = f"as stored in {study.splits_dir}"
+    elif (study.splits_dir / HOLDOUT_FILE).is_file():
+        origin = f"from the holdout in {study.splits_dir}"
+    else:
+        origin = f"`train` writes them to {study.splits_dir}"
+    found = (
+        f"no overlap: each expert {each} images, fusion {len(train)}, validation "
+        f"{len(validation)}; {origin}"
+    )
+    yield Finding("splits", "pass", found)
+
+
+# ---------------------------------------------------------------- experts and earlier results
+
+
+def check_experts(study: Study, data: Dataset) -> Iterator[Finding]:
+    """Every expert that is there loads, fits, and was trained for this data."""
+    for model, paths in expert_paths(study).items():
+        present = [path for path in paths if path.exists()]
+        expert = study.build_expert(model, len(data.classes))
+        loaded = []  # how good each says it is
+        for path in present:
+            try:
+                about = load_expert_weights(expert, path)
+            except CheckpointError as error:
+                yield Finding("experts", "fail", str(error), MEND_EXPERT)
                 continue
-            assert task.row is not None
-            heads = _bytes(study.build_fusion(task.row.fusion, expert.feature_dim))
-            heads += _bytes(nn.Linear(expert.feature_dim, expert.num_classes))
-            everything = count * _bytes(expert) + heads
-            sizes[task.name] = (everything, heads if task.row.control == "frozen" else everything)
-    return sizes
-
-
-def _bytes(module: nn.Module) -> int:
-    return NUMBER_BYTES * sum(int(value.numel()) for value in module.state_dict().values())
-
-
-def present_bytes(resume: Path) -> int:
-    """Bytes of a resume state that is there already, with its predecessor."""
-    paths = (resume, ResumeFile(resume).previous)
-    return sum(path.stat().st_size for path in paths if path.is_file())
-
-
-# ---------------------------------------------------------------- devices and threads
-
-
-def check_device(study: Study, ranks: int) -> Iterator[Finding]:
-    """The GPUs that the recipe asks for are there, and none is overlooked."""
-    wanted = study.recipe.runtime.device
-    count = torch.cuda.device_count() if wanted != "cpu" else 0
-    if count:
-        names = [torch.cuda.get_device_name(index) for index in range(count)]
-        found = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-        shared = f"; {ranks} ranks share {'it' if count == 1 else 'them'}" if ranks > count else ""
-        yield Finding("device", "pass", found + shared)
-    elif wanted == "cuda":
-        advice = "check nvidia-smi and CUDA_VISIBLE_DEVICES, or set runtime.device=auto"
-        yield Finding("device", "fail", "torch sees no GPU, runtime.device is cuda", advice)
-    elif wanted == "auto" and Path("/dev/nvidia0").exists():
-        found = "this machine has an NVIDIA GPU that torch doesn't see; the CPU would train"
-        advice = "check nvidia-smi, CUDA_VISIBLE_DEVICES and that torch was installed with CUDA"
-        yield Finding("device", "warn", found, advice)
-    else:
-        yield Finding("device", "pass", "CPU" if wanted == "cpu" else "CPU; there is no GPU")
-
-
-def check_threads(study: Study, ranks: int) -> Iterator[Finding]:
-    """No more threads than cores, or the threads of a rank wait for each other."""
-    cores = len(os.sched_getaffinity(0))
-    threads = study.recipe.runtime.threads or max(1, cores // ranks)
-    found = f"{plural(ranks, 'rank')} x {plural(threads, 'thread')} on {plural(cores, 'core')}"
-    if ranks * threads <= cores:
-        yield Finding("CPU threads", "pass", found)
-    elif threads == 1:  # rows that share cores take turns: together as fast as one by one
-        yield Finding("CPU threads", "pass", f"{found}: they share cores")
-    else:
-        advice = f"set runtime.threads={max(1, cores // ranks)}, or leave it out"
-        yield Finding("CPU threads", "warn", f"{found}: they wait for each other", advice)
-
-
-# ---------------------------------------------------------------- experts
-
-
-def check_expert_files(study: Study) -> Iterator[Finding]:
-    """Which experts are there, by their files' outlines alone: what is cut short shows at once."""
-    present = [path for paths in expert_paths(study).values() for path in paths if path.exists()]
-    broken = [path for path in present if not zipfile.is_zipfile(path)]
-    for path in broken:
-        yield Finding("experts", "warn", f"{path} is no checkpoint", MEND_EXPERT)
-    if len(present) > len(broken):
-        yield Finding("experts", "pass", f"{len(present) - len(broken)} are there")
+            yield from _check_origin(path, about, data)
+            accuracy = about.get("val_accuracy")
+            loaded.append("n/a" if accuracy is None else f"{accuracy:.1f} %")
+        if loaded:
+            found = f"{model}: {len(loaded)} fit, validation {', '.join(loaded)}"
+            yield Finding("experts", "pass", found)
     yield from missing_experts(study)
 
 
-def missing_experts(study: Study) -> Iterator[Finding]:
-    """What will be trained; a warning where the recipe says that experts are somewhere."""
-    paths = expert_paths(study)
-    missing = {model: sum(not path.exists() for path in paths[model]) for model in paths}
-    if not any(missing.values()):
+def _check_origin(path: Path, about: Mapping[str, Any], data: Dataset) -> Iterator[Finding]:
+    """What an expert's file says of its training against this study's data, if it says so."""
+    side = data.train_images.shape[-1]
+    classes = list(about.get("classes", data.classes))
+    if classes != list(data.classes):
+        found = (
+            f"{path}: was trained for other classes: {_some(classes)}; here {_some(data.classes)}"
+        )
+        yield Finding("experts", "fail", found, "use experts of this data set, or train them anew")
         return
-    epochs = plural(study.recipe.experts.epochs, "epoch")
-    which = ", ".join(f"{count} {model}" for model, count in missing.items() if count)
-    found = f"to be trained, {epochs} each: {which}"
-    named = study.recipe.experts.checkpoint_dir is not None
-    begun = (study.layout.state / "experts").is_dir()  # this study trains them into that folder
-    if named and not begun and sum(missing.values()) == sum(map(len, paths.values())):
-        found = f"none in {study.checkpoint_dir}; {found}"
-        yield Finding("experts", "warn", found, "if you have them, check experts.checkpoint_dir")
-    else:
-        yield Finding("experts", "pass", found)
+    theirs = [*about.get("mean", data.mean), *about.get("std", data.std)]
+    ours = [*data.mean, *data.std]
+    if any(abs(a - b) > 1e-3 for a, b in zip(theirs, ours, strict=True)):
+        found = (
+            f"{path}: was trained on inputs normalised with {_listed(theirs)} (mean, then std), "
+            f"this study uses {_listed(ours)}"
+        )
+        yield Finding(
+            "experts", "warn", found, "is it of the same data? It starts worse than it was"
+        )
+    if about.get("image_size", side) != side:
+        found = f"{path}: was trained on {about['image_size']}x{about['image_size']} images, here"
+        yield Finding("experts", "warn", f"{found} {side}x{side}", "it starts worse than it was")
 
 
-def expert_paths(study: Study) -> dict[str, list[Path]]:
-    """{architecture: its experts' files}."""
-    count = study.recipe.experts.count
-    return {
-        model: [expert_file(study.checkpoint_dir, model, k) for k in range(count)]
-        for model in dict.fromkeys(task.model for task in study.tasks)
-    }
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(str, names[:3])) + (f", ... ({len(names)})" if len(names) > 3 else "")
 
 
-# ---------------------------------------------------------------- words
+def _listed(numbers: Sequence[float]) -> str:
+    return " ".join(f"{number:.4g}" for number in numbers)
 
 
-def split_message(message: str) -> tuple[str, str]:
-    """(what was found, what to do): our errors say them in that order, a sentence each."""
-    found, _, advice = message.partition(". ")
-    return found, advice
+def standing(study: Study, threads: int) -> tuple[dict[str, int], list[Finding]]:
+    """({task: epochs that an earlier launch did}, what is worth saying about that)."""
+    done: dict[str, int] = {}
+    findings = []
+    for task in study.tasks:
+        try:
+            done[task.name], damage = _epochs_done(study, task, threads)
+        except (TaskError, CheckpointError) as error:
+            done[task.name] = 0
+            found, advice = split_message(str(error))
+            advice = advice or f"move it away, and {task.name} starts over"
+            findings.append(Finding("earlier results", "fail", found, advice))
+        else:
+            if damage:
+                epochs = done[task.name]
+                advice = f"{task.name} goes on after epoch {epochs}" if epochs else "it starts over"
+                findings.append(Finding("earlier results", "warn", damage, advice))
+    finished = sum(done[task.name] == task.epochs for task in study.tasks)
+    begun = sum(0 < done[task.name] < task.epochs for task in study.tasks)
+    if finished or begun:
+        found = f"{finished} of {plural(len(study.tasks), 'task')} done, {begun} begun"
+        findings.append(Finding("earlier results", "pass", found))
+    return done, findings
 
 
-def plural(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    mib = count / 2**20
-    return f"{mib:.3g} MiB" if mib < 1000 else f"{mib / 1024:,.1f} GiB"
+def _epochs_done(study: Study, task: Task, threads: int) -> tuple[int, str]:
+    """(epochs done, what is wrong with the newest state). Raises as the task itself would."""
+    if is_done(study, task):
+        return task.epochs, ""
+    path = resume_path(study, task)
+    state, problem = ResumeFile(path).load()
+    if state is None:
+        return 0, problem
+    settings = state.get("settings", {})
+    expected = {**settings, **study.settings(task)}  # what else it holds, the task itself compares
+    if "runtime.threads" in settings:
+        expected["runtime.threads"] = threads
+    check_settings(str(path), settings, expected)
+    return min(int(state["epoch"]), task.epochs - 1), problem

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from fusionrun.assignment import Row, Task, simulate
-from fusionrun.doctor.checks import Finding, plural, size, split_message, weight_bytes
-from fusionrun.doctor.rehearsal import Timing, time_task
-from fusionrun.execution import Workplace
+from fusionrun.doctor.step_timing import Timing, time_task
+from fusionrun.launch.preflight import Finding, plural, size, split_message, weight_bytes
+from fusionrun.launch.train_task import Workplace
+from fusionrun.study.queue import Row, Task, simulate
 from fusionrun.training.checkpoint import CheckpointError
-from fusionrun.training.loop import TaskError
+from fusionrun.training.trainer import TaskError
 
 CONTEXT_BYTES = 2**29  # of a GPU, held by each process that uses it
 IN_EARNEST = "it would fail in training, too"

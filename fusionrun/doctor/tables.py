@@ -6,9 +6,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from fusionrun.doctor.checks import Finding, plural, size
 from fusionrun.doctor.estimate import Estimate, RowEstimate
-from fusionrun.doctor.rehearsal import Timing
+from fusionrun.doctor.step_timing import Timing
+from fusionrun.launch.preflight import Finding, plural, size
 
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 UNKNOWN = "n/a"

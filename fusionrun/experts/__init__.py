@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from fusionrun.plugins import is_plugin, load_plugin
+from fusionrun.common.plugins import is_plugin, load_plugin
 
 from .base import Expert
 from .densenet import DenseNet

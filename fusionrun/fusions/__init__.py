@@ -5,7 +5,7 @@ A new fusion is a file with a subclass of `FusionModule` and a line in `FUSIONS`
 
 import difflib
 
-from fusionrun.plugins import is_plugin, load_plugin
+from fusionrun.common.plugins import is_plugin, load_plugin
 
 from .base import FusionModule
 from .concatenation import Concatenation

@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fusionrun.files import write_text
+from fusionrun.common.atomic_files import write_text
 
 
 def row_columns(num_experts: int) -> tuple[str, ...]:

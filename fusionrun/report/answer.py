@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fusionrun.report import charts
-from fusionrun.report.document import (
+from fusionrun.report.blocks import (
     Block,
     Column,
     Outcome,
@@ -13,8 +13,8 @@ from fusionrun.report.document import (
     Verdicts,
     p_value,
 )
+from fusionrun.report.load import Difference, Evaluation, Findings, Row
 from fusionrun.report.markup import Markup
-from fusionrun.report.source import Difference, Evaluation, Findings, Row
 
 ROW = Column("row", "text", lambda row: row.name)
 COLUMNS = (

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fusionrun.report.answer import summary
-from fusionrun.report.document import Block, Column, Table, Text
-from fusionrun.report.source import Findings, Row
+from fusionrun.report.blocks import Block, Column, Table, Text
+from fusionrun.report.load import Findings, Row
 
 Studies = Sequence[Findings]
 # of a recipe: rows are matched by name, places differ anyway

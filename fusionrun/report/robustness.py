@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fusionrun.report import charts
+from fusionrun.report.blocks import Block, Column, Figure, Gallery, Table, Text
 from fusionrun.report.charts import Axis, Dot, Grid, Line, round_ticks
-from fusionrun.report.document import Block, Column, Figure, Gallery, Table, Text
-from fusionrun.report.source import Detected, Findings, Robustness, Suite, Tested, TestedRow
+from fusionrun.report.load import Detected, Findings, Robustness, Suite, Tested, TestedRow
 
 # contender -> (heading, heading of a narrow column, style of its line)
 CONTENDERS = {

@@ -5,10 +5,10 @@ from typing import Any
 
 from fusionrun.report import charts
 from fusionrun.report.answer import DIFFERENCE, ROW, answer, count
+from fusionrun.report.blocks import Block, Column, Figure, Gallery, Listing, Table, Text
 from fusionrun.report.charts import SHAPES, Axis, Dot, Grid, Line, heat_map, round_ticks
-from fusionrun.report.document import Block, Column, Figure, Gallery, Listing, Table, Text
+from fusionrun.report.load import Bin, Contender, Cost, Findings, Gradients, Row, Training
 from fusionrun.report.robustness import robustness
-from fusionrun.report.source import Bin, Contender, Cost, Findings, Gradients, Row, Training
 
 MOST_CLASSES = 20  # in a chart; of more only those at both ends
 MODEL_COLOURS = 6  # of the style sheet

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from fusionrun.files import write_atomically
+from fusionrun.common.atomic_files import write_atomically
 
 FOLDER_MARK = 0x10  # in the attributes of a zip archive's record
 

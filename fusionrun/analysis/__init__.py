@@ -1,1 +1,0 @@
-"""What a study found: metrics, the alternatives to fusion, costs, tables."""

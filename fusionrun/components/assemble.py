@@ -1,0 +1,246 @@
+"""`assemble MANIFEST OUTPUT_DIR`: one model of components that different rows or runs trained."""
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from fusionrun import __version__
+from fusionrun.common.atomic_files import write_atomically, write_json
+from fusionrun.common.distributed import LaunchError, Place, choose_device, divide_threads
+from fusionrun.common.exit_status import ExitStatus
+from fusionrun.components.assembly import (
+    SHARED,
+    Part,
+    Plan,
+    blame,
+    check_equal,
+    find_parts,
+    join,
+    read_plan,
+)
+from fusionrun.components.store import FORMAT, component_paths, state_hash
+from fusionrun.data.datasets import DataError
+from fusionrun.evaluation.alternatives import accuracy
+from fusionrun.evaluation.statistics.metrics import mix_logits, mix_probabilities
+from fusionrun.fusions import FusionModel
+from fusionrun.launch.train_task import EVALUATION_BATCH, Workplace, open_workplace
+from fusionrun.study.paths import Layout, RowFiles
+from fusionrun.study.recipe import RecipeError, load_recipe
+from fusionrun.study.study import Study, plan_study
+from fusionrun.training.trainer import collect_logits
+
+LABELS = {
+    "fused": "fused",
+    "best_expert": "best expert (on validation)",
+    "mean_probabilities": "mean prob.",
+    "mean_logits": "mean logits",
+}
+NOTE = (
+    "Accuracy in percent. Nothing trained or selected this model as a whole: the numbers are those "
+    "of this one combination. To choose among several, use validation, not the test set."
+)
+
+
+def assemble(manifest: Path, output_dir: Path, place: Place, console: Console) -> int:
+    """Put the model together, measure it where a study is named, save it; returns 0.
+
+    Raises RecipeError, naming the manifest's field, for what can't be used or doesn't fit, and
+    LaunchError when the study's data or the device isn't there, or nothing can be written.
+    """
+    plan = read_plan(manifest)
+    measured: dict[str, Any] = {"validation": {}, "test": {}, "evaluated_on": None}
+    try:
+        if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+            raise RecipeError(f"{output_dir}: is there already; expected a new or an empty folder")
+        parts = find_parts(plan)
+        model = join(plan, parts)
+        if plan.evaluate is not None:
+            study = _plan_study(plan, plan.evaluate)
+            measured = _measure(plan, parts, model, study, place)
+        _save(output_dir, plan, parts, model, measured)
+    except (DataError, OSError) as error:
+        raise LaunchError(str(error)) from None
+    if measured["evaluated_on"] is not None:
+        console.print(_table(measured, parts))
+        for caution in measured["evaluated_on"]["cautions"]:
+            console.print(caution, markup=False, soft_wrap=True)
+    console.print(f"assembled model: {output_dir}", markup=False, soft_wrap=True)
+    return ExitStatus.DONE
+
+
+def _plan_study(plan: Plan, folder: str) -> Study:
+    with blame(plan, "evaluate"):
+        output_dir = Path(folder).expanduser()
+        path = Layout(output_dir).recipe
+        return plan_study(load_recipe(path, preset={"output_dir": str(output_dir)}), str(path))
+
+
+def _measure(
+    plan: Plan, parts: Sequence[Part], model: FusionModel, study: Study, place: Place
+) -> dict[str, Any]:
+    """What the manifest says of the model's accuracy, in percent. Raises DataError, OSError."""
+    work = open_workplace(
+        study,
+        choose_device(place, study.recipe.runtime.device),
+        divide_threads(place, study.recipe.runtime.threads),
+        progress=partial(print, file=sys.stderr, flush=True),
+    )
+    _check_data(plan, parts[0], work)
+    work.settle(model)
+    validation = collect_logits(
+        model, work.loader(work.splits.fusion_val, EVALUATION_BATCH), bf16=work.bf16
+    )
+    test = collect_logits(model, work.test_loader(EVALUATION_BATCH), bf16=work.bf16)
+    own = [accuracy(each, validation[1]) for each in validation[0][:, 1:].unbind(dim=1)]
+    best = own.index(max(own))
+    return {
+        "validation": _accuracies(*validation, best),
+        "test": _accuracies(*test, best),
+        "evaluated_on": {
+            "study": str(study.layout.output_dir),
+            "data": work.data.name,
+            "fingerprint": work.data.fingerprint,
+            "val_images": len(validation[1]),
+            "test_images": len(test[1]),
+            "device": str(work.device),
+            "note": NOTE,
+            "cautions": _cautions(parts, study),
+        },
+    }
+
+
+def _check_data(plan: Plan, first: Part, work: Workplace) -> None:
+    """Raise RecipeError unless the study's images are what the components take."""
+    data = work.data
+    found = {
+        "num_classes": len(data.classes),
+        "classes": list(data.classes),
+        "image_size": data.test_images.shape[-1],
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+    with blame(plan, "evaluate"):
+        expected = {name: first.about[name] for name in found}
+        check_equal(work.study.layout.output_dir, found, expected, f"as in {first.path}")
+
+
+def _accuracies(logits: Tensor, labels: Tensor, best: int) -> dict[str, Any]:
+    """In percent, of logits (N, 1 + E, C): fused, then the experts; `best` is one of these."""
+    experts = logits[:, 1:]
+    each = [accuracy(own, labels) for own in experts.unbind(dim=1)]
+    return {
+        "fused": accuracy(logits[:, 0], labels),
+        "best_expert": each[best],
+        "mean_probabilities": accuracy(mix_probabilities(experts), labels),
+        "mean_logits": accuracy(mix_logits(experts), labels),
+        "experts": each,
+    }
+
+
+def _cautions(parts: Sequence[Part], study: Study) -> list[str]:
+    """Where a component may have seen the study's validation images, or even its test images."""
+    here = _of_data(study.settings(study.tasks[0]))
+    found = []
+    for part in parts:
+        there = _of_data(part.settings)
+        differing = [
+            f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+            for key in sorted({*there, *here})
+            if there.get(key) != here.get(key)
+        ]
+        if not there:
+            found.append(f"{part.field}: it isn't known on which data {part.path} was trained")
+        elif differing:
+            problem = f"was trained on other data or splits ({'; '.join(differing)})"
+            found.append(f"{part.field}: {part.path} {problem} and may know these images")
+    return found
+
+
+def _of_data(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key.startswith("data.")}
+
+
+def _table(measured: Mapping[str, Any], parts: Sequence[Part]) -> Table:
+    on = measured["evaluated_on"]
+    title = f"The assembled model on {on['study']} ({on['data']})"
+    table = Table(title=title, caption=NOTE, box=SIMPLE_HEAD)
+    table.caption_justify = "left"
+    table.add_column("")
+    columns = {"validation": on["val_images"], "test": on["test_images"]}
+    for name, images in columns.items():
+        table.add_column(f"{name}\n({images} images)", justify="right")
+    for key, label in LABELS.items():
+        table.add_row(label, *(f"{measured[name][key]:.2f}" for name in columns))
+    for k, part in enumerate(parts[:-2]):
+        cells = (f"{measured[name]['experts'][k]:.2f}" for name in columns)
+        table.add_row(f"expert {k}: {part.about['model']}", *cells)
+    return table
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def _save(
+    directory: Path,
+    plan: Plan,
+    parts: Sequence[Part],
+    model: FusionModel,
+    measured: Mapping[str, Any],
+) -> None:
+    """Copies of the components, then the manifest that vouches for them. Raises OSError."""
+    files = RowFiles(directory, csv=Path())
+    *experts, fusion, _ = parts
+    first = experts[0].about
+    copies = component_paths(files, len(experts))
+    for part, path in zip(parts, copies.values(), strict=True):
+        _copy(part.path, path)
+    tree = {
+        "format": FORMAT,
+        "model": "+".join(dict.fromkeys(part.about["model"] for part in experts)),
+        "fusion": fusion.about["fusion"],
+        "num_experts": len(experts),
+        **{name: first[name] for name in SHARED},
+        "epoch": None,
+        "val_accuracy": measured["validation"].get("fused"),
+        "settings": {},
+        "weights": state_hash(model.state_dict()),
+        "validation": measured["validation"],
+        "test": measured["test"],
+        "assembled": {
+            "by": str(plan.path),
+            "at": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+            "versions": {"fusionrun": __version__, "torch": torch.__version__},
+            "from": {name: _origin(part) for name, part in zip(copies, parts, strict=True)},
+            "evaluated_on": measured["evaluated_on"],
+        },
+        "components": {
+            name: {
+                "file": str(path.relative_to(directory)),
+                "sha256": part.sha256,
+                "bytes": path.stat().st_size,
+            }
+            for (name, path), part in zip(copies.items(), parts, strict=True)
+        },
+    }
+    write_json(files.manifest, tree)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as content:
+        write_atomically(target, lambda file: shutil.copyfileobj(content, file))
+
+
+def _origin(part: Part) -> dict[str, Any]:
+    names = ("model", "fusion", "expert", "epoch", "val_accuracy")
+    said = {name: part.about[name] for name in names}
+    return {"file": str(part.path), "sha256": part.sha256, "row": part.row, **said}

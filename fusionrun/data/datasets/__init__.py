@@ -1,0 +1,147 @@
+"""Load a data set by name; everything ends as uint8 tensors."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fusionrun.common.locks import ignore
+from fusionrun.common.plugins import is_plugin, load_plugin
+from fusionrun.data.datasets import cifar, image_folder, synthetic
+from fusionrun.data.datasets.cache import Arrays, channel_statistics, content_fingerprint
+from fusionrun.data.datasets.request import Request
+from fusionrun.data.datasets.subset import take_subset
+from fusionrun.data.errors import DataError
+
+__all__ = ["DATASETS", "Arrays", "DataError", "Dataset", "Request", "as_arrays", "load_dataset"]
+
+DATASETS: dict[str, Callable[[Request], Arrays]] = {
+    "cifar100": cifar.load_cifar100,
+    "cifar10": cifar.load_cifar10,
+    "image_folder": image_folder.load_image_folder,
+    "synthetic": synthetic.load_synthetic,
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in host memory; tensors of file-based sets are shared between processes."""
+
+    name: str
+    train_images: Tensor  # (N, 3, H, W) uint8
+    train_labels: Tensor  # (N,) int64
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]  # of the pixels in 0..1, per channel
+    std: tuple[float, float, float]
+    fingerprint: str  # hex digits that identify the content; splits remember them
+    notes: tuple[str, ...]  # what the reader of a report should know, e.g. skipped files
+
+
+def load_dataset(
+    name: str,
+    *,
+    root: str | Path,
+    cache_dir: str | Path | None = None,
+    download: bool = False,
+    image_size: int = 32,
+    num_classes: int = 20,
+    train_images: int | None = None,
+    test_images: int | None = None,
+    seed: int = 42,
+    progress: Callable[[str], None] = ignore,
+) -> Dataset:
+    """Load the data set `name` of DATASETS, or FILE.py:NAME, a function of a Request.
+
+    `root` holds the source files. Sets read from files are prepared once in `cache_dir` (default
+    `<root>/.fusionrun_cache`) and shared by every process that loads them. `train_images` and
+    `test_images` say how many to use: None is all (of "synthetic": 4000 and 1000), otherwise a
+    subset drawn with `seed`, even over the classes. `num_classes` means something to "synthetic"
+    only.
+
+    Raises DataError for an unknown name, and for files that are missing, damaged or unwritable.
+    """
+    root = Path(root).expanduser()
+    arrays = _loader(name)(
+        Request(
+            root=root,
+            cache_dir=Path(cache_dir).expanduser() if cache_dir else root / ".fusionrun_cache",
+            download=download,
+            image_size=image_size,
+            num_classes=num_classes,
+            train_images=4000 if train_images is None else train_images,
+            test_images=1000 if test_images is None else test_images,
+            seed=seed,
+            progress=progress,
+        )
+    )
+    if not isinstance(arrays, Arrays):
+        kind = type(arrays).__name__
+        raise DataError(f"data set {name!r}: found {kind}, expected what as_arrays returns")
+    if name != "synthetic":  # which is drawn in the size that is wanted
+        arrays = take_subset(arrays, train_images, test_images, seed)
+    return Dataset(
+        name=name,
+        train_images=torch.from_numpy(arrays.train_images),
+        train_labels=torch.from_numpy(arrays.train_labels),
+        test_images=torch.from_numpy(arrays.test_images),
+        test_labels=torch.from_numpy(arrays.test_labels),
+        classes=arrays.classes,
+        mean=arrays.mean,
+        std=arrays.std,
+        fingerprint=arrays.fingerprint,
+        notes=arrays.notes,
+    )
+
+
+def _loader(name: str) -> Callable[[Request], Arrays]:
+    if is_plugin(name):
+        try:
+            found = load_plugin(name)
+        except ValueError as error:
+            raise DataError(f"data set {error}") from None
+        if not callable(found):
+            raise DataError(f"data set {name!r} is {found!r}, expected a function of a Request")
+        return found
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"data set {name!r} is unknown. Expected one of {sorted(DATASETS)}.{hint}")
+    return DATASETS[name]
+
+
+def as_arrays(
+    train_images: npt.NDArray[np.uint8],
+    train_labels: npt.NDArray[np.int64],
+    test_images: npt.NDArray[np.uint8],
+    test_labels: npt.NDArray[np.int64],
+    classes: Sequence[str],
+) -> Arrays:
+    """A data set of a plug-in: images (N, 3, H, W) uint8, labels (N,) int64 from 0 to C - 1.
+
+    Statistics and fingerprint are computed here. Raises DataError for other shapes or values.
+    """
+    sides = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
+    for side, (images, labels) in sides.items():
+        found = f"{side} images {images.dtype} {images.shape}, labels {labels.dtype} {labels.shape}"
+        if (
+            images.dtype != np.uint8
+            or images.shape != (len(labels), *train_images.shape[1:])
+            or train_images.shape[1:2] != (3,)
+            or images.ndim != 4
+            or labels.dtype != np.int64
+            or not len(labels)
+        ):
+            raise DataError(f"found {found}; expected (N, 3, H, W) uint8 and (N,) int64")
+        if labels.min() < 0 or labels.max() >= len(classes):
+            span = f"{labels.min()} to {labels.max()}"
+            raise DataError(f"{side} labels: found {span}, expected 0 to {len(classes) - 1}")
+    mean, std = channel_statistics(train_images)
+    arrays = (train_images, train_labels, test_images, test_labels)
+    return Arrays(*arrays, tuple(classes), mean, std, content_fingerprint(*arrays))

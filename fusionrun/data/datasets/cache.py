@@ -1,0 +1,190 @@
+"""File-based data sets are prepared once, by one process, as .npy files all others map."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusionrun.common.locks import locked
+from fusionrun.data.errors import DataError
+
+FORMAT_VERSION = 1
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A data set on the host: images (N, 3, H, W) uint8, labels (N,) int64."""
+
+    train_images: npt.NDArray[np.uint8]
+    train_labels: npt.NDArray[np.int64]
+    test_images: npt.NDArray[np.uint8]
+    test_labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    mean: Triple
+    std: Triple
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+
+
+def content_fingerprint(*arrays: npt.NDArray[Any]) -> str:
+    """16 hex digits that change with any byte or shape of the arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def channel_statistics(images: npt.NDArray[np.uint8]) -> tuple[Triple, Triple]:
+    """Mean and standard deviation per channel of uint8 images (N, 3, H, W), as pixels in 0..1.
+
+    Exact sums over a histogram. A constant channel gets a deviation of one grey level, so that
+    normalising never divides by zero.
+    """
+    histogram = np.zeros((3, 256), dtype=np.int64)
+    for start in range(0, len(images), 2048):  # bincount widens to int64: bound the memory
+        block = images[start : start + 2048]
+        for channel in range(3):
+            histogram[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
+    levels = np.arange(256) / 255.0
+    weights = histogram / histogram.sum(axis=1, keepdims=True)
+    mean = weights @ levels
+    variance = (weights * (levels - mean[:, None]) ** 2).sum(axis=1)
+    std = np.maximum(np.sqrt(variance), 1 / 255)
+    return (
+        (float(mean[0]), float(mean[1]), float(mean[2])),
+        (float(std[0]), float(std[1]), float(std[2])),
+    )
+
+
+def load_or_build(
+    folder: Path,
+    source_key: str,
+    build: Callable[[], Arrays],
+    *,
+    name: str,
+    progress: Callable[[str], None],
+) -> Arrays:
+    """The cached data set at `folder`, built first if it is absent, damaged or of another source.
+
+    `source_key` identifies what the cache was made from. One process builds, under an exclusive
+    lock; the others wait and then map the same pages. A build is written beside `folder` and
+    renamed, so a killed one leaves no half cache. Raises DataError where nothing can be written.
+    """
+    lock = folder.parent / f".{folder.name}.lock"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock, shared=True, waiting=lambda: _say_waiting(name, progress)):
+            ready, _ = _open(folder, source_key)
+    except OSError as error:
+        # somebody else's finished cache is as good as ours, even where we may not write
+        ready, _ = _open(folder, source_key)
+        if ready is None:
+            raise _cannot_write(folder.parent, error) from error
+    if ready is not None:
+        return ready
+    with locked(lock, waiting=lambda: _say_waiting(name, progress)):
+        ready, reason = _open(folder, source_key)
+        if ready is not None:
+            return ready
+        progress(f"{name}: building {folder} ({reason})")
+        arrays = build()
+        try:
+            _write(folder, source_key, arrays)
+        except OSError as error:
+            raise _cannot_write(folder.parent, error) from error
+        ready, reason = _open(folder, source_key)
+    if ready is None:
+        raise DataError(f"{folder}: the cache just written cannot be read back ({reason}).")
+    return ready
+
+
+def _say_waiting(name: str, progress: Callable[[str], None]) -> None:
+    progress(f"{name}: waiting for another process to prepare the data")
+
+
+def _cannot_write(cache_dir: Path, error: OSError) -> DataError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return DataError(
+        f"{cache_dir}: the prepared images cannot be written here ({error.strerror or error}). "
+        f"Expected a writable folder{' with more free space' if full else ''}. "
+        "Set data.cache_dir to one."
+    )
+
+
+def _open(folder: Path, source_key: str) -> tuple[Arrays | None, str]:
+    """The cache mapped into memory, or None and why it cannot be used."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        if meta["format_version"] != FORMAT_VERSION:
+            return None, f"made by another version, format {meta['format_version']}"
+        if meta["source_key"] != source_key:
+            return None, "the source files have changed"
+        # mode "c" is copy-on-write: ranks of a machine share the pages, and torch sees a
+        # writable array (it warns about read-only ones)
+        images = {
+            key: np.load(folder / f"{key}.npy", mmap_mode="c" if "images" in key else None)
+            for key in ARRAYS
+        }
+        if any(list(images[key].shape) != meta["shapes"][key] for key in ARRAYS):
+            return None, "the stored arrays have other shapes than recorded"
+        return Arrays(
+            **images,
+            classes=tuple(meta["classes"]),
+            mean=tuple(meta["mean"]),
+            std=tuple(meta["std"]),
+            fingerprint=meta["fingerprint"],
+            notes=tuple(meta["notes"]),
+        ), ""
+    except FileNotFoundError:
+        return None, "there is none yet"
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        return None, f"the present one is damaged: {error}"
+
+
+def _write(folder: Path, source_key: str, arrays: Arrays) -> None:
+    """Write beside `folder`, then rename; the caller holds the exclusive lock."""
+    prefix = f".{folder.name}.part-"
+    for leftover in folder.parent.glob(f"{prefix}*"):  # of killed builds
+        shutil.rmtree(leftover, ignore_errors=True)
+    part = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    try:
+        part.chmod(0o755)
+        for key in ARRAYS:
+            with (part / f"{key}.npy").open("wb") as file:
+                np.save(file, getattr(arrays, key))
+                file.flush()
+                os.fsync(file.fileno())
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "source_key": source_key,
+            "shapes": {key: list(getattr(arrays, key).shape) for key in ARRAYS},
+            "classes": arrays.classes,
+            "mean": arrays.mean,
+            "std": arrays.std,
+            "fingerprint": arrays.fingerprint,
+            "notes": arrays.notes,
+        }
+        (part / "meta.json").write_text(json.dumps(meta, indent=1))
+        # Readers hold the shared lock while they open files, and mapped files outlive their name.
+        outdated = part.with_name(part.name + "-outdated")
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(outdated)
+        part.rename(folder)
+        shutil.rmtree(outdated, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise

@@ -1,0 +1,132 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), read, checked and fetched by torchvision."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusionrun.common.locks import locked
+from fusionrun.data.datasets.cache import Arrays, Triple, content_fingerprint, load_or_build
+from fusionrun.data.datasets.request import Request
+from fusionrun.data.errors import DataError
+
+# mean and standard deviation of the training pixels in 0..1, as published everywhere
+NORMALISATION: dict[str, tuple[Triple, Triple]] = {
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+}
+
+
+def load_cifar100(request: Request) -> Arrays:
+    """50,000 + 10,000 images of 100 classes. Raises DataError; see `Request`."""
+    return _load("cifar100", request)
+
+
+def load_cifar10(request: Request) -> Arrays:
+    """50,000 + 10,000 images of 10 classes. Raises DataError; see `Request`."""
+    return _load("cifar10", request)
+
+
+def _load(name: str, request: Request) -> Arrays:
+    if request.image_size != 32:
+        raise DataError(
+            f"{name}: image_size is {request.image_size}, but its images are 32x32. "
+            "Set data.image_size to 32, or use data set image_folder for other sizes."
+        )
+    return load_or_build(
+        request.cache_dir / name,
+        "official archive",
+        lambda: _build(name, request.root, request.download, request.progress),
+        name=name,
+        progress=request.progress,
+    )
+
+
+def _build(name: str, root: Path, download: bool, progress: Callable[[str], None]) -> Arrays:
+    from torchvision import datasets  # 2.7 s, and only needed while there is no cache
+
+    source = datasets.CIFAR100 if name == "cifar100" else datasets.CIFAR10
+    _ensure_files(name, source, root, download, progress)
+    try:
+        train, test = source(root, train=True), source(root, train=False)
+        train_images, train_labels = _arrays(train)
+        test_images, test_labels = _arrays(test)
+        classes = tuple(train.classes)
+        if max(train_labels.max(), test_labels.max()) >= len(classes):
+            raise ValueError(f"a label is above the {len(classes)} class names")
+    except Exception as error:  # unpickling a file of another tool can raise anything
+        raise DataError(
+            f"{root / source.base_folder}: cannot be read as {name} ({error}). "
+            f"Delete this folder and put {source.filename} into {root}, or set data.download=true."
+        ) from error
+    mean, std = NORMALISATION[name]
+    return Arrays(
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        classes,
+        mean,
+        std,
+        content_fingerprint(train_labels, train_images, test_labels, test_images),
+    )
+
+
+def _arrays(part: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    images = np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))  # torchvision holds NHWC
+    return images, np.asarray(part.targets, dtype=np.int64)
+
+
+def _ensure_files(
+    name: str, source: Any, root: Path, download: bool, progress: Callable[[str], None]
+) -> None:
+    """Make `root` hold the extracted, checksum-verified files, or raise DataError."""
+    from torchvision.datasets.utils import check_integrity
+
+    problem = _problem(source, root)
+    if not problem:
+        return
+    archive = root / source.filename
+    if not download and not check_integrity(str(archive), source.tgz_md5):
+        if archive.is_file():
+            problem = f"{archive}: found, but its checksum is wrong (a partial download?)"
+        raise DataError(
+            f"{problem}. Expected the sub-folder {source.base_folder} of {name}, or its archive "
+            f"{source.filename}, in {root}. Set data.download=true to fetch it, or put the archive "
+            f"from {source.url} into {root}, or set data.root to the folder that holds it."
+        )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        # a lock of its own: machines with separate caches may share this folder
+        with locked(
+            root / f".{source.filename}.lock",
+            waiting=lambda: progress(f"{name}: waiting for another process to fetch the data"),
+        ):
+            if not _problem(source, root):
+                return
+            present = check_integrity(str(archive), source.tgz_md5)
+            progress(f"{name}: {'extracting' if present else 'downloading'} {archive}")
+            source(root, download=True)  # without network where the archive is present
+    except Exception as error:  # urllib, tarfile, checksum and disk errors have no common base
+        raise DataError(
+            f"{root}: fetching {name} from {source.url} failed ({error}). Check the network and "
+            f"the free space and start again, or put {source.filename} there by hand."
+        ) from error
+
+
+def _problem(source: Any, root: Path) -> str:
+    """What is wrong with the extracted files; empty if nothing is."""
+    from torchvision.datasets.utils import check_integrity
+
+    folder = root / source.base_folder
+    if not folder.is_dir():
+        return f"{folder}: not found"
+    expected = [*source.train_list, *source.test_list]
+    expected.append([source.meta["filename"], source.meta["md5"]])
+    for file, md5 in expected:
+        if not check_integrity(str(folder / file), md5):
+            state = "wrong checksum" if (folder / file).is_file() else "missing"
+            return f"{folder / file}: {state}"
+    return ""

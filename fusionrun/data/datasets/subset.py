@@ -1,0 +1,46 @@
+"""A part of a data set, even over its classes, for studies that can't afford the whole."""
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from fusionrun.data.datasets.cache import Arrays
+from fusionrun.data.errors import DataError
+
+
+def take_subset(arrays: Arrays, train: int | None, test: int | None, seed: int) -> Arrays:
+    """At most `train` and `test` images of the set; None: all of them.
+
+    The fingerprint tells subsets apart. Raises DataError when the set has fewer images.
+    """
+    if train is None and test is None:
+        return arrays
+    train_part = even_subset(arrays.train_labels, train, seed, "data.train_images")
+    test_part = even_subset(arrays.test_labels, test, seed, "data.test_images")
+    return replace(
+        arrays,
+        train_images=arrays.train_images[train_part],
+        train_labels=arrays.train_labels[train_part],
+        test_images=arrays.test_images[test_part],
+        test_labels=arrays.test_labels[test_part],
+        fingerprint=f"{arrays.fingerprint}-{len(train_part)}-{len(test_part)}-{seed}",
+    )
+
+
+def even_subset(
+    labels: npt.NDArray[np.int64], count: int | None, seed: int, name: str
+) -> npt.NDArray[np.int64]:
+    """`count` sorted indices, as many of each class as possible, drawn with `seed`."""
+    if count is None:
+        return np.arange(len(labels))
+    if count > len(labels):
+        raise DataError(f"{name} is {count}, but the data set has {len(labels)} such images")
+    order = np.random.default_rng(seed).permutation(len(labels))
+    turns = np.empty(len(labels), dtype=np.int64)  # a sample's turn within its own class
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        turns[members] = np.arange(len(members))
+    # first everybody's first sample, then everybody's second, ...
+    chosen = order[np.argsort(turns[order], kind="stable")][:count]
+    return np.sort(chosen)

@@ -1,0 +1,192 @@
+"""`doctor RECIPE`: everything that a launch needs, and how long it will take, before it starts."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from fusionrun.common.distributed import LaunchError, Place, choose_device, divide_threads
+from fusionrun.data.datasets import DataError
+from fusionrun.data.splits import HOLDOUT_FILE, META_FILE, POOL_FILE, SplitError
+from fusionrun.doctor.checks import (
+    check_compute,
+    check_data,
+    check_experts,
+    check_gpu_memory,
+    check_load,
+    check_port,
+    check_splits,
+    standing,
+)
+from fusionrun.doctor.estimate import Estimate, estimate
+from fusionrun.doctor.tables import duration, estimates_table, findings_table, verdict
+from fusionrun.launch.preflight import (
+    Finding,
+    check_device,
+    check_disk,
+    check_expert_files,
+    check_folders,
+    check_threads,
+    plural,
+    run_checks,
+    split_message,
+)
+from fusionrun.launch.train_task import Workplace, open_workplace
+from fusionrun.study.study import Study
+
+HEALTHY, SICK, INTERRUPTED = 0, 1, 130  # exit statuses
+
+LONG_SECONDS = 30 * 86400  # a launch that takes longer was hardly meant
+
+
+def doctor(study: Study, place: Place, console: Console, *, ranks: int, seconds: float) -> int:
+    """Print what was found; returns 1 when something would make a launch fail, else 0.
+
+    `ranks` is how many the launch will have on this machine; `seconds` bounds the timing of each
+    kind of task. Nothing is written but the data set's cache and a scratch folder, which goes.
+    """
+    place = replace(place, rank=0, world_size=ranks, local_rank=0, local_world_size=ranks)
+    try:
+        with (
+            console.status("looking around") as status,
+            tempfile.TemporaryDirectory(prefix="fusionrun-doctor-") as scratch,
+        ):
+            findings, numbers = examine(
+                study, place, Path(scratch), seconds, lambda text: status.update(Text(text))
+            )
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing was changed")
+        return INTERRUPTED
+    console.print(findings_table(study.name, findings))
+    if numbers is not None and numbers.seconds != 0:
+        console.print(estimates_table(numbers))
+    console.print(Text(verdict(findings)), soft_wrap=True)
+    return SICK if any(finding.state == "fail" for finding in findings) else HEALTHY
+
+
+def examine(
+    study: Study, place: Place, scratch: Path, seconds: float, progress: Callable[[str], None]
+) -> tuple[list[Finding], Estimate | None]:
+    """All findings, and the estimate where data and device are there to make one."""
+    ranks = place.local_world_size
+    threads = divide_threads(place, study.recipe.runtime.threads)
+    devices = _devices(study, place)
+    findings = run_checks(
+        [
+            ("write permission", lambda: check_folders(study)),
+            ("disk space", lambda: check_disk(study, ranks)),
+            ("port", check_port),
+            ("CPU threads", lambda: check_threads(study, ranks)),
+            ("load", check_load),
+            ("device", lambda: check_device(study, ranks)),
+            ("GPU memory", lambda: check_gpu_memory(devices)),
+            ("compute", lambda: check_compute(devices)),
+        ]
+    )
+    examination = _Examination(study, threads, devices, scratch, progress)
+    findings += run_checks([("data", examination.load)])
+    findings += run_checks(
+        [("experts", examination.experts), ("earlier results", examination.earlier)]
+    )
+    findings += run_checks([("time", lambda: examination.time(ranks, seconds))])
+    return findings, examination.estimate
+
+
+def _devices(study: Study, place: Place) -> list[torch.device]:
+    """All that the launch may use; none when it asks for a GPU and there is none."""
+    if study.recipe.runtime.deterministic:
+        # torch looks once, at the first matrix product: the compute check must find it set
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        first = choose_device(place, study.recipe.runtime.device)
+    except LaunchError:  # check_device says it
+        return []
+    if first.type == "cpu":
+        return [first]
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+
+
+class _Examination:
+    """The checks that build on each other: data, then experts and earlier results, then time."""
+
+    def __init__(
+        self,
+        study: Study,
+        threads: int,
+        devices: Sequence[torch.device],
+        scratch: Path,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.estimate: Estimate | None = None
+        self._study = study
+        self._threads = threads
+        self._devices = devices
+        self._scratch = scratch
+        self._progress = progress
+        self._work: Workplace | None = None
+        self._done: dict[str, int] | None = None
+
+    def load(self) -> Iterator[Finding]:
+        """Data and splits as `train` would read them; splits it would make are only derived."""
+        self._progress("loading the data")
+        stored, copy = self._study.splits_dir, self._scratch / "splits"
+        copy.mkdir()
+        for name in (META_FILE, HOLDOUT_FILE, POOL_FILE):
+            if (stored / name).is_file():
+                shutil.copyfile(stored / name, copy / name)
+        device = self._devices[0] if self._devices else torch.device("cpu")
+        study = replace(self._study, splits_dir=copy)
+        try:
+            work = open_workplace(study, device, self._threads, progress=self._progress)
+        except DataError as error:
+            name = "splits" if isinstance(error, SplitError) else "data"
+            found, advice = split_message(str(error).replace(str(copy), str(stored)))
+            yield Finding(name, "fail", found, advice or "set data.* to what is there")
+            return
+        self._work = replace(work, study=self._study)
+        yield from check_data(work.data)
+        yield from check_splits(self._study, work.splits)
+
+    def experts(self) -> Iterator[Finding]:
+        if self._work is None:
+            yield from check_expert_files(self._study)
+            return
+        self._progress("reading the experts")
+        yield from check_experts(self._study, self._work.data)
+
+    def earlier(self) -> list[Finding]:
+        self._progress("reading what earlier launches left")
+        self._done, findings = standing(self._study, self._threads)
+        return findings
+
+    def time(self, ranks: int, seconds: float) -> Iterator[Finding]:
+        if self._work is None or self._done is None or not self._devices:
+            yield Finding("time", "warn", "not measured", "mend what failed above, then ask again")
+            return
+        self.estimate = estimate(
+            self._work,
+            self._done,
+            ranks=ranks,
+            seconds=seconds,
+            scratch=self._scratch,
+            progress=self._progress,
+        )
+        yield from self.estimate.findings
+        total = self.estimate.seconds
+        if total == 0:
+            yield Finding("time", "pass", "nothing is left to do")
+        elif total is None:
+            yield Finding("time", "warn", "not known: some tasks couldn't be timed", "see above")
+        else:
+            found = f"about {duration(total)} with {plural(ranks, 'rank')}"
+            if total > LONG_SECONDS:
+                advice = "use more or faster devices, smaller networks or fewer epochs"
+                yield Finding("time", "warn", found, advice)
+            else:
+                yield Finding("time", "pass", found)

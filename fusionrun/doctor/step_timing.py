@@ -1,0 +1,219 @@
+"""A few steps of a task as it will be trained: how long one takes, how much memory it needs.
+
+They are the real task's (execution.py), with a scratch folder for its files and a stopwatch where
+training asks whether it should stop.
+"""
+
+import contextlib
+import ctypes
+import gc
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusionrun.launch.preflight import expert_paths
+from fusionrun.launch.task_reporter import TaskReporter
+from fusionrun.launch.train_task import Workplace, train_expert, train_row
+from fusionrun.logs.text import TaskLog
+from fusionrun.monitor.record import Record
+from fusionrun.study.paths import Layout, expert_file
+from fusionrun.study.queue import Task
+from fusionrun.training.checkpoint import save
+
+MAX_STEPS = 200  # timed steps; more make no estimate better
+WARM_UP = {"cpu": 1, "cuda": 5}  # steps: choosing algorithms, allocating memory
+PROBE = 2  # images of the first batch on a CPU, where a full one may take minutes
+STEPS_WANTED = 3  # timed steps that should fit the budget
+LEAST_SLOPE = 0.25  # of a step's time that surely grows with the batch, however noisy two timings
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a few steps of one task cost."""
+
+    seconds_per_image: float
+    steps: int  # that were timed
+    batch: int  # of these steps
+    full_batch: int  # of real training
+    memory: float | None  # peak bytes at the full batch; None: not measured here
+
+    @property
+    def is_scaled(self) -> bool:
+        return self.batch < self.full_batch
+
+
+class Enough(Exception):  # noqa: N818 - not an error
+    """The stopwatch has seen enough steps."""
+
+
+class Stopwatch:
+    """Asked after every step whether to stop; times the steps after the warm-up, one at least.
+
+    Beside that it adds up what autograd keeps for the backward pass, if `keep` is its hook.
+    """
+
+    def __init__(self, device: torch.device, seconds: float) -> None:
+        self.steps = 0  # timed
+        self.seconds = 0.0  # of all timed steps
+        self.activations = 0  # bytes that the last step kept
+        self._kept: dict[int, int] = {}  # {address: bytes} in the running step
+        self._device = device
+        self._budget = seconds
+        self._warm_up = WARM_UP[device.type]
+        self._asked = 0
+        self._start = 0.0
+
+    def __call__(self) -> bool:
+        """Raises Enough; stopping the usual way would write gigabytes of resume state."""
+        self.activations = sum(self._kept.values())
+        self._kept.clear()
+        self._asked += 1
+        self.steps = self._asked - self._warm_up
+        if self.steps == 0:
+            self._start = self._now()
+        elif self.steps > 0 and (
+            self.steps >= MAX_STEPS or time.perf_counter() - self._start >= self._budget
+        ):
+            self.seconds = self._now() - self._start
+            raise Enough
+        return False
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """What grows with the batch: weights, or views of them, are left out."""
+        owner = tensor if tensor._base is None else tensor._base
+        if not isinstance(owner, nn.Parameter):
+            storage = tensor.untyped_storage()
+            self._kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def time_task(work: Workplace, task: Task, fixed: int, seconds: float, scratch: Path) -> Timing:
+    """A few training steps of `task` on `work`'s device, in about 2 x `seconds` after set-up.
+
+    A GPU takes the full batch. On a CPU the batch starts small and grows to what the time allows.
+    `fixed` are the bytes of weights, gradients and optimizer, which don't grow with the batch.
+    Raises whatever the task raises.
+    """
+    full = _full_batch(work, task)
+    trials: dict[int, float] = {}  # {batch: seconds a step}
+    batch = full if work.device.type == "cuda" else min(full, PROBE)
+    while batch < full:
+        watch, *_ = _rehearse(work, task, batch, 0, scratch)
+        trials[batch] = watch.seconds / watch.steps
+        affordable = int(batch * seconds / (STEPS_WANTED * trials[batch]))
+        if affordable < 2 * batch:
+            break
+        batch = min(full, affordable)
+    batch = min(full, max(batch, 2 * PROBE)) if trials else full
+    watch, before, peak = _rehearse(work, task, batch, seconds, scratch)
+    step = watch.seconds / watch.steps
+    if batch < full:
+        smaller = max(trial for trial in trials if trial < batch)
+        slope = (step - trials[smaller]) / (batch - smaller)
+        slope = min(max(slope, LEAST_SLOPE * step / batch), step / batch)
+        step += slope * (full - batch)
+        peak = None if before is None else before + fixed + watch.activations * full / batch
+    return Timing(step / full, watch.steps, batch, full, peak)
+
+
+def _full_batch(work: Workplace, task: Task) -> int:
+    """Images of a real step; a part of the data may be smaller than the recipe's batch."""
+    if task.row is not None:
+        return min(work.study.recipe.fusion.batch_size, max(2, len(work.splits.fusion_train)))
+    batch_size = work.study.expert_defaults(task.model).batch_size
+    return min(batch_size, *(len(part) for part in work.splits.expert_train))
+
+
+def _rehearse(
+    work: Workplace, task: Task, batch: int, seconds: float, scratch: Path
+) -> tuple[Stopwatch, float | None, float | None]:
+    """The real task, cut short by the stopwatch: (that, bytes in use before, at the peak)."""
+    watch = Stopwatch(work.device, seconds)
+    stage = _stage(work, task, batch, scratch, watch)
+    execute = train_row if task.row is not None else train_expert
+    hook: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if work.device.type == "cpu":  # on a GPU the full batch says it all
+        hook = torch.autograd.graph.saved_tensors_hooks(watch.keep, lambda tensor: tensor)
+    before = reset_peak(work.device)
+    with TaskLog(stage.study.layout.task_log(task.name), task.name) as log:
+        reporter = TaskReporter(stage.study, task, Record(), log, work.device)
+        with contextlib.closing(reporter), contextlib.suppress(Enough), hook:
+            execute(stage, task, reporter)
+    return watch, before, peak_memory(work.device)
+
+
+def _stage(work: Workplace, task: Task, batch: int, scratch: Path, watch: Stopwatch) -> Workplace:
+    """The workplace for a rehearsal: an endless epoch, little validation, files in `scratch`."""
+    recipe, splits = work.study.recipe, work.splits
+    if task.row is not None:
+        recipe = replace(recipe, fusion=replace(recipe.fusion, batch_size=batch))
+    else:
+        recipe = replace(recipe, experts=replace(recipe.experts, batch_size=batch))
+    images = (WARM_UP[work.device.type] + MAX_STEPS + 1) * batch
+    study = replace(
+        work.study,
+        recipe=recipe,
+        layout=Layout(scratch / "out"),
+        checkpoint_dir=_experts_for(work, task, scratch),
+    )
+    endless = replace(
+        splits,
+        expert_train=tuple(np.resize(part, images) for part in splits.expert_train),
+        expert_val=tuple(part[:2] for part in splits.expert_val),
+        fusion_train=np.resize(splits.fusion_train, images),
+        fusion_val=splits.fusion_val[:2],
+    )
+    return replace(work, study=study, splits=endless, stop_requested=watch)
+
+
+def _experts_for(work: Workplace, task: Task, scratch: Path) -> Path:
+    """Where a row finds experts: the real ones, or untrained ones, which cost as much time."""
+    study = work.study
+    if task.row is None or all(path.exists() for path in expert_paths(study)[task.model]):
+        return study.checkpoint_dir
+    folder = scratch / "experts"
+    first = expert_file(folder, task.model, 0)
+    if not first.is_file():
+        expert = study.build_expert(task.model, len(work.data.classes))
+        save(first, expert.state_dict())
+        for k in range(1, study.recipe.experts.count):
+            os.link(first, expert_file(folder, task.model, k))
+    return folder
+
+
+def reset_peak(device: torch.device) -> float | None:
+    """Start measuring peak memory anew; returns the bytes in use, None where that can't be."""
+    with contextlib.suppress(AttributeError):  # only glibc has it, and needs it
+        ctypes.CDLL(None).malloc_trim(0)
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return float(torch.cuda.memory_allocated(device))
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return peak_memory(device)
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """Peak bytes: allocated by this process on its GPU, or its resident memory on a CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    kibibytes = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return 1024.0 * float(kibibytes[0]) if kibibytes else None

@@ -1,0 +1,223 @@
+"""What the networks of a row answer, image by image: computed once, kept beside its manifest."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fusionrun.common.atomic_files import write_atomically
+from fusionrun.components.store import file_hash, state_hash
+from fusionrun.data.loader import ResidentLoader
+from fusionrun.evaluation.statistics.expert_contributions import (
+    answers_without_each,
+    expert_weights,
+    path_gradients,
+)
+from fusionrun.experts import Expert
+from fusionrun.fusions import FusionModel, FusionOutput
+from fusionrun.launch.train_task import EVALUATION_BATCH, Workplace, load_experts
+from fusionrun.study.paths import expert_file
+from fusionrun.study.queue import Row
+from fusionrun.training.checkpoint import CheckpointError
+from fusionrun.training.trainer import collect_logits
+
+GRADIENT_IMAGES = 128  # whose gradients are compared
+GRADIENT_BATCH = 32  # of them at a time: with gradients each takes a lot of memory
+
+INSIDE = ("without", "attention", "gradients")  # what Predictions has beside answers
+
+Array = npt.NDArray[Any]
+Seen = TypeVar("Seen")
+
+
+class Origin(NamedTuple):
+    """Whose answers they are: of the same networks on the same data they would be the same."""
+
+    weights: str  # hash of the row's weights
+    experts: tuple[str, ...]  # sha256 of the files of the experts before fusion training
+    data: str  # the data set's fingerprint
+
+
+class Answers(NamedTuple):
+    """Of N images, on the CPU."""
+
+    labels: Tensor  # (N,) int64
+    logits: Tensor  # (N, 1 + E, C) float32: fused, then the tuned experts
+    before: Tensor  # (N, E, C) float32: the experts before fusion training
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """All that is measured of a row, but for its costs, follows from these."""
+
+    origin: Origin
+    test: Answers
+    validation: Answers
+    without: Tensor  # (N, E) int64: fused classes on the test set without expert k's features
+    attention: Tensor  # (E,) mean weight of each expert in the fusion, or (0,): it has none
+    gradients: Tensor  # (E, 2) share of the fused path and cosine, or (0, 2): not two paths
+
+
+def find_origin(work: Workplace, model: str, network: FusionModel | Expert) -> Origin:
+    """Where answers of this row, as its files are now, come from. Raises CheckpointError."""
+    experts = len(network.experts) if isinstance(network, FusionModel) else 0
+    paths = [expert_file(work.study.checkpoint_dir, model, k) for k in range(experts)]
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such checkpoint; the row began with this expert")
+    hashes = tuple(file_hash(path) for path in paths)
+    return Origin(state_hash(network.state_dict()), hashes, work.data.fingerprint)
+
+
+@torch.no_grad()
+def predict(
+    work: Workplace,
+    row: Row,
+    model: FusionModel | Expert,
+    origin: Origin,
+    known: Predictions | None,
+) -> Predictions:
+    """One pass of every network over validation and test set; a single network has no experts.
+
+    Experts before fusion training that answered in `known` already don't do it again. Raises
+    CheckpointError and TaskError when those experts aren't what the study would have trained.
+    """
+    model.eval()
+    validation = work.loader(work.splits.fusion_val, EVALUATION_BATCH)
+    test = work.test_loader(EVALUATION_BATCH)
+    if not isinstance(model, FusionModel):
+        return Predictions(
+            origin,
+            test=_answers_alone(work, model, test),
+            validation=_answers_alone(work, model, validation),
+            without=torch.empty(0, 0, dtype=torch.int64),
+            attention=torch.empty(0),
+            gradients=torch.empty(0, 2),
+        )
+    val_logits, val_labels, sums = _pass(
+        work, model, validation, lambda features: features.double().sum(dim=0)
+    )
+    means = torch.stack(sums).sum(dim=0) / len(val_labels)
+    logits, labels, seen = _pass(
+        work,
+        model,
+        test,
+        lambda features: (
+            answers_without_each(model, features, means).cpu(),
+            expert_weights(model.fusion, features),
+        ),
+    )
+    if known is not None and known.origin[1:] == origin[1:]:
+        before, val_before = known.test.before, known.validation.before
+    else:
+        before, val_before = _before_fusion(work, row.model, [test, validation])
+    weights = [weight.double().sum(dim=0).cpu() for _, weight in seen if weight is not None]
+    return Predictions(
+        origin=origin,
+        test=Answers(labels, logits, before),
+        validation=Answers(val_labels, val_logits, val_before),
+        without=torch.cat([classes for classes, _ in seen]),
+        attention=torch.stack(weights).sum(dim=0) / len(labels) if weights else torch.empty(0),
+        gradients=torch.empty(0, 2) if row.control else _path_gradients(work, row, model),
+    )
+
+
+@torch.enable_grad()
+def _path_gradients(work: Workplace, row: Row, model: FusionModel) -> Tensor:
+    """On the first validation images: they're the same for all rows, and not learned by heart."""
+    loader = work.loader(work.splits.fusion_val[:GRADIENT_IMAGES], GRADIENT_BATCH)
+    smoothing = work.study.fusion_defaults(row.fusion).label_smoothing
+    return path_gradients(model, loader, alpha=row.alpha, smoothing=smoothing)
+
+
+def _answers_alone(work: Workplace, network: Expert, loader: ResidentLoader) -> Answers:
+    logits, labels = collect_logits(network, loader, bf16=work.bf16)
+    return Answers(labels.cpu(), logits.cpu(), logits[:, :0].cpu())
+
+
+def _pass(
+    work: Workplace, model: FusionModel, loader: ResidentLoader, look: Callable[[Tensor], Seen]
+) -> tuple[Tensor, Tensor, list[Seen]]:
+    """(logits (N, 1 + E, C), labels (N,), what `look` makes of each batch's features (n, E, D)).
+
+    Features are gone with their batch: of all images they would be larger than the images.
+    """
+    logits, labels, seen = [], [], []
+    for batch in loader.evaluation_batches():
+        with torch.autocast(work.device.type, torch.bfloat16, enabled=work.bf16):
+            output: FusionOutput = model(batch.images)
+            seen.append(look(output.features))
+        heads = torch.cat([output.logits.unsqueeze(1), output.expert_logits], dim=1)
+        logits.append(heads.float().cpu())
+        labels.append(batch.labels.cpu())
+    return torch.cat(logits), torch.cat(labels), seen
+
+
+def _before_fusion(
+    work: Workplace, architecture: str, loaders: list[ResidentLoader]
+) -> list[Tensor]:
+    """Logits (N, E, C) for each loader's images, of the experts as their own training left them."""
+    experts, _ = load_experts(work, architecture)
+    answers: list[list[Tensor]] = [[] for _ in loaders]
+    for expert in experts:
+        work.settle(expert)
+        for loader, logits in zip(loaders, answers, strict=True):
+            logits.append(collect_logits(expert, loader, bf16=work.bf16)[0].cpu())
+        expert.cpu()  # one at a time is enough on the device
+    return [torch.cat(logits, dim=1) for logits in answers]
+
+
+def save_predictions(path: Path, predictions: Predictions) -> None:
+    """As arrays by name (the README lists them), atomically. Raises OSError."""
+    arrays = _arrays(predictions)
+    write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+
+
+def load_predictions(
+    path: Path, origin: Origin, labels: Tensor, val_labels: Tensor
+) -> tuple[Predictions | None, str]:
+    """(the saved predictions or None, "" or why a file that is there is of no use).
+
+    `origin`, `labels` (N,) and `val_labels` (V,) are what they should belong to.
+    """
+    if not path.exists():
+        return None, ""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        found = _from_arrays(arrays)
+    except Exception as error:  # a damaged file makes its readers fail in every way there is
+        return None, f"{path}: is damaged or holds something else ({error})"
+    for name, there, here in zip(Origin._fields, found.origin, origin, strict=True):
+        if there != here:
+            return None, f"{path}: belongs to other {name}"
+    for answers, expected in ((found.test, labels), (found.validation, val_labels)):
+        if not torch.equal(answers.labels, expected):
+            return None, f"{path}: has {len(answers.labels)} labels that aren't this study's"
+    return found, ""
+
+
+def _arrays(predictions: Predictions) -> dict[str, Array]:
+    """Names as in the file."""
+    origin = {name: np.array(value) for name, value in predictions.origin._asdict().items()}
+    test = predictions.test._asdict()
+    validation = {f"val_{name}": value for name, value in predictions.validation._asdict().items()}
+    inside = {name: getattr(predictions, name) for name in INSIDE}
+    tensors = {**test, **validation, **inside}
+    return {**origin, **{name: value.numpy() for name, value in tensors.items()}}
+
+
+def _from_arrays(arrays: dict[str, Array]) -> Predictions:
+    """The inverse. Raises KeyError where one is lacking, TypeError where one isn't of numbers."""
+    tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.keys() - {*Origin._fields}}
+    test, validation = (
+        Answers(*(tensors[f"{split}{name}"] for name in Answers._fields)) for split in ("", "val_")
+    )
+    experts = tuple(str(expert) for expert in arrays["experts"])
+    origin = Origin(str(arrays["weights"]), experts, str(arrays["data"]))
+    return Predictions(origin, test, validation, *(tensors[name] for name in INSIDE))

@@ -1,0 +1,145 @@
+"""What a row costs: counted, timed on this device, and read from the training logs."""
+
+import csv
+import math
+import statistics
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fusionrun.common.complexity import multiply_accumulates
+from fusionrun.fusions import FusionModel
+from fusionrun.launch.train_task import EVALUATION_BATCH, Workplace
+from fusionrun.study.queue import Row
+
+PASSES = 50  # that are timed,
+SECONDS = 2.0  # or as many as begin in this time; one more goes before them to warm up
+
+
+def measure_cost(work: Workplace, row: Row, model: FusionModel) -> dict[str, Any]:
+    """The fused model's size, work for an image, speed here, and the seconds it was trained."""
+    layout, experts = work.study.layout, range(len(model.experts))
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "macs": _fused_macs(work, row),
+        "train_seconds": logged_seconds(layout.row(row.model, row.variant).csv),
+        "expert_seconds": [logged_seconds(layout.expert_csv(row.model, k)) for k in experts],
+        **time_inference(work, model),
+    }
+
+
+def time_inference(work: Workplace, model: nn.Module) -> dict[str, float | int | None]:
+    """Median milliseconds for one image, 5th and 95th percentile; speed and memory of a batch.
+
+    The images are on the device already. Memory: weights and activations, on a GPU.
+    """
+    model.eval()
+    one = [1000 * seconds for seconds in _seconds(work, model, 1)]
+    low, high = np.quantile(one, (0.05, 0.95))
+    images = min(EVALUATION_BATCH, len(work.data.test_labels))
+    resident = _reset_peak(work.device, model)
+    batch = statistics.median(_seconds(work, model, images))
+    peak = torch.cuda.max_memory_allocated(work.device) if work.device.type == "cuda" else None
+    return {
+        "latency_ms": statistics.median(one),
+        "latency_low": float(low),
+        "latency_high": float(high),
+        "images_per_second": images / batch,
+        "peak_memory_bytes": None if peak is None else peak - resident,
+    }
+
+
+@torch.no_grad()
+def _seconds(work: Workplace, model: nn.Module, images: int) -> list[float]:
+    """Of each timed pass over the first `images` test images, one at least."""
+    batch = next(work.test_loader(images).evaluation_batches()).images
+    seconds: list[float] = []
+    end = float("inf")
+    for turn in range(1 + PASSES):
+        start = _clock(work.device)
+        with torch.autocast(work.device.type, torch.bfloat16, enabled=work.bf16):
+            model(batch)
+        stop = _clock(work.device)
+        if turn == 0:
+            end = stop + SECONDS
+        else:
+            seconds.append(stop - start)
+            if stop > end:
+                break
+    return seconds
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds, once the device has done everything asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _reset_peak(device: torch.device, model: nn.Module) -> int:
+    """Begin to measure the peak; returns the bytes that aren't the model's: the data set."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    own: Iterable[torch.Tensor] = (*model.parameters(), *model.buffers())
+    return torch.cuda.memory_allocated(device) - sum(t.numel() * t.element_size() for t in own)
+
+
+def _fused_macs(work: Workplace, row: Row) -> int:
+    """Of convolutions and linear layers for one image; attention's own products are not counted."""
+    study, classes = work.study, len(work.data.classes)
+    with torch.device("meta"):
+        count = study.recipe.experts.count
+        experts = [study.build_expert(row.model, classes) for _ in range(count)]
+        fusion = study.build_fusion(row.fusion, experts[0].feature_dim)
+        model = FusionModel(experts, fusion, classes)
+    return multiply_accumulates(model, work.data.test_images.shape[-1])
+
+
+def logged_seconds(path: Path) -> float | None:
+    """Seconds of all epochs in a training log, validation included; None where there is no log.
+
+    Raises ValueError for a file that isn't one.
+    """
+    epochs = _epochs(path)
+    return None if epochs is None else math.fsum(seconds for _, seconds in epochs)
+
+
+def training_time(logs: Iterable[Path]) -> dict[str, float | int] | None:
+    """What tasks took: their epochs one after another, and the time in which any of them ran.
+
+    Of the `logs` that are there; None: there are none. An epoch that a stop interrupted counts as
+    if it had run in one piece. Raises ValueError for a file that isn't a training log.
+    """
+    tasks = [epochs for path in logs if (epochs := _epochs(path)) is not None]
+    if not tasks:
+        return None
+    parallel, until = 0.0, -math.inf
+    for start, stop in sorted((stop - seconds, stop) for stop, seconds in chain(*tasks)):
+        parallel += max(stop - max(start, until), 0.0)
+        until = max(until, stop)
+    serial = math.fsum(seconds for _, seconds in chain(*tasks))
+    return {"tasks": len(tasks), "serial_seconds": serial, "parallel_seconds": parallel}
+
+
+def _epochs(path: Path) -> list[tuple[float, float]] | None:
+    """(when it ended in seconds since 1970, seconds it took) of each."""
+    if not path.is_file():
+        return None
+    with path.open(newline="") as file:
+        try:
+            return [
+                (datetime.fromisoformat(line["timestamp"]).timestamp(), float(line["seconds"]))
+                for line in csv.DictReader(file)
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: expected a training log with seconds and timestamp ({error!r})"
+            ) from None

@@ -1,0 +1,252 @@
+"""What a running task tells the world: status record, CSV, TensorBoard, W&B, text log."""
+
+import hashlib
+import math
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusionrun.logs.csv import EXPERT_COLUMNS, row_columns, write_csv
+from fusionrun.logs.tensorboard import NullLog, RunLog, TensorBoardLog
+from fusionrun.logs.text import TaskLog
+from fusionrun.logs.wandb import WandbLog
+from fusionrun.monitor.record import NAN, Outcome, Record, known
+from fusionrun.study.queue import Task
+from fusionrun.study.study import Study
+from fusionrun.training.trainer import Best, EpochNumbers, Progress
+
+
+class TaskReporter:
+    """The loop's `Reporter` for one task. Opening logs waits for the first finished epoch.
+
+    `sample` makes augmented training images (N, 3, H, W) uint8, if they are wanted.
+    """
+
+    sample: Callable[[], Tensor] | None = None
+
+    def __init__(
+        self, study: Study, task: Task, record: Record, log: TaskLog, device: torch.device
+    ) -> None:
+        self._study = study
+        self._task = task
+        self._record = record
+        self._log = log
+        self._device = device
+        self._run_logs: list[RunLog] | None = None
+        record.begin(task.index)
+
+    def message(self, text: str) -> None:
+        self._record.pulse += 1
+        self._log.line(text)
+
+    def progress(self, progress: Progress) -> None:
+        record = self._record
+        record.pulse += 1
+        record.epoch, record.step = float(progress.epoch), float(progress.step)
+        record.steps = float(progress.steps)
+        record.train_loss, record.train_accuracy = progress.objective, progress.train_accuracy
+        record.images_per_second = progress.images_per_second
+        record.eta_seconds = progress.eta_seconds
+        record.memory_bytes = _memory(self._device)
+
+    def epoch(self, history: Sequence[EpochNumbers], best: Best) -> None:
+        """The newest of `history` to every log; the CSV is written whole."""
+        numbers = history[-1]
+        self._publish(history, best)
+        self._write_csv(history)
+        self._log.line(self._summary(numbers, best))
+        for log in self._logs(first_epoch=numbers.epoch):
+            log.scalars(self._scalars(numbers), numbers.epoch)
+
+    def resumed(self, history: Sequence[EpochNumbers], best: Best) -> None:
+        """What an earlier launch did: the table and the CSV know it, the other logs have it."""
+        self._publish(history, best)
+        self._write_csv(history)
+
+    def measured(self, test: Mapping[str, Any]) -> None:
+        """The row's accuracies on the test set, to where runs are compared."""
+        numbers = {key: value for key, value in test.items() if isinstance(value, float)}
+        metrics = {f"result/test_{key}": value for key, value in numbers.items()}
+        metrics["result/validation"] = self._record.best
+        settings = self._study.settings(self._task)
+        own = {key: value for key, value in settings.items() if not key.startswith("data.")}
+        for log in self._logs(first_epoch=self._task.epochs + 1):
+            log.outcome(own, metrics)
+
+    def outcome(self, rank: int) -> Outcome:
+        """How the finished task stands, for the table."""
+        record = self._record
+        return Outcome(
+            "done",
+            rank=rank,
+            epoch=self._task.epochs,
+            val_accuracy=known(record.val_accuracy),
+            best=known(record.best),
+            best_epoch=int(record.best_epoch),
+            gain=known(record.gain),
+            experts=tuple(known(value) for value in record.experts),
+            seconds=self._seconds,
+        )
+
+    def close(self) -> None:
+        for log in self._run_logs or ():
+            log.close()
+
+    def _publish(self, history: Sequence[EpochNumbers], best: Best) -> None:
+        numbers, record = history[-1], self._record
+        record.pulse += 1
+        self._seconds = sum(entry.seconds for entry in history)
+        record.epoch, record.step = float(numbers.epoch), 0.0
+        record.train_loss = numbers.objective
+        record.train_accuracy = numbers.train_accuracies[0]
+        record.val_loss, record.val_accuracy = numbers.val_losses[0], numbers.val_accuracies[0]
+        record.best, record.best_epoch = best.val_accuracy, float(best.epoch)
+        record.experts = numbers.val_accuracies[1:]
+        record.gain = numbers.val_accuracies[0] - max(record.experts) if record.experts else NAN
+        record.images_per_second = numbers.images_per_second
+        record.eta_seconds = self._seconds / numbers.epoch * (self._task.epochs - numbers.epoch)
+        record.memory_bytes = _memory(self._device)
+
+    def _write_csv(self, history: Sequence[EpochNumbers]) -> None:
+        task, layout = self._task, self._study.layout
+        if task.row is not None:
+            path = layout.row(task.model, task.row.variant).csv
+        else:
+            assert task.expert is not None
+            path = layout.expert_csv(task.model, task.expert)
+        if task.trains_alone:
+            columns: Sequence[str] = EXPERT_COLUMNS
+            rows = [self._expert_cells(history[: i + 1]) for i in range(len(history))]
+        else:
+            columns = row_columns(self._study.recipe.experts.count)
+            rows = [self._row_cells(numbers) for numbers in history]
+        write_csv(path, columns, rows)
+
+    def _row_cells(self, numbers: EpochNumbers) -> dict[str, object]:
+        row = self._task.row
+        assert row is not None
+        rates = numbers.rates
+        experts = list(zip(numbers.val_accuracies[1:], numbers.val_losses[1:], strict=True))
+        cells: dict[str, object] = {
+            **_common_cells(numbers),
+            "experts_lr": rates.get("experts", 0.0),  # 0: frozen
+            "fusion_lr": rates["fusion"],
+            "global_head_lr": rates["global_head"],
+            "loss_global": numbers.train_losses[0],
+            "loss_individual": sum(numbers.train_losses[1:]),
+            "loss_total": numbers.objective,
+            "alpha": row.alpha,
+            "model": row.model,
+            "fusion_type": row.method,
+        }
+        for k, (accuracy, loss) in enumerate(experts):
+            cells |= {f"expert_{k}_accuracy": accuracy, f"expert_{k}_loss": loss}
+        return cells
+
+    def _expert_cells(self, history: Sequence[EpochNumbers]) -> dict[str, object]:
+        numbers = history[-1]
+        return {
+            **_common_cells(numbers),
+            "lr": numbers.rates["expert"],
+            "best_val_accuracy": max(entry.val_accuracies[0] for entry in history),
+            "model": self._task.model,
+            "expert": self._task.expert,
+        }
+
+    def _summary(self, numbers: EpochNumbers, best: Best) -> str:
+        record = self._record
+        experts = " ".join(f"{value:.1f}" for value in record.experts)
+        compared = f" experts {experts} gain {record.gain:+.1f}" if record.experts else ""
+        return (
+            f"epoch {numbers.epoch}/{self._task.epochs} loss {numbers.objective:.4f} "
+            f"val {numbers.val_accuracies[0]:.2f}%{compared} "
+            f"best {best.val_accuracy:.2f}% @{best.epoch} "
+            f"{numbers.images_per_second:.0f} images/s {numbers.seconds:.1f}s"
+        )
+
+    def _scalars(self, numbers: EpochNumbers) -> dict[str, float]:
+        """Tags grouped so that a chart overlays the rows, and no chart mixes rows and experts."""
+        if self._task.trains_alone:
+            return {
+                "expert_training/accuracy_validation": numbers.val_accuracies[0],
+                "expert_training/accuracy_train": numbers.train_accuracies[0],
+                "expert_training/loss_validation": numbers.val_losses[0],
+                "expert_training/loss_train": numbers.objective,
+                "expert_training/rate": numbers.rates["expert"],
+                "expert_training/images_per_second": numbers.images_per_second,
+            }
+        scalars = {
+            "accuracy/validation": numbers.val_accuracies[0],
+            "accuracy/train": numbers.train_accuracies[0],
+            "accuracy/gain_over_best_expert": self._record.gain,
+            "loss/validation": numbers.val_losses[0],
+            "loss/train": numbers.objective,
+            "loss/train_global": numbers.train_losses[0],
+            "loss/train_individual": sum(numbers.train_losses[1:]),
+            "speed/images_per_second": numbers.images_per_second,
+            "speed/epoch_seconds": numbers.seconds,
+        }
+        scalars |= {f"rate/{name}": rate for name, rate in numbers.rates.items()}
+        for k, accuracy in enumerate(numbers.val_accuracies[1:]):
+            scalars[f"experts/accuracy_{k}"] = accuracy
+        return scalars
+
+    def _logs(self, first_epoch: int) -> list[RunLog]:
+        if self._run_logs is None:
+            self._run_logs = open_run_logs(self._study, self._task, first_epoch)
+            if first_epoch == 1 and self.sample is not None:
+                side_by_side = torch.cat(list(self.sample()), dim=2)
+                for log in self._run_logs:
+                    log.image("augmented_training_images", side_by_side)
+        return self._run_logs
+
+
+def open_run_logs(study: Study, task: Task, first_epoch: int) -> list[RunLog]:
+    """TensorBoard and W&B as the recipe wants them, or the null log."""
+    logs: list[RunLog] = []
+    settings: Mapping[str, Any] = study.settings(task)
+    if study.recipe.logs.tensorboard:
+        lines = "\n".join(f"    {key}: {value}" for key, value in settings.items())
+        directory = study.layout.tensorboard(task.name)
+        logs.append(TensorBoardLog(directory, first_epoch, {"recipe": lines}))
+    mode = study.recipe.logs.wandb
+    if mode != "off":
+        logs.append(_open_wandb(study, task, mode, settings))
+    return logs or [NullLog()]
+
+
+def _open_wandb(study: Study, task: Task, mode: Any, settings: Mapping[str, Any]) -> RunLog:
+    output = Path(study.layout.output_dir)
+    return WandbLog(
+        output,
+        task=task.name,
+        model=task.model,
+        mode=mode,
+        settings=settings,
+        run_id=f"{hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:8]}-{task.name}",
+    )
+
+
+def _common_cells(numbers: EpochNumbers) -> dict[str, object]:
+    return {
+        "epoch": numbers.epoch,
+        "train_loss": numbers.objective,
+        "train_accuracy": numbers.train_accuracies[0],
+        "val_loss": numbers.val_losses[0],
+        "val_accuracy": numbers.val_accuracies[0],
+        "images_per_second": numbers.images_per_second,
+        "seconds": numbers.seconds,
+        "timestamp": numbers.timestamp,
+    }
+
+
+def _memory(device: torch.device) -> float:
+    """Peak bytes: of this process on its GPU, or its resident memory on a CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return math.nan if kibibytes == 0 else 1024.0 * kibibytes

@@ -1,0 +1,161 @@
+"""The report as one HTML file that needs nothing else: no network, no script."""
+
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+from fusionrun.report.blocks import (
+    Block,
+    Chapter,
+    Document,
+    Gallery,
+    Listing,
+    Outcome,
+    Section,
+    Table,
+    Text,
+    Verdicts,
+)
+from fusionrun.report.markup import Markup, join, tag
+from fusionrun.report.render import is_text
+from fusionrun.report.style import STYLE
+
+MANY = 16  # figures; a gallery of more is folded
+MARKS: dict[Outcome, str] = {"beats": "▲", "open": "●", "loses": "▼", "unknown": "○"}
+LEGEND: dict[Outcome, str] = {
+    "beats": "beats it",
+    "open": "no clear difference",
+    "loses": "loses to it",
+    "unknown": "not measured",
+}
+
+
+def as_html(document: Document) -> str:
+    chapters = [_chapter(i, chapter) for i, chapter in enumerate(document.chapters)]
+    header = tag("header", tag("p", "fusionrun report", class_="brand"), tag("h1", document.title))
+    body = tag("body", tag("main", header, _contents(document), *chapters))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(document.title)}</title>
+<style>
+{STYLE}</style>
+</head>
+{body}
+</html>
+"""
+
+
+def _contents(document: Document) -> Markup:
+    """Links to every section."""
+    chapters = [
+        tag(
+            "li",
+            tag("b", chapter.title),
+            *(
+                join(" ", tag("a", section.title, href=f"#{_anchor(i, k)}"))
+                for k, section in enumerate(chapter.sections)
+            ),
+        )
+        for i, chapter in enumerate(document.chapters)
+    ]
+    return tag("nav", tag("ul", *chapters), aria_label="contents")
+
+
+def _anchor(chapter: int, section: int) -> str:
+    return f"section-{chapter}-{section}"
+
+
+def _chapter(index: int, chapter: Chapter) -> Markup:
+    sections = [_section(_anchor(index, k), s) for k, s in enumerate(chapter.sections)]
+    subtitle = tag("p", chapter.subtitle, class_="note")
+    return tag("article", tag("h2", chapter.title), subtitle, *sections)
+
+
+def _section(anchor: str, section: Section) -> Markup:
+    blocks = (BLOCKS[type(block)](block) for block in section.blocks)
+    return tag("section", tag("h3", section.title), *blocks, id=anchor)
+
+
+def _text(block: Text) -> Markup:
+    return tag("p", f"⚠ {block.text}", class_="warning") if block.warning else tag("p", block.text)
+
+
+def _verdicts(block: Verdicts) -> Markup:
+    items = [
+        tag(
+            "li",
+            tag("span", MARKS[verdict.outcome], class_="mark", title=LEGEND[verdict.outcome]),
+            tag("span", tag("b", verdict.row), f": {verdict.finding}", class_="sentence"),
+            verdict.picture,
+            class_=verdict.outcome,
+        )
+        for verdict in block.each
+    ]
+    axis = tag("li", tag("span", _key(block), class_="sentence"), block.axis, class_="axis")
+    return join(tag("p", block.summary, class_="lead"), tag("ul", *items, axis, class_="verdicts"))
+
+
+def _key(block: Verdicts) -> Markup:
+    used = dict.fromkeys(verdict.outcome for verdict in block.each)
+    parts = (
+        join(tag("span", MARKS[outcome], class_=f"mark {outcome}"), f" {LEGEND[outcome]} ")
+        for outcome in MARKS
+        if outcome in used
+    )
+    return join(*parts)
+
+
+def _table(block: Table) -> Markup:
+    classes = ["text" if is_text(column) else "number" for column in block.columns]
+    heads = [
+        tag("th", column.heading, class_=style, scope="col")
+        for column, style in zip(block.columns, classes, strict=True)
+    ]
+    lines = []
+    for cells in block.lines():
+        shown = (tag("strong", cell.text) if cell.strong else cell.text for cell in cells)
+        drawn = [tag("td", c, class_=style) for c, style in zip(shown, classes, strict=True)]
+        lines.append(tag("tr", *drawn))
+    table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *lines))
+    note = tag("p", block.note, class_="note") if block.note else ""
+    # a keyboard can scroll what it can focus
+    scroll = tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=block.title)
+    if block.folded:
+        title = f"{block.title} ({len(block.items):,} lines)"
+        return tag("details", tag("summary", title), scroll, note)
+    return join(tag("h4", block.title), scroll, note)
+
+
+def _gallery(block: Gallery) -> Markup:
+    figures = [
+        tag(
+            "figure",
+            tag("figcaption", figure.title),
+            figure.picture,
+            tag("p", figure.caption, class_="note") if figure.caption else "",
+        )
+        for figure in block.figures
+    ]
+    legend = [tag("span", swatch, " ", text, class_="key") for swatch, text in block.legend]
+    note = tag("p", block.note, class_="note")
+    drawn = join(note, tag("p", *legend, class_="legend"), tag("div", *figures, class_="gallery"))
+    if len(figures) > MANY:
+        return tag("details", tag("summary", f"{len(figures)} charts"), drawn)
+    return drawn
+
+
+def _listing(block: Listing) -> Markup:
+    return tag("details", tag("summary", block.title), tag("pre", block.text), class_="listing")
+
+
+BLOCKS: dict[type[Block], Callable[[Any], Markup]] = {
+    Text: _text,
+    Verdicts: _verdicts,
+    Table: _table,
+    Gallery: _gallery,
+    Listing: _listing,
+}

@@ -1,0 +1,59 @@
+"""`report OUTPUT_DIR...`: one page and its tables from what `evaluate` left."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fusionrun.common.atomic_files import write_text
+from fusionrun.report import comparison, sections
+from fusionrun.report.blocks import Chapter, Document, Section
+from fusionrun.report.html import as_html
+from fusionrun.report.load import Findings, ReportError, read_findings
+from fusionrun.report.render import as_csv, as_latex, as_markdown
+from fusionrun.study.paths import Layout
+
+QUESTION = "Does learned fusion beat the cheap alternatives?"
+WRITERS = {"html": as_html, "md": as_markdown, "csv": as_csv, "tex": as_latex}
+
+
+def write_report(folders: Sequence[Path], page: Path | None = None) -> list[Path]:
+    """The page, by default report.html in the first folder, and beside it .md, .csv and .tex.
+
+    Raises ReportError.
+    """
+    page = page or Layout(folders[0]).report("html")
+    if page.suffix != ".html":
+        raise ReportError(f"--output: found {str(page)!r}, expected a name that ends in .html")
+    studies = [read_findings(f, label) for f, label in zip(folders, _labels(folders), strict=True)]
+    document = compose(studies)
+    written = []
+    for suffix, write in WRITERS.items():
+        path = page.with_suffix(f".{suffix}")
+        try:
+            write_text(path, write(document))
+        except OSError as error:
+            raise ReportError(f"{path}: can't be written: {error.strerror}") from None
+        written.append(path)
+    return written
+
+
+def compose(studies: Sequence[Findings]) -> Document:
+    """A chapter a study, before them one that compares several; empty sections are left out."""
+    chapters = []
+    if len(studies) > 1:
+        found = [Section(title, say(studies)) for title, say in comparison.SECTIONS]
+        chapters.append(Chapter("Side by side", f"{len(studies)} studies", found))
+    for study in studies:
+        found = [Section(title, say(study)) for title, say in sections.SECTIONS]
+        kept = [section for section in found if section.blocks]
+        chapters.append(Chapter(study.label, study.evaluation.subtitle, kept))
+    return Document(QUESTION, chapters)
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """The folders' names where those tell them apart, else the paths as they were given."""
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise ReportError(f"{folder}: found it twice, expected each directory once")
+    names = [place.name for place in places]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]

@@ -1,0 +1,116 @@
+"""Our side: the project's own workplace, models and trainers, as a launch sets them up."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fusionrun.common.locks import ignore
+from fusionrun.data.augmentation.policies import one_hot
+from fusionrun.data.loader import Batch
+from fusionrun.experts import build_expert
+from fusionrun.fusions import FusionModel
+from fusionrun.launch.task_reporter import TaskReporter
+from fusionrun.launch.train_task import Workplace, expert_trainer, open_workplace, row_trainer
+from fusionrun.logs.text import TaskLog
+from fusionrun.monitor.record import Record
+from fusionrun.study.queue import Task
+from fusionrun.study.recipe import (
+    DataConfig,
+    ExpertsConfig,
+    FusionConfig,
+    Recipe,
+    RowConfig,
+    RuntimeConfig,
+)
+from fusionrun.study.study import plan_study
+from fusionrun.training.trainer import Trainer
+from tests.bench.measure import Bench
+from tests.bench.reference import Conventional, Mixed
+
+FUSION = "multiplicative"
+CLASSES = 100
+TINY = {"width": 8, "blocks": [1]}  # ResNet
+# Adam's first steps follow the sign of gradients that are nothing but rounding: at the published
+# rates that alone sets two equal trainings apart by the third step
+SMALL_RATE = 1e-7
+MIX = 0.7  # weight of the own image in a mixed batch
+
+
+def workplace(
+    bench: Bench,
+    model: str,
+    arguments: dict[str, Any] | None = None,
+    *,
+    batch_size: int = 128,
+    images: int = 1000,
+    cache_dir: Path | None = None,
+    rate: float | None = SMALL_RATE,
+    **runtime: Any,
+) -> Workplace:
+    """Where one row of `model` trains, on synthetic images or on the CIFAR-100 in `cache_dir`.
+
+    `rate` is for all of the row; None: the published rates.
+    Without dropout, whose masks depend on the memory layout: both sides shall compute the same.
+    """
+    data = DataConfig("synthetic", num_classes=CLASSES, train_images=images, test_images=200)
+    if cache_dir is not None:
+        data = DataConfig("cifar100", cache_dir=str(cache_dir))
+    recipe = Recipe(
+        output_dir=str(bench.folder(model)),
+        rows=(RowConfig(model, FUSION),),
+        data=data,
+        models={model: {"dropout": 0.0, **(arguments or {})}},
+        experts=ExpertsConfig(batch_size=batch_size),
+        fusion=FusionConfig(batch_size=batch_size, experts_lr=rate, fusion_lr=rate),
+        runtime=RuntimeConfig(device="cuda" if bench.on_gpu else "cpu", **runtime),
+    )
+    study = plan_study(recipe, "benchmark")
+    return open_workplace(study, bench.device, torch.get_num_threads(), progress=ignore)
+
+
+def row(work: Workplace) -> Trainer:
+    """What trains the workplace's row; its experts are untrained, which costs as much time."""
+    task = work.study.tasks[0]
+    torch.manual_seed(0)
+    arguments = work.study.model_arguments(task.model)
+    experts = [build_expert(task.model, CLASSES, **arguments) for _ in task.needs]
+    trainer = row_trainer(work, task, _reporter(work, task), experts, [])
+    for module in trainer.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return trainer
+
+
+def expert(work: Workplace) -> Trainer:
+    """What trains the first expert of that row."""
+    task = work.study.expert_task(work.study.tasks[0].model, 0)
+    return expert_trainer(work, task, _reporter(work, task))
+
+
+def _reporter(work: Workplace, task: Task) -> TaskReporter:
+    """With all that a launch writes."""
+    log = TaskLog(work.study.layout.task_log(task.name), task.name)
+    return TaskReporter(work.study, task, Record(), log, work.device)
+
+
+def conventional(trainer: Trainer) -> Conventional:
+    """The other side, with the weights and settings of a row's trainer as it stands."""
+    assert isinstance(trainer.model, FusionModel)
+    return Conventional(
+        trainer.model,
+        trainer.groups,
+        weight_decay=trainer.optimizer.param_groups[0]["weight_decay"],
+        smoothing=trainer.label_smoothing,
+        device=trainer.device,
+    )
+
+
+def batch_for_both(trainer: Trainer) -> tuple[Batch, Mixed]:
+    """The same mixed images as soft targets for us, as two labels and a weight for them."""
+    batch = next(trainer.train_loader.training_batches(seed=0))
+    others = batch.labels.flip(0)
+    own, other = (one_hot(labels, CLASSES) for labels in (batch.labels, others))
+    ours = Batch(batch.images, MIX * own + (1 - MIX) * other, batch.labels)
+    return ours, (batch.images.contiguous(), batch.labels, others, MIX)

@@ -1,0 +1,109 @@
+"""What a launch does beside training: its status threads, logs and checkpoints."""
+
+import io
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch.distributed as dist
+from rich.console import Console
+
+from fusionrun.common.distributed import read_place
+from fusionrun.monitor.live import Display
+from fusionrun.monitor.record import Channel, Heartbeat, Record
+from tests.bench import fusionrun_side
+from tests.bench.measure import Bench, Row, share
+from tests.bench.scaling import RANKS, SEED_STUDY, observer_of, study_of
+from tests.bench.worker_pool import Crew, Part
+
+TICK, TICKS = 0.1, 10  # seconds, and ticks of a round; a launch ticks once a second
+EPOCHS = 100  # in the CSV that every epoch writes whole
+
+
+def measure(bench: Bench) -> list[Row]:
+    """Share of the training time at one record a second, an epoch in each, and the checkpoints.
+
+    Status: CPU time of all threads of rank 0, which also draws the table of sixteen rows on a
+    terminal. A record: what the loop itself does, from reading the device to CSV and TensorBoard.
+    A checkpoint: a full-size ResNet row's, as often as recipes have it by default.
+    """
+    save, interval = _checkpoint(bench)
+    folder = bench.folder("status")
+    with Crew([partial(_status_threads, rank, folder) for rank in range(RANKS)]) as crew:
+        status, records, saves = bench.interleave(
+            lambda: crew()[0], bench.timed(_record(bench)), bench.timed(save)
+        )
+    total = [s + r + c / interval for s, r, c in zip(status, records, saves, strict=True)]
+    name = "status, CSV, TensorBoard and checkpoints in a second of training"
+    note = (
+        f"status {1e3 * min(status):.1f}-{1e3 * max(status):.1f} ms, record "
+        f"{1e3 * min(records):.1f}-{1e3 * max(records):.1f} ms; checkpoint {min(saves):.2f}-"
+        f"{max(saves):.2f} s every {interval:.0f} s"
+    )
+    return [share("overheads", name, 0.01, ours=total, of=[1.0] * len(total), note=note)]
+
+
+def _record(bench: Bench) -> Callable[[], None]:
+    trainer = fusionrun_side.row(
+        fusionrun_side.workplace(bench, "resnet", fusionrun_side.TINY, batch_size=16)
+    )
+    trainer.run_epoch()
+    history = [replace(trainer.history[0], epoch=number + 1) for number in range(EPOCHS)]
+
+    def record() -> None:
+        trainer._last_pulse = 0.0  # long ago: the loop's second has passed
+        trainer._pulse()
+        trainer.reporter.epoch(history, trainer.best)
+
+    return record
+
+
+def _checkpoint(bench: Bench) -> tuple[Callable[[], None], float]:
+    """What saves a row with its optimizer's state, and the seconds between two saves."""
+    trainer = fusionrun_side.row(fusionrun_side.workplace(bench, "resnet", batch_size=2))
+    trainer.train_step(fusionrun_side.batch_for_both(trainer)[0])
+    return trainer._save, 60 * trainer.every_minutes
+
+
+class _Terminal(io.StringIO):
+    """Takes what is drawn, and throws it away."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def _status_threads(rank: int, folder: Path) -> Part:
+    """One rank's threads as a launch starts them, but ticking faster; returns CPU s a tick."""
+    place = replace(read_place({}), rank=rank, world_size=RANKS)
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=RANKS)
+    study = study_of(SEED_STUDY, folder)
+    record = Record(state="working", task=rank, epoch=3, step=40, steps=79, train_loss=1.0)
+    channel = Channel(place, record, num_experts=4, every_seconds=TICK, decide=lambda _: None)
+    if rank == 0:
+        sys.stdout = terminal = _Terminal()
+        Display(
+            observer_of(study, place, channel).snapshot,
+            study.layout,
+            [task.name for task in study.tasks],
+            every_seconds=TICK,
+            summary_minutes=5.0,
+            console=Console(
+                file=terminal, force_terminal=True, width=140, height=60, _environ={"TERM": "xterm"}
+            ),
+        ).start()
+    Heartbeat(record, study.layout.heartbeat(rank), TICK).start()
+    channel.start()
+
+    def part() -> float:
+        start = time.process_time()
+        time.sleep(TICK * TICKS)
+        return (time.process_time() - start) / TICKS
+
+    return part

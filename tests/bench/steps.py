@@ -1,0 +1,154 @@
+"""Training: a step, an epoch, evaluation, and the layout that each architecture likes best."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+
+import numpy as np
+from torch import Tensor
+
+from fusionrun.data.augmentation.policies import Augmentation
+from fusionrun.launch.train_task import Workplace
+from tests.bench import fusionrun_side, reference
+from tests.bench.measure import MODELS, Bench, Row, share, times_as_fast
+
+CPU_BATCH = {"resnet": 16, "densenet": 16, "improved_wide_resnet": 4, "resnext": 4}
+CPU_GOALS = {"resnet": 1.05, "densenet": 1.15, "improved_wide_resnet": 1.0, "resnext": 1.02}
+GPU_BATCH, GPU_GOAL, GPU_REPEAT = 128, 3.0, 5  # repeat: steps that are timed together
+LAYOUT_BATCH = 32  # on a CPU; the fewer images, the less a layout matters
+CHECKED = 3  # first steps, whose losses must agree
+TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}  # relative; bfloat16 has 8 bits
+
+SPLITS = (9000, 1000, 10000)  # training and validation part of the holdout, test set
+# a CPU takes a part of them, and ResNet-18 in half width
+EPOCH_SCALE = {"cpu": 1 / 150, "cuda": 1 / 4}
+EPOCH_WIDTH = {"cpu": 32, "cuda": 64}
+EPOCH_BATCH = {"cpu": 30, "cuda": 128}
+
+
+class DisagreementError(Exception):
+    """Both sides don't compute the same, so comparing their times would mean nothing."""
+
+
+def measure_steps(bench: Bench) -> list[Row]:
+    """Full-size rows of four experts, and the batches that their augmentation makes."""
+    rows = []
+    for model in MODELS:
+        bench.say(f"step: {model}")
+        rows += _measure_step(bench, model)
+    return rows
+
+
+def _measure_step(bench: Bench, model: str) -> list[Row]:
+    batch_size, repeat = (GPU_BATCH, GPU_REPEAT) if bench.on_gpu else (CPU_BATCH[model], 1)
+    ours = fusionrun_side.row(fusionrun_side.workplace(bench, model, batch_size=batch_size))
+    theirs = fusionrun_side.conventional(ours)
+    batch, mixed = fusionrun_side.batch_for_both(ours)
+    our_losses: list[Tensor] = []
+    their_losses: list[list[float]] = []
+    seeds = count()
+    their_seconds, our_seconds, loading = bench.interleave(
+        bench.timed(lambda: their_losses.append(theirs.step(mixed)), repeat),
+        bench.timed(lambda: our_losses.append(ours.train_step(batch)), repeat),
+        bench.timed(lambda: next(ours.train_loader.training_batches(next(seeds))), 10),
+    )
+    check_losses(
+        [losses.tolist() for losses in our_losses[:CHECKED]],
+        their_losses[:CHECKED],
+        TOLERANCE[bench.device.type],
+    )
+    name, note = f"{model}, batch {batch_size}", f"losses of {CHECKED} steps agree"
+    goal = GPU_GOAL if bench.on_gpu else CPU_GOALS[model]
+    both = [step + load for step, load in zip(our_seconds, loading, strict=True)]
+    return [
+        times_as_fast("step", name, goal, theirs=their_seconds, ours=our_seconds, note=note),
+        share("step", f"{name}: augmentation's part", 0.05, ours=loading, of=both),
+    ]
+
+
+def check_losses(ours: list[list[float]], theirs: list[list[float]], tolerance: float) -> None:
+    """Raise DisagreementError unless all losses (step, head) agree within relative `tolerance`."""
+    if not np.allclose(ours, theirs, rtol=tolerance, atol=0):
+        raise DisagreementError(f"losses by step and head: ours {ours}, conventional {theirs}")
+
+
+def measure_layouts(bench: Bench) -> list[Row]:
+    """One expert's step in both: the measurement that runtime.channels_last rests on."""
+    batch_size, repeat = (GPU_BATCH, GPU_REPEAT) if bench.on_gpu else (LAYOUT_BATCH, 1)
+    rows = []
+    for model in MODELS:
+        bench.say(f"layout: {model}")
+        steps = (expert_step(bench, model, batch_size, channels_last=on) for on in (False, True))
+        contiguous, last = bench.interleave(*(bench.timed(step, repeat) for step in steps))
+        name = f"{model}, batch {batch_size}: channels_last against contiguous"
+        rows.append(times_as_fast("layout", name, 1.0, theirs=contiguous, ours=last))
+    return rows
+
+
+def expert_step(
+    bench: Bench, model: str, batch_size: int, *, channels_last: bool = True
+) -> Callable[[], object]:
+    """The training step of one full-size expert, on a batch that stays the same."""
+    work = fusionrun_side.workplace(
+        bench, model, batch_size=batch_size, channels_last=channels_last
+    )
+    trainer = fusionrun_side.expert(work)
+    batch = next(trainer.train_loader.training_batches(seed=0))
+    return lambda: trainer.train_step(batch)
+
+
+def measure_epoch(bench: Bench) -> list[Row]:
+    """An epoch as ours and as theirs, then evaluation alone, of both on the same images.
+
+    Ours trains on the holdout's 9,000 images and validates on its other 1,000, in one pass; theirs
+    trains on the same 9,000 and evaluates the 10,000 test images twice, fused and by expert.
+    """
+    kind = bench.device.type
+    train, val, test = (round(EPOCH_SCALE[kind] * size) for size in SPLITS)
+    parts = np.split(np.arange(train + val + test), [train, train + val])
+    network = {"width": EPOCH_WIDTH[kind]}
+    work = fusionrun_side.workplace(
+        bench, "resnet", network, batch_size=EPOCH_BATCH[kind], images=max(1000, train + val + test)
+    )
+    splits = replace(work.splits, fusion_train=parts[0], fusion_val=parts[1])
+    ours = fusionrun_side.row(replace(work, splits=splits))
+    tested = fusionrun_side.row(replace(work, splits=replace(splits, fusion_val=parts[2])))
+    theirs = fusionrun_side.conventional(ours)
+    training = _images(bench, work, parts[0], ours.train_loader.augmentation)
+    testing = _images(bench, work, parts[2], None)
+    check_losses([tested.validate()[0]], [theirs.evaluate(testing)[0]], TOLERANCE[kind])
+    rng = np.random.default_rng(0)
+
+    def their_epoch() -> None:
+        theirs.train_epoch(training, rng)
+        theirs.evaluate(testing)
+
+    their_epochs, our_epochs, their_passes, our_passes = bench.interleave(
+        bench.timed(their_epoch),
+        bench.timed(ours.run_epoch),
+        bench.timed(lambda: theirs.evaluate(testing)),
+        bench.timed(tested.validate),
+    )
+    name = f"resnet of width {EPOCH_WIDTH[kind]}, {train} + {val} images against "
+    name += f"{train} + 2 x {test}, batch {EPOCH_BATCH[kind]}"
+    note = f"{EPOCH_SCALE[kind]:.2g} of the published split sizes"
+    passes = f"the same network's evaluation, {test} images on both sides"
+    agree = "losses of all heads agree"
+    return [
+        times_as_fast("epoch", name, 1.8, theirs=their_epochs, ours=our_epochs, note=note),
+        times_as_fast("epoch", passes, 2.5, theirs=their_passes, ours=our_passes, note=agree),
+    ]
+
+
+def _images(
+    bench: Bench, work: Workplace, indices: np.ndarray, augmentation: Augmentation | None
+) -> reference.Batches:
+    data = work.data
+    dataset = reference.Images(
+        data.train_images.numpy()[indices],
+        data.train_labels.numpy()[indices],
+        reference.transform(augmentation, data.mean, data.std),
+    )
+    is_training = augmentation is not None
+    batch_size = work.study.recipe.fusion.batch_size if is_training else 128
+    return reference.loader(dataset, batch_size, workers=bench.cores, shuffle=is_training)

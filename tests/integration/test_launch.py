@@ -1,0 +1,239 @@
+"""Real launches: torchrun over gloo, launch.sh, one process alone."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fusionrun.components.store import load_model, read_manifest
+from fusionrun.logs.csv import row_columns
+from tests.tiny import (
+    FUSIONS,
+    ROOT,
+    alone,
+    csv_numbers,
+    environment,
+    launch_sh,
+    row_weights,
+    torchrun,
+    write_recipe,
+)
+
+
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished study of four rows on four ranks."""
+    folder = tmp_path_factory.mktemp("four_ranks")
+    done = torchrun("train", write_recipe(folder), ranks=4, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder
+
+
+def expected_files() -> set[str]:
+    """The fixed file set of a study of TINY, but for fusionrun's own bookkeeping."""
+    files = {"recipe.yaml", "status.json", "results.csv", "results.md", "results.svg"}
+    files |= {f"splits/{name}.npy" for name in ("expert_train_indices", "fusion_holdout_indices")}
+    files |= {"splits/split_meta.json"}
+    for index, (model, fusion) in enumerate(FUSIONS.items()):
+        row = f"{model}_fusions/{fusion}"
+        files |= {f"{row}/manifest.json", f"{row}/checkpoint.pth"}
+        files |= {f"{row}/fusion/fusion_module_best.pth", f"{row}/global/global_head_best.pth"}
+        files |= {f"csv_logs/{model}_fusions/{model}_{fusion}_training_log.csv"}
+        files |= {f"logs/task-{index}-{model}-{fusion}.log"}
+        for k in range(2):
+            files |= {f"{row}/experts/expert_{k}_best.pth"}
+            files |= {f"expert_checkpoints/{model}/expert_{k}_best.pth"}
+            files |= {f"csv_logs/{model}_experts/{model}_expert_{k}_training_log.csv"}
+            files |= {f"logs/expert-{model}-{k}.log"}
+    return files
+
+
+def test_four_ranks_write_exactly_the_fixed_file_set(four_ranks: Path) -> None:
+    out = four_ranks / "out"
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    events = {name for name in found if name.startswith("tensorboard/")}
+    visible = {name for name in found - events if not any(p[0] == "." for p in name.split("/"))}
+    assert visible == expected_files()
+    tasks = {name.removeprefix("logs/").removesuffix(".log") for name in visible if "logs/" in name}
+    tasks = {name for name in tasks if name.startswith(("task-", "expert-"))}
+    assert {name.split("/")[1] for name in events} == tasks
+    assert not list((out / ".fusionrun").rglob("*.pth"))  # saved experts need no resume state
+
+
+def test_every_row_of_the_csv_is_there_once(four_ranks: Path) -> None:
+    for model, fusion in FUSIONS.items():
+        name = f"out/csv_logs/{model}_fusions/{model}_{fusion}_training_log.csv"
+        with (four_ranks / name).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert tuple(rows[0]) == row_columns(2)
+        assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+        assert {row["fusion_type"] for row in rows} == {fusion}
+        for row in rows:
+            total = float(row["loss_global"]) + float(row["loss_individual"])
+            assert float(row["loss_total"]) == pytest.approx(total, rel=1e-5)  # alpha is 1
+
+
+def test_each_rank_trained_its_own_row(four_ranks: Path) -> None:
+    for index, (model, fusion) in enumerate(FUSIONS.items()):
+        log = (four_ranks / f"out/logs/task-{index}-{model}-{fusion}.log").read_text()
+        assert f"starts on rank {index}, cpu, 1 threads" in log
+        assert all(
+            line.startswith(f"[task-{index}-{model}-{fusion}] ") for line in log.splitlines()
+        )
+
+
+def test_off_a_terminal_there_are_plain_lines_one_a_task_and_epoch(four_ranks: Path) -> None:
+    text = (four_ranks / "stdout.txt").read_text()
+    assert "\x1b" not in text and "\r" not in text
+    for index, (model, fusion) in enumerate(FUSIONS.items()):
+        lines = [x for x in text.splitlines() if x.startswith(f"[task-{index}-{model}-{fusion}] ")]
+        assert sum(" epoch " in line for line in lines) == 3
+
+
+def test_status_json_tells_how_it_ended(four_ranks: Path) -> None:
+    status = json.loads((four_ranks / "out/status.json").read_text())
+    assert status["state"] == "done" and status["progress"] == 1.0
+    assert len(status["tasks"]) == 12 and {task["state"] for task in status["tasks"]} == {"done"}
+    assert [rank["state"] for rank in status["ranks"]] == ["finished"] * 4
+
+
+def test_results_do_not_depend_on_how_many_ranks_worked(four_ranks: Path, tmp_path: Path) -> None:
+    done = alone("train", write_recipe(tmp_path), "logs.tensorboard=false", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert row_weights(tmp_path) == row_weights(four_ranks)
+    assert csv_numbers(tmp_path) == csv_numbers(four_ranks)
+
+
+def test_the_same_command_again_repeats_nothing(four_ranks: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (four_ranks / "out").rglob("*.pth")}
+    done = alone("train", four_ranks / "tiny.yaml", cwd=four_ranks)
+    assert done.returncode == 0, done.stderr
+    assert " epoch " not in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in (four_ranks / "out").rglob("*.pth")} == before
+
+
+def test_evaluate_measures_the_saved_components_as_training_did(four_ranks: Path) -> None:
+    before = (four_ranks / "out/results.csv").read_text()
+    done = alone("evaluate", "out", cwd=four_ranks)
+    assert done.returncode == 0, done.stderr
+    assert (four_ranks / "out/results.csv").read_text() == before
+    assert "n/a" not in before and len(before.splitlines()) == 5
+
+
+def test_components_of_one_epoch_are_what_the_manifest_says(four_ranks: Path) -> None:
+    directory = four_ranks / "out/resnet_fusions/multiplicativeAddition"
+    manifest = read_manifest(directory / "manifest.json")
+    model = load_model(directory)
+    assert len(model.experts) == 2 and manifest["epoch"] in (1, 2, 3)
+    path = "out/csv_logs/resnet_fusions/resnet_multiplicativeAddition_training_log.csv"
+    with (four_ranks / path).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    best = max(float(row["val_accuracy"]) for row in rows)
+    assert float(rows[manifest["epoch"] - 1]["val_accuracy"]) == best
+    assert manifest["val_accuracy"] == pytest.approx(best)
+
+
+def test_the_readmes_way_to_load_components(
+    four_ranks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(
+        r"```python\n(from fusionrun.components.store.*?)```",
+        (ROOT / "README.md").read_text(),
+        re.S,
+    )
+    (four_ranks / "runs").mkdir()
+    (four_ranks / "runs/demo").symlink_to(four_ranks / "out")
+    monkeypatch.chdir(four_ranks)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    images = torch.randn(3, 3, 16, 16)
+    features, logits = names["expert"](images)
+    assert features.shape[0] == 3 and logits.shape == (3, 4)
+    assert names["model"](images).expert_logits.shape == (3, 2, 4)
+
+
+def test_the_seeds_one_row_command(four_ranks: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    experts = four_ranks / "out/expert_checkpoints/resnet"
+    flags = ["--model", "resnet", "--fusion_type", "concatenation", "--output_dir", "one"]
+    flags += ["--checkpoint_dir", str(experts), "--epochs", "1", "--batch_size", "16"]
+    done = alone("train", recipe, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "one/resnet_fusions/concatenation/global/global_head_best.pth").is_file()
+    assert not (tmp_path / "one/expert_checkpoints").exists()  # they were found, not trained
+    assert "epoch 1/1" in done.stdout
+
+
+def test_launch_sh_fails_one_row_and_trains_the_others(four_ranks: Path, tmp_path: Path) -> None:
+    experts = tmp_path / "experts"
+    for model in ("resnet", "resnext"):
+        for k in range(2):
+            source = four_ranks / f"out/expert_checkpoints/{model}/expert_{k}_best.pth"
+            target = experts / model / source.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    broken = experts / "resnet/expert_1_best.pth"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    rows = "rows=[{model: resnet, fusion: concatenation}, {model: resnext, fusion: concatenation}]"
+    words = [write_recipe(tmp_path), rows, f"experts.checkpoint_dir={experts}"]
+    failed = launch_sh(*words, cwd=tmp_path, RANKS="2")
+    assert failed.returncode == 3, failed.stdout + failed.stderr
+    assert "[task-0-resnet-concatenation]" in failed.stdout and str(broken) in failed.stdout
+    assert "Traceback" not in failed.stdout + failed.stderr
+    assert (tmp_path / "out/resnext_fusions/concatenation/manifest.json").is_file()
+    broken.write_bytes(whole)
+    mended = launch_sh(*words, cwd=tmp_path, RANKS="2")
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert "[task-1-resnext-concatenation]" not in mended.stdout  # done before, not done again
+
+
+def test_launch_sh_passes_on_that_the_recipe_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    sleep = tmp_path / "bin/sleep"
+    sleep.write_text('#!/bin/sh\necho "waits for ranks that have gone" >&2\n')
+    sleep.chmod(0o755)
+    path = f"{sleep.parent}:{os.environ['PATH']}"
+    done = launch_sh(write_recipe(tmp_path), "fusion.epocs=3", cwd=tmp_path, RANKS="2", PATH=path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        line for line in done.stderr.splitlines() if line.startswith("fusionrun: ")
+    ]
+    assert "fusion.epocs" in done.stderr and "'epochs'" in done.stderr
+
+
+def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_result(
+    four_ranks: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path)
+    command = ["bash", str(ROOT / "launch.sh"), str(recipe)]
+    running = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment(PYTHON=sys.executable),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert running.stdout is not None
+    for line in running.stdout:
+        if " epoch 1/3 " in line:  # some row has begun
+            break
+    os.kill(running.pid, signal.SIGTERM)
+    rest = running.stdout.read()
+    assert running.wait(timeout=60) == 4, rest
+    assert "SIGKILL" not in rest  # what torchrun says when its grace has ended too early
+    assert "Traceback" not in rest
+    resumed = launch_sh(recipe, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert row_weights(tmp_path) == row_weights(four_ranks)
+    assert csv_numbers(tmp_path) == csv_numbers(four_ranks)

@@ -1,0 +1,212 @@
+"""Who a process is, which device and how many threads it gets, and how it ends with its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from fusionrun.common.distributed import (
+    LaunchError,
+    Place,
+    choose_device,
+    divide_threads,
+    join,
+    leave,
+    read_place,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+
+TORCHRUN = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "4",
+    "TORCHELASTIC_RESTART_COUNT": "2",
+    "MASTER_ADDR": "node7",
+    "MASTER_PORT": "29500",
+}
+
+
+ALONE = Place(0, 1, 0, 1, 0, None)
+
+
+def place_of(local_rank: int, local_world_size: int) -> Place:
+    """On the second node; the first has five ranks."""
+    return Place(5 + local_rank, 5 + local_world_size, local_rank, local_world_size, 0, None)
+
+
+# ------------------------------------------------------------------ read_place
+
+
+def test_torchruns_variables_are_read() -> None:
+    place = read_place(TORCHRUN)
+    assert place == Place(5, 8, 1, 4, 2, None)
+    assert place.is_distributed
+    assert place.host
+
+
+def test_without_torchrun_a_process_is_alone() -> None:
+    for environ in ({}, {"PATH": "/bin", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}):
+        place = read_place(environ)
+        assert place == Place(0, 1, 0, 1, 0, None)
+        assert not place.is_distributed
+
+
+def test_the_nodes_of_the_launch_are_counted() -> None:
+    assert read_place(TORCHRUN).nodes == 1
+    assert read_place({**TORCHRUN, "GROUP_WORLD_SIZE": "3"}).nodes == 3
+
+
+def test_slurms_restarts_count_too() -> None:
+    slurm = {"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": "3"}
+    place = read_place({**TORCHRUN, **slurm})
+    assert (place.job_id, place.restarts) == ("4711", 5)
+
+
+@pytest.mark.parametrize("name", [name for name in TORCHRUN if not name.startswith("MASTER")])
+@pytest.mark.parametrize("value", ["", "two", "-1", "1.5", " 1", "²"])
+def test_a_variable_that_is_no_number(name: str, value: str) -> None:
+    with pytest.raises(LaunchError) as caught:
+        read_place({**TORCHRUN, name: value})
+    assert str(caught.value) == f"{name}: found {value!r}, expected a whole number"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"RANK": "8"}, ("RANK is 8", "WORLD_SIZE is 8")),
+        ({"RANK": "9"}, ("RANK is 9", "WORLD_SIZE is 8")),
+        ({"WORLD_SIZE": "0"}, ("WORLD_SIZE is 0",)),
+        ({"LOCAL_WORLD_SIZE": "0"}, ("LOCAL_WORLD_SIZE", "found 0")),
+    ],
+)
+def test_variables_that_make_no_sense(changes: dict[str, str], named: tuple[str, ...]) -> None:
+    with pytest.raises(LaunchError) as caught:
+        read_place({**TORCHRUN, **changes})
+    assert all(part in str(caught.value) for part in named)
+
+
+# ------------------------------------------------------------------ join and leave
+
+
+def test_joining_alone_needs_no_peers_and_gives_a_store() -> None:
+    store = join(ALONE)
+    assert not dist.is_initialized()
+    assert [store.add("claim", 1), store.add("claim", 1)] == [1, 2]
+    store.set("outcome", "done")
+    assert store.get("outcome") == b"done"
+    assert not store.check(["elsewhere"])
+    assert not join(ALONE).check(["claim"])  # a store of its own
+    leave()
+
+
+@pytest.mark.parametrize("missing", ["MASTER_ADDR", "MASTER_PORT"])
+def test_peers_that_nobody_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, TORCHRUN[name])
+    monkeypatch.delenv(missing)
+    with pytest.raises(LaunchError, match=f"{missing}: not set .* start with torchrun"):
+        join(Place(0, 2, 0, 2, 0, None))
+    assert not dist.is_initialized()
+
+
+# ------------------------------------------------------------------ choose_device
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+@pytest.mark.parametrize(
+    ("gpus", "expected"), [(1, [0, 0, 0, 0]), (2, [0, 1, 0, 1]), (4, [0, 1, 2, 3])]
+)
+def test_local_ranks_spread_over_the_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: str,
+    gpus: int,
+    expected: list[int],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    devices = [choose_device(place_of(rank, 4), wanted) for rank in range(4)]
+    assert devices == [torch.device("cuda", index) for index in expected]
+
+
+def test_without_a_gpu_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for rank in range(4):
+        assert choose_device(place_of(rank, 4), "auto") == torch.device("cpu")
+
+
+def test_a_gpu_that_is_wanted_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(LaunchError, match=r"runtime\.device is cuda.*runtime\.device=auto"):
+        choose_device(ALONE, "cuda")
+
+
+def test_the_cpu_is_taken_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert choose_device(place_of(2, 4), "cpu") == torch.device("cpu")
+
+
+# ------------------------------------------------------------------ divide_threads
+
+
+@pytest.fixture
+def same_threads_afterwards() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("same_threads_afterwards")
+@pytest.mark.parametrize(
+    ("cores", "ranks", "wanted", "expected"),
+    [
+        (8, 1, None, 8),
+        (8, 4, None, 2),
+        (8, 3, None, 2),
+        (2, 4, None, 1),
+        (8, 4, 5, 5),
+        (1, 1, 2, 2),
+    ],
+)
+def test_ranks_divide_the_cores_they_may_use(
+    monkeypatch: pytest.MonkeyPatch, cores: int, ranks: int, wanted: int | None, expected: int
+) -> None:
+    # of all the machine's cores, a job may use those of its affinity
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16, 16 + cores)))
+    assert divide_threads(place_of(0, ranks), wanted) == expected
+    assert torch.get_num_threads() == expected
+
+
+# ------------------------------------------------------------------ die_with_parent
+
+CHILD = """
+import signal, sys, time
+from fusionrun.common.distributed import die_with_parent
+die_with_parent()
+signal.signal(signal.SIGTERM, lambda *_: (print("asked to stop", flush=True), sys.exit()))
+print("ready", flush=True)
+time.sleep(30)
+"""
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+
+def test_a_rank_is_asked_to_stop_when_its_agent_is_killed() -> None:
+    agent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, CHILD],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert agent.stdout is not None
+    assert agent.stdout.readline() == "ready\n"
+    agent.send_signal(signal.SIGKILL)
+    agent.wait()
+    # the rank holds the other end of the pipe: reading ends when it has ended
+    assert agent.stdout.read() == "asked to stop\n"
+    agent.stdout.close()

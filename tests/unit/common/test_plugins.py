@@ -1,0 +1,110 @@
+"""A user's own parts: the README's example as it stands there, and what is said of mistakes."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fusionrun.common.plugins import load_plugin
+from fusionrun.components.store import load_expert, load_model
+from fusionrun.data.datasets import DataError, as_arrays, load_dataset
+from fusionrun.study.recipe import RecipeError, load_recipe
+from fusionrun.study.study import Study, plan_study
+from tests.tiny import ROOT, alone, write_recipe
+
+README = (ROOT / "README.md").read_text()
+SECTION = README.split("## Your own architecture, fusion or data set\n")[1].split("\n## ")[0]
+CODE, COMMAND = re.findall(r"```(?:python|bash)\n(.*?)```", SECTION, flags=re.DOTALL)
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The README's my_parts.py in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_parts.py").write_text(CODE)
+    return tmp_path / "my_parts.py"
+
+
+def plan(folder: Path, *overrides: str) -> Study:
+    return plan_study(load_recipe(write_recipe(folder), overrides), "tiny.yaml")
+
+
+def test_the_example_of_the_readme_runs(parts: Path) -> None:
+    words = shlex.split(COMMAND.replace("\\\n", " "))
+    assert words[:3] == ["bash", "launch.sh", "configs/demo.yaml"]
+    short = ["experts.epochs=1", "fusion.epochs=1", "experts.count=2", "logs.tensorboard=false"]
+    folder = parts.parent
+    done = alone("train", ROOT / words[2], *words[3:], *short, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = folder / "runs/own/patches_fusions/gated"
+    model = load_model(row)
+    assert type(model.fusion).__name__ == "Gated"
+    expert = load_expert(row / "experts/expert_1_best.pth")
+    features, logits = expert(torch.rand(2, 3, 32, 32))
+    assert (features.shape, logits.shape) == ((2, 32), (2, 2))
+    again = alone("evaluate", "runs/own", cwd=folder)
+    assert again.returncode == 0, again.stderr
+
+
+def test_two_names_of_one_file_are_of_one_module(parts: Path) -> None:
+    patches, gated = (load_plugin(f"my_parts.py:{name}") for name in ("Patches", "Gated"))
+    assert load_plugin(f"{parts}:Patches") is patches
+    assert sys.modules[patches.__module__].Gated is gated  # type: ignore[attr-defined]
+
+
+def test_their_arguments_are_checked_and_part_of_the_settings(parts: Path) -> None:
+    own = [
+        "plugins={patches: my_parts.py:Patches}",
+        "rows=[{model: patches, fusion: concatenation}]",
+    ]
+    study = plan(parts.parent, *own, "models.patches={width: 8}")
+    settings = study.settings(study.tasks[0])
+    assert settings["plugins.patches"] == "my_parts.py:Patches"
+    assert settings["models.patches.width"] == 8
+    assert study.build_expert("patches", 2).feature_dim == 8
+    with pytest.raises(RecipeError, match=r"models\.patches\.widht.*did you mean 'width'"):
+        plan(parts.parent, *own, "models.patches={widht: 8}")
+
+
+@pytest.mark.parametrize(
+    ("plugins", "words"),
+    [
+        ("{net: nowhere.py:Net}", "plugins.net: 'nowhere.py:Net': found no file"),
+        ("{net: my_parts.py:Nett}", "my_parts.py has no 'Nett', only"),
+        ("{net: my_parts.py}", "plugins.net"),
+        ("{resnet: my_parts.py:Patches}", "plugins.resnet: expected a new name"),
+        ("{a/b: my_parts.py:Patches}", "expected a new name, of letters"),
+        ("{net: my_parts.py:Tensor}", "found Tensor, expected a subclass of"),
+        ("{net: broken.py:Net}", "broken.py fails, line 2: ZeroDivisionError"),
+    ],
+)
+def test_mistakes_are_named(parts: Path, plugins: str, words: str) -> None:
+    (parts.parent / "broken.py").write_text("x = 0\ny = 1 / x\n")
+    with pytest.raises(RecipeError, match=re.escape(words)):
+        plan(parts.parent, f"plugins={plugins}")
+
+
+def test_a_data_set_must_be_what_as_arrays_returns(parts: Path) -> None:
+    parts.write_text("def mine(request):\n    return 1\n\nother = 3\n")
+    with pytest.raises(DataError, match="found int, expected what as_arrays returns"):
+        load_dataset("my_parts.py:mine", root=parts.parent)
+    with pytest.raises(DataError, match="expected a function of a Request"):
+        load_dataset("my_parts.py:other", root=parts.parent)
+
+
+def test_as_arrays_refuses_what_cannot_be_trained_on() -> None:
+    images, labels = np.zeros((4, 3, 8, 8), np.uint8), np.array([0, 1, 0, 1])
+    good = as_arrays(images, labels, images[:2], labels[:2], ["a", "b"])
+    assert good.fingerprint != as_arrays(images + 1, labels, images, labels, "ab").fingerprint
+    with pytest.raises(DataError, match=r"train images float64 .* expected \(N, 3, H, W\) uint8"):
+        as_arrays(images / 255, labels, images, labels, ["a", "b"])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="train labels: found 0 to 1, expected 0 to 0"):
+        as_arrays(images, labels, images, labels, ["a"])
+    with pytest.raises(DataError, match="test images"):
+        as_arrays(images, labels, images[:, :, :4], labels, ["a", "b"])
+    with pytest.raises(DataError, match="expected"):
+        as_arrays(images[:, :1], labels, images[:, :1], labels, ["a", "b"])

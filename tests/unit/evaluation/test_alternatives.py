@@ -1,0 +1,147 @@
+"""Fusion's rivals against numpy, and operations counted by hand."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fusionrun.common.complexity import multiply_accumulates
+from fusionrun.evaluation.alternatives import accuracy, compare
+from fusionrun.evaluation.statistics.metrics import mix_logits, mix_probabilities
+from fusionrun.experts import build_expert
+
+N, E, C = 300, 3, 5
+Floats = npt.NDArray[np.float64]
+
+
+def make_logits(seed: int) -> Tensor:
+    """Heads (N, 1 + E, C) of unlike skill and scale, so that no two averages agree by chance."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = make_labels()
+    noise = torch.randn(N, 1 + E, C, generator=generator)
+    skill = torch.tensor([1.6, 0.8, 1.2, 1.0]).view(1, -1, 1)
+    scale = torch.tensor([1.0, 6.0, 2.0, 0.5]).view(1, -1, 1)
+    return scale * (noise + skill * torch.eye(C)[labels].unsqueeze(1))
+
+
+def make_labels() -> Tensor:
+    return torch.randint(0, C, (N,), generator=torch.Generator().manual_seed(7))
+
+
+def percent_right(scores: Floats) -> float:
+    right = [int(np.argmax(scores[n])) == int(make_labels()[n]) for n in range(N)]
+    return 100 * sum(right) / N
+
+
+def softmax(logits: Floats) -> Floats:
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    ("val_accuracies", "before_val_accuracies", "best", "before_best"),
+    [
+        ([50.0, 60.0, 40.0], [10.0, 20.0, 30.0], 1, 2),
+        ([70.0, 60.0, 40.0], [30.0, 20.0, 10.0], 0, 0),
+        ([70.0, 60.0, 70.5], [30.0, 30.5, 10.0], 2, 1),
+        ([60.0, 60.0, 60.0], [30.0, 40.0, 40.0], 0, 1),  # of equals the first
+    ],
+)
+def test_compare_equals_numpy(
+    val_accuracies: list[float], before_val_accuracies: list[float], best: int, before_best: int
+) -> None:
+    logits, before = make_logits(0), make_logits(1)[:, 1:]
+    found = compare(
+        logits,
+        make_labels(),
+        before,
+        val_accuracies=val_accuracies,
+        before_val_accuracies=before_val_accuracies,
+    )
+    heads, old = logits.double().numpy(), before.double().numpy()
+    each = [percent_right(heads[:, 1 + k]) for k in range(E)]
+    each_before = [percent_right(old[:, k]) for k in range(E)]
+    expected: dict[str, object] = {
+        "fused": percent_right(heads[:, 0]),
+        "best_expert": each[best],
+        "mean_probabilities": percent_right(softmax(heads[:, 1:]).mean(axis=1)),
+        "mean_logits": percent_right(heads[:, 1:].mean(axis=1)),
+        "before_best_expert": each_before[before_best],
+        "before_mean_probabilities": percent_right(softmax(old).mean(axis=1)),
+        "before_mean_logits": percent_right(old.mean(axis=1)),
+        "experts": each,
+        "before_experts": each_before,
+    }
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value), name
+    # the inputs tell all of them apart, or the test would prove little
+    assert len(set(each)) == len(set(each_before)) == E
+    assert len({expected["fused"], expected["mean_probabilities"], expected["mean_logits"]}) == 3
+
+
+def test_the_best_expert_is_not_chosen_on_these_images() -> None:
+    """Validation prefers the expert that is worst here: its number is reported all the same."""
+    logits = make_logits(0)
+    each = [accuracy(logits[:, 1 + k], make_labels()) for k in range(E)]
+    worst = each.index(min(each))
+    misleading = [90.0 if k == worst else 10.0 for k in range(E)]
+    found = compare(
+        logits,
+        make_labels(),
+        logits[:, 1:],
+        val_accuracies=misleading,
+        before_val_accuracies=misleading,
+    )
+    assert found["best_expert"] == found["before_best_expert"] == min(each) < max(each)
+
+
+def test_the_two_averages_are_different_things() -> None:
+    """Two lukewarm experts against a sure one: probabilities limit what one of them can say."""
+    logits = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 9.0]]])
+    assert int(mix_logits(logits).argmax()) == 1
+    assert int(mix_probabilities(logits).argmax()) == 1
+    logits = torch.tensor([[[3.0, 0.0], [3.0, 0.0], [0.0, 9.0]]])
+    assert int(mix_logits(logits).argmax()) == 1
+    assert int(mix_probabilities(logits).argmax()) == 0
+    torch.testing.assert_close(mix_probabilities(logits).exp().sum(dim=-1), torch.ones(1).double())
+
+
+def test_huge_logits_do_not_break_mix_probabilities() -> None:
+    logits = torch.tensor([[[1000.0, 0.0], [0.0, -1000.0]]])
+    assert mix_probabilities(logits).exp().tolist() == [[1.0, 0.0]]
+
+
+def test_accuracy_is_a_percentage() -> None:
+    logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [5.0, 4.0]])
+    assert accuracy(logits, torch.tensor([0, 1, 0])) == 100.0
+    assert accuracy(logits, torch.tensor([1, 0, 1])) == 0.0
+    assert accuracy(logits, torch.tensor([0, 0, 1])) == pytest.approx(100 / 3)
+
+
+# --- cost ----------------------------------------------------------------------------------------
+
+
+def test_operations_are_counted_as_by_hand() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),  # 8 x 16 x 16 outputs of 3 x 3 x 3 each
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=4),  # 12 x 8 x 8 of 2 x 3 x 3
+        nn.Conv2d(12, 6, 1),  # 6 x 8 x 8 of 12
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 10),
+    )
+    expected = 8 * 256 * 27 + 12 * 64 * 18 + 6 * 64 * 12 + 60
+    assert multiply_accumulates(network.to("meta"), 16) == expected
+
+
+def test_operations_of_a_published_network() -> None:
+    """ResNet-18 with a stem at full resolution: 0.56 billion for a 32 x 32 image."""
+    with torch.device("meta"):
+        expert = build_expert("resnet", 100)
+    assert multiply_accumulates(expert, 32) == pytest.approx(0.555e9, rel=0.01)
+    # four times the pixels, four times the work, but for the classifier
+    head = 512 * 100
+    assert multiply_accumulates(expert, 64) - head == 4 * (multiply_accumulates(expert, 32) - head)

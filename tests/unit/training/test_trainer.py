@@ -1,0 +1,886 @@
+"""The training loop: resumed runs bit for bit, bad numbers stopped, every mean recomputed."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fusionrun.common.seeds import derive_seed
+from fusionrun.components.store import state_hash
+from fusionrun.data.augmentation.policies import AUGMENTATIONS
+from fusionrun.data.loader import ResidentLoader
+from fusionrun.experts import build_expert
+from fusionrun.fusions import FUSIONS, FusionModel, build_fusion
+from fusionrun.training import trainer as loop
+from fusionrun.training.checkpoint import ResumeFile, load, save
+from fusionrun.training.losses import head_weights
+from fusionrun.training.optim import (
+    Group,
+    adamw,
+    cosine_to_tenth,
+    cosine_to_zero,
+    sgd,
+    warm_restarts,
+)
+from fusionrun.training.trainer import (
+    Best,
+    EpochNumbers,
+    Progress,
+    StopRequested,
+    TaskError,
+    Trainer,
+    check_settings,
+    collect_logits,
+)
+
+CLASSES, SIZE = 4, 8
+TRAIN, VAL, BATCH = 40, 24, 16
+STEPS = 3  # of 16, 16 and 8 images
+EPOCHS = 4
+TOTAL = STEPS * EPOCHS
+CPU = torch.device("cpu")
+SETTINGS = {"model": "tiny", "seed": 5, "models.tiny.blocks": [1]}
+
+
+# --- building ------------------------------------------------------------------------------------
+
+
+def make_loader(first: int, end: int, augmentation: str, layout: bool = False) -> ResidentLoader:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, CLASSES, (TRAIN + VAL,), generator=generator)
+    noise = torch.randint(0, 100, (TRAIN + VAL, 3, SIZE, SIZE), generator=generator)
+    images = (noise + 40 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    return ResidentLoader(
+        images,
+        labels,
+        np.arange(first, end),
+        num_classes=CLASSES,
+        batch_size=BATCH,
+        mean=(0.5, 0.4, 0.3),
+        std=(0.25, 0.2, 0.3),
+        augmentation=AUGMENTATIONS[augmentation],
+        channels_last=layout,
+    )
+
+
+def make_expert(dropout: float = 0.3) -> nn.Module:
+    return build_expert("resnet", CLASSES, width=8, blocks=(1,), dropout=dropout)
+
+
+def make_fusion(name: str = "multiplicativeAddition", dropout: float = 0.3) -> FusionModel:
+    return FusionModel(
+        [make_expert(dropout), make_expert(dropout)], build_fusion(name, 2, 8), CLASSES
+    )
+
+
+@dataclass
+class Diary:
+    """A reporter that keeps everything, and the weights as they were at every epoch's end."""
+
+    model: nn.Module | None = None
+    progresses: list[Progress] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+    resumes: list[int] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    weights: dict[int, str] = field(default_factory=dict)
+
+    def progress(self, progress: Progress) -> None:
+        self.progresses.append(progress)
+
+    def epoch(self, history: Sequence[EpochNumbers], best: Best) -> None:
+        self.epochs.append(history[-1].epoch)
+        if self.model is not None:
+            self.weights[history[-1].epoch] = state_hash(self.model.state_dict())
+
+    def resumed(self, history: Sequence[EpochNumbers], best: Best) -> None:
+        self.resumes.append(history[-1].epoch)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+class Counter:
+    """Counts a model's training steps, and makes something happen at one of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.steps = 0
+        self.at: dict[int, Callable[[Tensor], Tensor]] = {}  # what to do with its images
+        model.register_forward_pre_hook(self._count)
+
+    def _count(self, model: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor] | None:
+        if not model.training:
+            return None
+        self.steps += 1
+        change = self.at.get(self.steps)
+        return (change(arguments[0]),) if change else None
+
+
+@dataclass
+class Kit:
+    """A trainer and what watches it."""
+
+    trainer: Trainer
+    counter: Counter
+    diary: Diary
+
+
+def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any) -> Kit:
+    """A new trainer, as a new process would make it; `init` seeds the weights it starts from."""
+    torch.manual_seed(init)
+    last = kind == "expert"
+    if kind == "expert":
+        model: nn.Module = make_expert()
+        groups = [Group.of("expert", [model], 0.1, cosine_to_zero, 1.0)]
+        optimizer, weights = sgd(groups, 5e-4), torch.ones(1)
+    else:
+        model = changes.pop("model", None) or make_fusion()
+        assert isinstance(model, FusionModel)
+        parts = [
+            Group.of("experts", model.experts, 3e-3, warm_restarts, 5.0),
+            Group.of("fusion", [model.fusion], 1e-2, cosine_to_tenth, 1.0),
+            Group.of("global_head", [model.global_head], 2e-2, cosine_to_tenth, 1.0),
+        ]
+        groups = [group for group in parts if group.parameters]
+        optimizer, weights = adamw(groups, 1e-2), head_weights(2, 0.5, CPU)
+    if last:
+        model.to(memory_format=torch.channels_last)
+    diary = Diary(model)
+    arguments: dict[str, Any] = {
+        "model": model,
+        "train_loader": make_loader(0, TRAIN, "randaugment" if last else "color_jitter", last),
+        "val_loader": make_loader(TRAIN, TRAIN + VAL, "none", last),
+        "optimizer": optimizer,
+        "groups": groups,
+        "head_weights": weights,
+        "label_smoothing": 0.1,
+        "epochs": EPOCHS,
+        "seed": 5,
+        "device": CPU,
+        "resume_file": ResumeFile(path),
+        "settings": SETTINGS,
+        "reporter": diary,
+        "stop_requested": lambda: False,
+        "every_epochs": 1,
+        "every_minutes": 1e9,
+        "batch_field": "fusion.batch_size",
+        **changes,
+    }
+    return Kit(Trainer(**arguments), Counter(model), diary)
+
+
+def stop_after(kit: Kit, steps: int) -> None:
+    """Train that many steps, as if the signal came during the last of them."""
+    kit.trainer.stop_requested = lambda: kit.counter.steps >= steps
+    with pytest.raises(StopRequested):
+        kit.trainer.run()
+    assert kit.counter.steps == steps
+
+
+# --- what a run comes to -------------------------------------------------------------------------
+
+
+def timeless(history: Sequence[EpochNumbers]) -> list[EpochNumbers]:
+    zero = {"train_seconds": 0.0, "seconds": 0.0, "timestamp": ""}
+    return [dataclasses.replace(numbers, **zero) for numbers in history]  # type: ignore[arg-type]
+
+
+def optimizer_hash(optimizer: torch.optim.Optimizer) -> str:
+    state = optimizer.state_dict()["state"]
+    return state_hash({f"{k}.{name}": v for k, s in state.items() for name, v in s.items()})
+
+
+def outcome(trainer: Trainer) -> dict[str, Any]:
+    """Everything that must come out the same, however often the run was interrupted."""
+    best = trainer.best
+    return {
+        "weights": state_hash(trainer.model.state_dict()),
+        "optimizer": optimizer_hash(trainer.optimizer),
+        "history": timeless(trainer.history),
+        "best": (best.epoch, best.val_accuracy, best.val_loss, state_hash(best.state)),
+    }
+
+
+KINDS = ("fusion", "expert")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    outcomes = {}
+    for kind in KINDS:
+        kit = make_kit(tmp_path_factory.mktemp(kind) / "checkpoint.pth", kind)
+        kit.trainer.run()
+        assert kit.counter.steps == TOTAL
+        outcomes[kind] = outcome(kit.trainer)
+    return outcomes
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoint.pth"
+
+
+# --- resume --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", range(1, TOTAL + 1))
+def test_stopped_at_any_step_it_ends_the_same(
+    path: Path, kind: str, steps: int, uninterrupted: dict[str, dict[str, Any]]
+) -> None:
+    stop_after(make_kit(path, kind, every_epochs=1000), steps)
+    torch.manual_seed(999)  # what the next process happens to have drawn
+    kit = make_kit(path, kind, init=77, every_epochs=1000)
+    kit.trainer.run()
+    assert kit.counter.steps == TOTAL - steps  # no step is done twice
+    assert outcome(kit.trainer) == uninterrupted[kind]
+    epoch, step = divmod(steps, STEPS)
+    if step == 0:  # the stop came before validation: the epoch is not finished yet
+        epoch, step = epoch - 1, STEPS
+    assert kit.diary.messages == [f"continues after epoch {epoch}, step {step}"]
+    # the table and the logs learn at once what the earlier process had finished
+    assert kit.diary.resumes == ([epoch] if epoch else [])
+    assert kit.diary.epochs == list(range(epoch + 1, EPOCHS + 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopped_at_every_step_it_ends_the_same(
+    path: Path, kind: str, uninterrupted: dict[str, dict[str, Any]]
+) -> None:
+    for launch in range(TOTAL):
+        stop_after(make_kit(path, kind, init=launch), 1)
+    kit = make_kit(path, kind, init=77)
+    kit.trainer.run()
+    assert kit.counter.steps == 0
+    assert outcome(kit.trainer) == uninterrupted[kind]
+
+
+class CrashError(Exception):
+    """As good as a kill: nothing is saved."""
+
+
+def crash(images: Tensor) -> Tensor:
+    raise CrashError
+
+
+@pytest.mark.parametrize("steps", [2, 4, 7, 9, 12])
+def test_killed_it_goes_on_from_the_last_checkpoint(
+    path: Path, steps: int, uninterrupted: dict[str, dict[str, Any]]
+) -> None:
+    first = make_kit(path, every_epochs=2)
+    first.counter.at[steps] = crash
+    with pytest.raises(CrashError):
+        first.trainer.run()
+    saved = (steps - 1) // STEPS // 2 * 2  # whole epochs, every second of which was saved
+    assert path.exists() == (saved > 0)
+    kit = make_kit(path, every_epochs=2, init=77 if saved else 0)
+    kit.trainer.run()
+    assert kit.counter.steps == TOTAL - saved * STEPS
+    assert outcome(kit.trainer) == uninterrupted["fusion"]
+
+
+def test_saved_by_the_clock_it_loses_no_step(
+    path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, dict[str, Any]]
+) -> None:
+    monkeypatch.setattr(loop, "PULSE_SECONDS", 0.0)
+    first = make_kit(path, every_epochs=1000, every_minutes=0.0)
+    first.counter.at[9] = crash
+    with pytest.raises(CrashError):
+        first.trainer.run()
+    kit = make_kit(path, init=77)
+    kit.trainer.run()
+    assert kit.counter.steps == TOTAL - 8
+    assert outcome(kit.trainer) == uninterrupted["fusion"]
+
+
+def test_a_damaged_checkpoint_costs_one_save_only(
+    path: Path, uninterrupted: dict[str, dict[str, Any]]
+) -> None:
+    first = make_kit(path)
+    first.counter.at[3 * STEPS + 1] = crash  # epochs 1 to 3 are saved
+    with pytest.raises(CrashError):
+        first.trainer.run()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    kit = make_kit(path, init=77)
+    kit.trainer.run()
+    assert kit.counter.steps == 2 * STEPS
+    warning, note = kit.diary.messages
+    assert str(path) in warning
+    assert "damaged" in warning
+    assert "its predecessor is used" in warning
+    assert note == "continues after epoch 2, step 0"
+    assert outcome(kit.trainer) == uninterrupted["fusion"]
+
+
+def test_a_finished_task_is_not_trained_again(
+    path: Path, uninterrupted: dict[str, dict[str, Any]]
+) -> None:
+    make_kit(path).trainer.run()
+    content = path.read_bytes()
+    kit = make_kit(path, init=77)
+    kit.trainer.run()
+    assert kit.counter.steps == 0
+    assert outcome(kit.trainer) == uninterrupted["fusion"]
+    assert path.read_bytes() == content
+
+
+def test_the_last_epoch_is_saved_whatever_the_interval(path: Path) -> None:
+    make_kit(path, every_epochs=1000).trainer.run()
+    assert load(path)["epoch"] == EPOCHS
+    assert not ResumeFile(path).previous.exists()  # nothing else was
+
+
+def test_another_layout_continues_the_same_training(path: Path) -> None:
+    """runtime.channels_last is no setting of the experiment: switching it may only round anew."""
+    stop_after(make_kit(path, "expert"), 4)
+    straight = make_kit(path, "expert")
+    straight.trainer.run()
+    stop_after(make_kit(other := path.with_name("other.pth"), "expert"), 4)
+    kit = make_kit(other, "expert")
+    kit.trainer.model.to(memory_format=torch.contiguous_format)
+    kit.trainer.run()
+    ours, theirs = kit.trainer.model.state_dict(), straight.trainer.model.state_dict()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_run_repeats_itself_and_seeds_differ(path: Path, bf16: bool) -> None:
+    def run(name: str, seed: int) -> dict[str, Any]:
+        kit = make_kit(path.with_name(name), epochs=1, seed=seed, bf16=bf16)
+        kit.trainer.run()
+        return outcome(kit.trainer)
+
+    first = run("a", 5)
+    assert run("b", 5) == first
+    assert run("c", 6)["weights"] != first["weights"]
+
+
+def test_augmentation_and_dropout_differ_between_all_steps(path: Path) -> None:
+    """The same seed everywhere would repeat one epoch's augmentation and dropout in the next."""
+    kit = make_kit(path)
+    images: list[str] = []
+    generators: list[str] = []
+
+    def look(model: nn.Module, arguments: tuple[Tensor]) -> None:
+        if model.training:
+            images.append(state_hash({"x": arguments[0]}))
+            generators.append(state_hash({"x": torch.get_rng_state()}))
+
+    kit.trainer.model.register_forward_pre_hook(look)
+    kit.trainer.run()
+    assert len(set(images)) == len(set(generators)) == TOTAL
+
+
+# --- bad numbers ---------------------------------------------------------------------------------
+
+
+def with_nan(images: Tensor) -> Tensor:
+    images = images.clone()
+    images[0, 0, 0, 0] = math.nan
+    return images
+
+
+def with_huge_numbers(images: Tensor) -> Tensor:
+    return images * 1e38
+
+
+def parameters(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def poison(kit: Kit, how: str, step: int) -> None:
+    if how == "gradient":  # the loss is fine
+        first = next(iter(kit.trainer.model.parameters()))
+        first.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: gradient * math.nan if kit.counter.steps == step else gradient
+        )
+    else:
+        kit.counter.at[step] = with_nan if how == "nan" else with_huge_numbers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("how", "step", "prompt"),
+    [
+        ("nan", 1, False),
+        ("nan", 5, False),
+        ("nan", 5, True),
+        ("gradient", 4, False),
+        ("gradient", 6, True),
+        ("huge", 8, False),
+        ("nan", TOTAL, False),
+    ],
+)
+def test_bad_numbers_stop_the_task_before_they_spread(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    how: str,
+    step: int,
+    prompt: bool,
+    uninterrupted: dict[str, dict[str, Any]],
+) -> None:
+    if prompt:  # the host looks after every step, else it finds out when the epoch ends
+        monkeypatch.setattr(loop, "PULSE_SECONDS", 0.0)
+    epoch, in_epoch = divmod(step - 1, STEPS)
+    kit = make_kit(path, kind)
+    poison(kit, how, step)
+    with pytest.raises(TaskError, match=f"epoch {epoch + 1}, step {in_epoch + 1} of {STEPS}"):
+        kit.trainer.run()
+    assert kit.counter.steps == (step if prompt else (epoch + 1) * STEPS)
+    # as healthy as the run that stopped just before
+    healthy = make_kit(path.with_name("healthy.pth"), kind)
+    if step > 1:
+        stop_after(healthy, step - 1)
+    found, expected = parameters(kit.trainer.model), parameters(healthy.trainer.model)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    # the last checkpoint is the one of the last whole epoch, and good for going on
+    assert path.exists() == (epoch > 0)
+    if epoch:
+        assert (load(path)["epoch"], load(path)["step"]) == (epoch, 0)
+        kit = make_kit(path, kind, init=77)
+        kit.trainer.run()
+        assert outcome(kit.trainer) == uninterrupted[kind]
+
+
+def test_the_first_of_several_bad_steps_is_named(path: Path) -> None:
+    kit = make_kit(path)
+    poison(kit, "nan", 4)
+    poison(kit, "nan", 6)
+    with pytest.raises(TaskError, match="epoch 2, step 1 of 3"):
+        kit.trainer.run()
+
+
+def test_a_stop_does_not_save_bad_numbers(path: Path) -> None:
+    first = make_kit(path)
+    stop_after(first, 4)
+    content = path.read_bytes()
+    kit = make_kit(path, init=77)
+    poison(kit, "nan", 1)
+    kit.trainer.stop_requested = lambda: kit.counter.steps >= 1
+    with pytest.raises(TaskError, match="epoch 2, step 2 of 3"):
+        kit.trainer.run()
+    assert path.read_bytes() == content
+
+
+# --- best epoch ----------------------------------------------------------------------------------
+
+
+class Scripted(nn.Module):
+    """Its answers in evaluation are written down: (right ones, margin) for every epoch.
+
+    The label of an image is its brightness, so that right answers can be given.
+    """
+
+    def __init__(self, script: list[tuple[int, float]]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(CLASSES))
+        self.script = list(script)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if self.training:
+            return images, self.weight.expand(len(images), CLASSES)
+        right, margin = self.script.pop(0)
+        labels = (images[:, 0, 0, 0] * 255 / 10).round().long()
+        answers = torch.where(torch.arange(len(labels)) < right, labels, (labels + 1) % CLASSES)
+        return images, margin * functional.one_hot(answers, CLASSES).float()
+
+
+def run_script(path: Path, script: list[tuple[int, float]]) -> Kit:
+    labels = torch.arange(8) % 3  # unbalanced: the weights keep moving
+    loader = ResidentLoader(
+        (labels.view(-1, 1, 1, 1) * 10).expand(8, 3, 8, 8).to(torch.uint8),
+        labels,
+        np.arange(8),
+        num_classes=CLASSES,
+        batch_size=8,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        augmentation=AUGMENTATIONS["none"],
+    )
+    model = Scripted(script)
+    groups = [Group.of("expert", [model], 0.5, cosine_to_tenth, 1.0)]
+    kit = make_kit(
+        path,
+        "expert",
+        train_loader=loader,
+        val_loader=loader,
+        groups=groups,
+        optimizer=sgd(groups, 0.0),
+        epochs=len(script),
+    )
+    kit.trainer.model = kit.diary.model = model
+    kit.trainer.run()
+    return kit
+
+
+@pytest.mark.parametrize(
+    ("script", "best"),
+    [
+        ([(2, 1.0), (5, 1.0), (4, 1.0)], 2),  # the most accurate, neither first nor last
+        ([(2, 1.0), (5, 1.0), (5, 1.0)], 2),  # of equals the first
+        ([(2, 1.0), (5, 1.0), (5, 1.5), (5, 2.0)], 3),  # of equally accurate the smallest loss
+        ([(8, 0.1), (7, 9.0)], 1),  # accuracy counts before the loss
+        ([(0, 1.0), (0, 2.0), (0, 0.5)], 3),  # nothing right: still the smallest loss
+        ([(0, 1.0)], 1),
+        ([(8, 1.0), (8, 200.0), (8, 300.0)], 2),  # loss 0 twice
+    ],
+)
+def test_validation_selects_the_best_epoch(
+    path: Path, script: list[tuple[int, float]], best: int
+) -> None:
+    kit = run_script(path, script)
+    right, margin = script[best - 1]
+    spread = math.log(math.exp(margin) + CLASSES - 1)
+    loss = (right * (spread - margin) + (8 - right) * spread) / 8
+    found = kit.trainer.best
+    assert (found.epoch, found.val_accuracy) == (best, 100 * right / 8)
+    assert found.val_loss == pytest.approx(loss, abs=1e-6)
+    assert state_hash(found.state) == kit.diary.weights[best]
+    assert len(set(kit.diary.weights.values())) == len(script)  # weights that tell epochs apart
+
+
+def test_best_weights_are_a_copy(path: Path) -> None:
+    kit = run_script(path, [(2, 1.0), (5, 1.0), (4, 1.0)])
+    kept = kit.diary.weights[2]
+    model = kit.trainer.model
+    assert state_hash(model.state_dict()) != kept
+    with torch.no_grad():
+        model.load_state_dict(kit.trainer.best.state)
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert state_hash(kit.trainer.best.state) == kept
+    # the file holds the same, and a reader of the file gets it
+    assert state_hash(load(path)["best"]["state"]) == kept
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_best_state_is_the_whole_model_at_that_epoch(path: Path, kind: str) -> None:
+    kit = make_kit(path, kind)
+    best = kit.trainer.run()
+    assert best is kit.trainer.best
+    assert state_hash(best.state) == kit.diary.weights[best.epoch]
+    assert best.state.keys() == kit.trainer.model.state_dict().keys()
+    accuracies = [numbers.val_accuracies[0] for numbers in kit.trainer.history]
+    assert best.val_accuracy == max(accuracies)
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Seen:
+    """The logits of every pass, epoch by epoch, as a hook on the model sees them."""
+
+    train: list[list[Tensor]] = field(default_factory=lambda: [[]])
+    val: list[list[Tensor]] = field(default_factory=list)
+
+    def look(self, model: nn.Module, arguments: tuple[Tensor], output: Any) -> None:
+        fused = isinstance(model, FusionModel)
+        heads = [output.logits, *output.expert_logits.unbind(1)] if fused else [output[1]]
+        logits = torch.stack([head.detach().double() for head in heads], dim=1)
+        if model.training:
+            if len(self.train) == len(self.val):
+                self.train.append([])
+            self.train[-1].append(logits)
+        else:
+            if len(self.val) < len(self.train):
+                self.val.append([])
+            self.val[-1].append(logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_is_a_mean_over_its_epoch(path: Path, kind: str) -> None:
+    kit, seen = make_kit(path, kind), Seen()
+    trainer = kit.trainer
+    trainer.model.register_forward_hook(seen.look)
+    rates: list[dict[str, float]] = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.append({e["name"]: e["lr"] for e in optimizer.param_groups})
+    )
+    trainer.run()
+    weights = [1.0, 0.5, 0.5] if kind == "fusion" else [1.0]
+    labels = torch.cat([batch.labels for batch in trainer.val_loader.evaluation_batches()])
+    assert len(trainer.history) == EPOCHS
+    for epoch, numbers in enumerate(trainer.history):
+        batches = list(trainer.train_loader.training_batches(derive_seed(5, "order", epoch)))
+        targets = torch.cat([batch.targets for batch in batches]).double()
+        logits = torch.cat(seen.train[epoch])
+        assert len(logits) == numbers.images == TRAIN
+        losses, accuracies = [], []
+        for head in logits.unbind(1):
+            losses.append(float(functional.cross_entropy(head, targets, label_smoothing=0.1)))
+            picks = [float(targets[n, int(head[n].argmax())]) for n in range(TRAIN)]
+            accuracies.append(100 * sum(picks) / TRAIN)
+        assert numbers.train_losses == pytest.approx(losses, rel=1e-5)
+        assert numbers.train_accuracies == pytest.approx(accuracies, rel=1e-5)
+        total = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
+        assert numbers.objective == pytest.approx(total, rel=1e-5)
+        validated = torch.cat(seen.val[epoch])
+        assert len(validated) == VAL
+        assert numbers.val_losses == pytest.approx(
+            [float(functional.cross_entropy(head, labels)) for head in validated.unbind(1)],
+            rel=1e-5,
+        )
+        assert numbers.val_accuracies == pytest.approx(
+            [100 * int((head.argmax(1) == labels).sum()) / VAL for head in validated.unbind(1)]
+        )
+        assert numbers.epoch == epoch + 1
+        # the rates that the optimizer really used in all steps of the epoch
+        assert rates[STEPS * epoch : STEPS * (epoch + 1)] == [numbers.rates] * STEPS
+        assert 0 < numbers.train_seconds < numbers.seconds
+        assert numbers.images_per_second == TRAIN / numbers.train_seconds
+
+
+def test_progress_is_the_mean_so_far(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "PULSE_SECONDS", 0.0)
+    kit, seen = make_kit(path), Seen()
+    kit.trainer.model.register_forward_hook(seen.look)
+    kit.trainer.run()
+    where = [(p.epoch, p.step, p.steps) for p in kit.diary.progresses]
+    assert where == [(e, s, STEPS) for e in range(EPOCHS) for s in range(1, STEPS + 1)]
+    for progress in kit.diary.progresses:
+        batches = list(
+            kit.trainer.train_loader.training_batches(derive_seed(5, "order", progress.epoch))
+        )[: progress.step]
+        targets = torch.cat([batch.targets for batch in batches]).double()
+        logits = torch.cat(seen.train[progress.epoch][: progress.step])
+        losses = [
+            functional.cross_entropy(head, targets, label_smoothing=0.1)
+            for head in logits.unbind(1)
+        ]
+        expected = float(losses[0] + 0.5 * losses[1] + 0.5 * losses[2])
+        assert progress.objective == pytest.approx(expected, rel=1e-5)
+        hits = targets.gather(1, logits[:, :1].argmax(-1)).mean()
+        assert progress.train_accuracy == pytest.approx(100 * float(hits), rel=1e-5)
+        assert progress.images_per_second > 0
+    etas = [progress.eta_seconds for progress in kit.diary.progresses]
+    assert etas[-1] == 0.0
+    assert all(eta > 0 for eta in etas[:-1])
+
+
+def test_epoch_means_survive_a_resume_in_the_middle(path: Path) -> None:
+    """Images of before the stop count as much as those after it."""
+    stop_after(make_kit(path), 2)
+    kit = make_kit(path, init=77)
+    kit.trainer.run()
+    assert [numbers.images for numbers in kit.trainer.history] == [TRAIN] * EPOCHS
+    assert all(numbers.seconds >= numbers.train_seconds for numbers in kit.trainer.history)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_collect_logits(path: Path, kind: str) -> None:
+    kit = make_kit(path, kind)
+    kit.trainer.run()
+    model = kit.trainer.model
+    before = state_hash(model.state_dict())
+    logits, labels = collect_logits(model, kit.trainer.val_loader, bf16=False)
+    assert logits.shape == (VAL, 3 if kind == "fusion" else 1, CLASSES)
+    assert logits.dtype == torch.float32
+    assert not logits.requires_grad
+    model.eval()
+    images = torch.cat([batch.images for batch in kit.trainer.val_loader.evaluation_batches()])
+    output = model(images)
+    torch.testing.assert_close(logits[:, 0], output[0] if kind == "fusion" else output[1])
+    if kind == "fusion":
+        torch.testing.assert_close(logits[:, 1:], output.expert_logits)
+    assert labels.tolist() == make_loader(TRAIN, TRAIN + VAL, "none")._labels[TRAIN:].tolist()
+    assert state_hash(model.state_dict()) == before
+
+
+# --- who learns ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_everything_unfrozen_learns(path: Path, fusion: str) -> None:
+    torch.manual_seed(0)
+    model = make_fusion(fusion)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    make_kit(path, model=model, epochs=1).trainer.run()
+    unchanged = [k for k, value in model.state_dict().items() if torch.equal(value, before[k])]
+    assert unchanged == []
+
+
+def test_frozen_experts_stay_as_they_are(path: Path) -> None:
+    torch.manual_seed(0)
+    model = make_fusion()
+    model.experts.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes: list[tuple[bool, bool]] = []
+    dropouts = [m for m in model.experts.modules() if isinstance(m, nn.Dropout)]
+    for module in dropouts:
+        module.register_forward_hook(lambda m, *_: modes.append((m.training, model.training)))
+    make_kit(path, model=model, frozen=list(model.experts)).trainer.run()
+    assert (False, True) in modes
+    assert not any(expert for expert, _ in modes)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith("experts."), name
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 6}, "seed: 5 there, 6 in this recipe"),
+        ({"models.tiny.blocks": [2]}, r"models.tiny.blocks: \[1\] there, \[2\] in this recipe"),
+        ({"alpha": 0.5}, r"alpha: None there, 0.5 in this recipe"),
+    ],
+)
+def test_a_state_of_other_settings_is_refused(
+    path: Path, change: dict[str, Any], words: str
+) -> None:
+    stop_after(make_kit(path), 2)
+    content = path.read_bytes()
+    kit = make_kit(path, settings={**SETTINGS, **change})
+    before = state_hash(kit.trainer.model.state_dict())
+    with pytest.raises(TaskError, match=words) as caught:
+        kit.trainer.run()
+    assert str(path) in str(caught.value)
+    assert "model" not in str(caught.value).replace("models.tiny", "")  # what agrees isn't named
+    assert state_hash(kit.trainer.model.state_dict()) == before
+    assert kit.counter.steps == 0
+    assert path.read_bytes() == content
+
+
+def test_all_differing_settings_are_named() -> None:
+    found, expected = {"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 3, "d": 4}
+    with pytest.raises(TaskError) as caught:
+        check_settings("file", found, expected)
+    for words in ("b: 2 there, 3 in", "c: 3 there, None in", "d: None there, 4 in"):
+        assert words in str(caught.value)
+    assert "a: " not in str(caught.value)
+    check_settings("file", found, copy.deepcopy(found))
+
+
+def test_a_file_of_another_kind_is_refused(path: Path) -> None:
+    save(path, {"format": 1, "state_dict": {}})
+    kit = make_kit(path)
+    with pytest.raises(TaskError, match="found a checkpoint with the keys format, state_dict"):
+        kit.trainer.run()
+    assert kit.counter.steps == 0
+
+
+# --- seeds ---------------------------------------------------------------------------------------
+
+
+def seeds() -> Iterator[int]:
+    yield derive_seed(5, "order", 1)
+    yield derive_seed(5, "order", 2)
+    yield derive_seed(6, "order", 1)
+    yield derive_seed(5, "dropout", 1)
+    yield derive_seed(5, "order", "1")
+    yield derive_seed("5", "order", 1)
+    yield derive_seed(5, "order1")
+    yield derive_seed(51, "order")
+    yield derive_seed("order", 5, 1)
+    yield from (derive_seed(5, "order", epoch, step) for epoch in range(30) for step in range(30))
+
+
+def test_seeds_of_different_decisions_differ() -> None:
+    found = list(seeds())
+    assert len(set(found)) == len(found)
+    assert all(0 <= seed < 2**63 for seed in found)
+    assert found == list(seeds())
+    assert derive_seed(42, "resnet", 0) == 9135113207760214522  # in other processes too
+
+
+# ---------------------------------------------------------------- memory
+
+
+def gradients(kit: Kit) -> list[Tensor]:
+    """What one training batch leaves in the parameters."""
+    kit.trainer.model.train()
+    batch = next(iter(kit.trainer.train_loader.training_batches(3)))
+    kit.trainer._accumulate_gradients(batch)
+    return [p.grad.clone() for p in kit.trainer.model.parameters() if p.grad is not None]
+
+
+def without_batch_statistics(model: nn.Module) -> None:
+    """Batch statistics and dropout are what a micro-batch has of its own; leave them out."""
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.Dropout)):
+            module.train(False)
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("micro", [2, 3, 5])
+def test_micro_batches_add_up_to_the_batch(tmp_path: Path, micro: int) -> None:
+    whole, parts = make_kit(tmp_path / "a"), make_kit(tmp_path / "b", micro_batch=micro)
+    for kit in (whole, parts):
+        without_batch_statistics(kit.trainer.model)
+    expected, found = gradients(whole), gradients(parts)
+    assert parts.counter.steps > whole.counter.steps == 1
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def runs_out(images: Tensor) -> Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_when_memory_runs_out_the_micro_batch_halves_and_says_so(tmp_path: Path) -> None:
+    kit = make_kit(tmp_path / "a", shrink_when_full=True)
+    kit.counter.at = {2: runs_out, 4: runs_out}
+    kit.trainer.run()
+    images = kit.trainer.train_loader.batch_size
+    assert kit.trainer.micro_batch == images // 4
+    assert [m.split("micro-batches of ")[1].split()[0] for m in kit.diary.messages] == [
+        str(images // 2),
+        str(images // 4),
+    ]
+    assert len(kit.trainer.history) == EPOCHS
+    assert all(numbers.images == TRAIN for numbers in kit.trainer.history)
+
+
+def test_a_step_begun_anew_equals_one_that_fitted_at_once(tmp_path: Path) -> None:
+    """Memory runs out in the backward pass, after dropout has drawn its masks."""
+    fits = make_kit(tmp_path / "a", micro_batch=BATCH // 2)
+    full = make_kit(tmp_path / "b", shrink_when_full=True)
+    failures = [True]
+
+    def run_out_once(gradient: Tensor) -> None:
+        if failures:
+            failures.clear()
+            runs_out(gradient)
+
+    first = next(iter(full.trainer.model.parameters()))
+    first.register_hook(run_out_once)  # type: ignore[no-untyped-call]
+    found, expected = gradients(full), gradients(fits)
+    assert full.trainer.micro_batch == BATCH // 2
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_a_resumed_run_keeps_the_micro_batch_that_fitted(tmp_path: Path) -> None:
+    kit = make_kit(tmp_path / "a", shrink_when_full=True)
+    kit.counter.at = {1: runs_out}
+    kit.trainer.stop_requested = lambda: kit.counter.steps >= 6
+    with pytest.raises(StopRequested):
+        kit.trainer.run()
+    again = make_kit(tmp_path / "a", shrink_when_full=True)
+    again.trainer.run()
+    assert again.trainer.micro_batch == kit.trainer.micro_batch is not None
+
+
+def test_out_of_memory_without_leave_to_shrink_names_what_to_change(tmp_path: Path) -> None:
+    kit = make_kit(tmp_path / "a")
+    kit.counter.at = {2: runs_out}
+    with pytest.raises(TaskError) as caught:
+        kit.trainer.run()
+    message = str(caught.value)
+    assert "out of memory" in message and "fusion.batch_size" in message
+    assert "micro_batch=auto" in message
+    assert str(kit.trainer.train_loader.batch_size) in message
