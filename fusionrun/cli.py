@@ -12,7 +12,8 @@ from rich.console import Console
 from fusionrun import __version__
 from fusionrun.common.distributed import LaunchError, Place, read_place
 from fusionrun.common.exit_status import ExitStatus
-from fusionrun.study.recipe import RecipeError, load_recipe
+from fusionrun.study.recipe import RecipeError
+from fusionrun.study.recipe_yaml import load_recipe
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 

@@ -35,7 +35,8 @@ from fusionrun.evaluation.statistics.metrics import mix_logits, mix_probabilitie
 from fusionrun.fusions import FusionModel
 from fusionrun.launch.train_task import EVALUATION_BATCH, Workplace, open_workplace
 from fusionrun.study.paths import Layout, RowFiles
-from fusionrun.study.recipe import RecipeError, load_recipe
+from fusionrun.study.recipe import RecipeError
+from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study, plan_study
 from fusionrun.training.trainer import collect_logits
 

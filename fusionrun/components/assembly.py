@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
+from fusionrun.common.text import nearest
 from fusionrun.components.store import (
     component_paths,
     file_hash,
@@ -22,7 +22,8 @@ from fusionrun.components.store import (
 )
 from fusionrun.fusions import FusionModel, FusionModule
 from fusionrun.study.paths import RowFiles
-from fusionrun.study.recipe import RecipeError, nearest
+from fusionrun.study.recipe import RecipeError
+from fusionrun.study.recipe_yaml import read_yaml
 from fusionrun.training.checkpoint import CheckpointError
 
 # a manifest's keys, and what each takes
@@ -67,7 +68,7 @@ class Part:
 
 def read_plan(path: Path) -> Plan:
     """Raises RecipeError for anything but KEYS, each once and with what it takes."""
-    tree = _read_yaml(path)
+    tree = read_yaml(path, "manifest", "experts and fusion")
     for key in tree:
         if key not in KEYS:
             raise RecipeError(f"{path}: unknown key {key!r}; {nearest(str(key), KEYS)}")
@@ -80,28 +81,6 @@ def read_plan(path: Path) -> Plan:
         if not all(map(_is_path, paths)):
             raise RecipeError(f"{path}: {key}: found {value!r}, expected {expected}")
     return Plan(path, **values)
-
-
-def _read_yaml(path: Path) -> dict[Any, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"{path}: can't be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise RecipeError(f"{path}: is not text in UTF-8, expected a YAML manifest") from None
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        tree = yaml.safe_load(text)
-    # PyYAML lets Python's own errors through, e.g. for `!!bool perhaps` and the date 2026-13-01
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
-        raise RecipeError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(node, yaml.MappingNode) or not isinstance(tree, dict):
-        raise RecipeError(f"{path}: expected the keys {', '.join(KEYS)}")
-    keys = [key.value for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise RecipeError(f"{path}: the key {key!r} is written twice")
-    return tree
 
 
 def _is_path(value: object) -> bool:

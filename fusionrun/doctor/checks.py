@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusionrun.common.text import plural, size
 from fusionrun.components.store import load_expert_weights
 from fusionrun.data.datasets import Dataset
 from fusionrun.data.splits import HOLDOUT_FILE, META_FILE, Splits
@@ -17,8 +18,6 @@ from fusionrun.launch.preflight import (
     Finding,
     expert_paths,
     missing_experts,
-    plural,
-    size,
     split_message,
 )
 from fusionrun.launch.train_task import is_done, resume_path

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fusionrun.common.distributed import LaunchError, Place, choose_device, divide_threads
+from fusionrun.common.text import duration, plural
 from fusionrun.data.datasets import DataError
 from fusionrun.data.splits import HOLDOUT_FILE, META_FILE, POOL_FILE, SplitError
 from fusionrun.doctor.checks import (
@@ -25,7 +26,7 @@ from fusionrun.doctor.checks import (
     standing,
 )
 from fusionrun.doctor.estimate import Estimate, estimate
-from fusionrun.doctor.tables import duration, estimates_table, findings_table, verdict
+from fusionrun.doctor.tables import estimates_table, findings_table, verdict
 from fusionrun.launch.preflight import (
     Finding,
     check_device,
@@ -33,7 +34,6 @@ from fusionrun.launch.preflight import (
     check_expert_files,
     check_folders,
     check_threads,
-    plural,
     run_checks,
     split_message,
 )

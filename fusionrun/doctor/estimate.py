@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from fusionrun.common.text import plural, size
 from fusionrun.doctor.step_timing import Timing, time_task
-from fusionrun.launch.preflight import Finding, plural, size, split_message, weight_bytes
+from fusionrun.launch.preflight import Finding, split_message, weight_bytes
 from fusionrun.launch.train_task import Workplace
 from fusionrun.study.queue import Row, Task, simulate
 from fusionrun.training.checkpoint import CheckpointError

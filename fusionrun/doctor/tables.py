@@ -6,12 +6,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from fusionrun.common.text import NOT_AVAILABLE, duration, plural, size
 from fusionrun.doctor.estimate import Estimate, RowEstimate
 from fusionrun.doctor.step_timing import Timing
-from fusionrun.launch.preflight import Finding, plural, size
+from fusionrun.launch.preflight import Finding
 
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
-UNKNOWN = "n/a"
 LONGEST_WORD = 22  # multiplicativeAddition: not cut where 80 columns have to do
 
 
@@ -62,19 +62,19 @@ def _cells(row: RowEstimate) -> list[str]:
     timing = row.timing
     experts = "done"
     if row.experts_left:
-        experts = f"{row.experts_left} x {_about(row.expert_timing)}{duration(row.expert_seconds)}"
+        experts = f"{row.experts_left} x {_about(row.expert_timing)}{_time(row.expert_seconds)}"
     if row.seconds == 0:
         return [experts, "", "done", "", ""]
-    timed = UNKNOWN
+    timed = NOT_AVAILABLE
     if timing is not None:
         whole = f"/{timing.full_batch}" if timing.is_scaled else ""
         timed = f"{timing.steps} x {timing.batch}{whole}"
     about = _about(timing)
-    memory = UNKNOWN if row.memory is None else about + size(row.memory)
+    memory = NOT_AVAILABLE if row.memory is None else about + size(row.memory)
     return [
         experts,
-        about + duration(row.epoch_seconds),
-        about + duration(row.seconds),
+        about + _time(row.epoch_seconds),
+        about + _time(row.seconds),
         memory,
         timed,
     ]
@@ -97,19 +97,5 @@ def verdict(findings: Sequence[Finding]) -> str:
     return f"Ready to train{warned}."
 
 
-def duration(seconds: float | None) -> str:
-    """Two digits and more, in six characters: 0.25s, 8.1s, 45s, 8m30s, 45m, 1h02m, 3d04h, 12d."""
-    if seconds is None:
-        return UNKNOWN
-    if seconds < 9.95:
-        return f"{seconds:.2f}s" if seconds < 0.995 else f"{seconds:.1f}s"
-    whole, minutes, hours = round(seconds), round(seconds / 60), round(seconds / 3600)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    if minutes < 60:
-        return f"{minutes}m"
-    if minutes < 24 * 60:
-        return f"{minutes // 60}h{minutes % 60:02}m"
-    return f"{hours // 24}d{hours % 24:02}h" if hours < 240 else f"{round(hours / 24)}d"
+def _time(seconds: float | None) -> str:
+    return NOT_AVAILABLE if seconds is None else duration(seconds)

@@ -34,10 +34,10 @@ from fusionrun.common.atomic_files import write_json, write_text
 from fusionrun.common.distributed import LaunchError, Place, choose_device, divide_threads
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.common.seeds import derive_seed
+from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.data.datasets import DataError
 from fusionrun.evaluation.alternatives import accuracy
 from fusionrun.evaluation.evaluate import ROW_PROBLEMS, about, say
-from fusionrun.evaluation.results import NOT_MEASURED
 from fusionrun.evaluation.statistics.metrics import check_scores, mix_probabilities
 from fusionrun.evaluation.statistics.significance import spread
 from fusionrun.evaluation.tables import markdown_table, rich_table
@@ -256,7 +256,7 @@ def _lines(tree: Entry) -> list[list[str]]:
     lines = []
     for model in tree["models"]:
         if model["problem"]:
-            lines.append([model["model"], *[NOT_MEASURED] * (len(HEADINGS) - 1)])
+            lines.append([model["model"], *[NOT_AVAILABLE] * (len(HEADINGS) - 1)])
             continue
         bar = model["mean_probabilities"]
         ranked = [(of["mean"], _fusion_cells(of, bar)) for of in model["fusions"]]
@@ -270,7 +270,7 @@ def _lines(tree: Entry) -> list[list[str]]:
 
 def _fusion_cells(of: Entry, bar: float) -> list[str]:
     if of["problem"]:
-        return [of["fusion"], *[NOT_MEASURED] * (len(HEADINGS) - 2)]
+        return [of["fusion"], *[NOT_AVAILABLE] * (len(HEADINGS) - 2)]
     spread_text = "" if of["deviation"] is None else f" ± {of['deviation']:.2f}"
     return [
         of["fusion"],

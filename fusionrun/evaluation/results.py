@@ -10,13 +10,12 @@ from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
 
 from fusionrun.common.atomic_files import write_text
+from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.components.store import read_manifest
 from fusionrun.study.paths import Layout
 from fusionrun.study.recipe import SINGLE
 from fusionrun.study.study import Study
 from fusionrun.training.checkpoint import CheckpointError
-
-NOT_MEASURED = "n/a"
 
 
 @dataclass(frozen=True)
@@ -161,13 +160,13 @@ def controls(results: Sequence[Result]) -> list[dict[str, str]]:
 
 
 def _percent(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{value:.2f}"
+    return NOT_AVAILABLE if value is None else f"{value:.2f}"
 
 
 def _mean_and_sd(group: Sequence[Result], column: str) -> str:
     values = [value for result in group if (value := getattr(result, column)) is not None]
     if len(values) < len(group):
-        return NOT_MEASURED
+        return NOT_AVAILABLE
     sign = "+" if column == "gain" else ""
     return f"{fmean(values):{sign}.2f} ± {stdev(values):.2f}"
 
@@ -230,7 +229,7 @@ def _columns_that_fit(results: Sequence[Result], numbers: int) -> list[tuple[str
 def _cell(result: Result, column: str) -> str:
     value = getattr(result, column)
     if value is None:
-        return NOT_MEASURED
+        return NOT_AVAILABLE
     if column == "gain":
         return f"{value:+.2f}"
     if column in ("seed", "epoch", "task", "model", "fusion_type"):

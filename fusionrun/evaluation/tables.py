@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fusionrun.evaluation.results import NOT_MEASURED
+from fusionrun.common.text import NOT_AVAILABLE
 
 Tree = Mapping[str, Any]
 
@@ -98,7 +98,7 @@ def long_rows(tree: Tree) -> Iterator[dict[str, object]]:
 def _cells(row: Tree) -> list[str]:
     """A line of the main table."""
     if row["problem"]:
-        return [row["model"], row["variant"], *[NOT_MEASURED] * (len(HEADINGS) - 2)]
+        return [row["model"], row["variant"], *[NOT_AVAILABLE] * (len(HEADINGS) - 2)]
     fused, other = _rivals(row)
     points, interval, p = _difference(other)
     return [
@@ -117,7 +117,7 @@ def _double_cells(row: Tree) -> list[str]:
     """The same in two lines."""
     name = f"{row['model']}\n{row['variant']}"
     if row["problem"]:
-        return [name, *[NOT_MEASURED] * (len(LINES) - 1)]
+        return [name, *[NOT_AVAILABLE] * (len(LINES) - 1)]
     fused, other = _rivals(row)
     points, interval, p = _difference(other)
     return [
@@ -215,7 +215,7 @@ def rich_table(
         justify: Any = "left" if heading in LEFT else "right"
         table.add_column(heading, justify=justify, overflow="fold")
     for line in lines:
-        table.add_row(*line, style="dim" if NOT_MEASURED in line else "")
+        table.add_row(*line, style="dim" if NOT_AVAILABLE in line else "")
     return table
 
 

@@ -3,12 +3,11 @@
 A new architecture is a file with a subclass of `Expert` and a line in `BUILDERS`, or a plug-in.
 """
 
-import difflib
 import inspect
-from collections.abc import Iterable
 from typing import Any
 
 from fusionrun.common.plugins import is_plugin, load_plugin
+from fusionrun.common.text import nearest
 
 from .base import Expert
 from .densenet import DenseNet
@@ -38,8 +37,7 @@ def build_expert(name: str, num_classes: int, **arguments: Any) -> Expert:
     for argument in arguments:
         if argument not in known:
             raise ValueError(
-                f"expert {name!r} has no argument {argument!r}; "
-                f"expected one of {', '.join(known)}{_nearest(argument, known)}"
+                f"expert {name!r} has no argument {argument!r}; {nearest(argument, known)}"
             )
     try:
         return _builder(name)(num_classes, **arguments)
@@ -62,14 +60,5 @@ def _builder(name: str) -> type[Expert]:
             raise ValueError(f"{name!r}: expected a subclass of fusionrun.experts.Expert")
         return found
     if not isinstance(name, str) or name not in BUILDERS:
-        raise ValueError(
-            f"unknown expert {name!r}; expected one of {', '.join(BUILDERS)}"
-            f"{_nearest(name, BUILDERS)}"
-        )
+        raise ValueError(f"unknown expert {name!r}; {nearest(name, BUILDERS)}")
     return BUILDERS[name]
-
-
-def _nearest(found: object, known: Iterable[str]) -> str:
-    by_folded_name = {name.casefold(): name for name in known}
-    close = difflib.get_close_matches(str(found).casefold(), by_folded_name, n=1)
-    return f"; did you mean {by_folded_name[close[0]]!r}?" if close else ""

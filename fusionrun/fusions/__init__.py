@@ -3,9 +3,8 @@
 A new fusion is a file with a subclass of `FusionModule` and a line in `FUSIONS`, or a plug-in.
 """
 
-import difflib
-
 from fusionrun.common.plugins import is_plugin, load_plugin
+from fusionrun.common.text import nearest
 
 from .base import FusionModule
 from .concatenation import Concatenation
@@ -45,13 +44,5 @@ def _builder(name: str) -> type[FusionModule]:
             raise ValueError("expected a subclass of fusionrun.fusions.FusionModule")
         return found
     if not isinstance(name, str) or name not in FUSIONS:
-        raise ValueError(
-            f"unknown fusion {name!r}; expected one of {', '.join(FUSIONS)}{_nearest(name)}"
-        )
+        raise ValueError(f"unknown fusion {name!r}; {nearest(name, FUSIONS)}")
     return FUSIONS[name]
-
-
-def _nearest(found: object) -> str:
-    by_folded_name = {name.casefold(): name for name in FUSIONS}
-    close = difflib.get_close_matches(str(found).casefold(), by_folded_name, n=1)
-    return f"; did you mean {by_folded_name[close[0]]!r}?" if close else ""

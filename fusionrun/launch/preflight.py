@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from fusionrun.common.distributed import LaunchError, Place
+from fusionrun.common.text import plural, size
 from fusionrun.data.splits import META_FILE
 from fusionrun.launch.train_task import is_done, is_reusable, resume_path
 from fusionrun.study.paths import expert_file
@@ -304,13 +305,3 @@ def split_message(message: str) -> tuple[str, str]:
     """(what was found, what to do): our errors say them in that order, a sentence each."""
     found, _, advice = message.partition(". ")
     return found, advice
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    mib = count / 2**20
-    return f"{mib:.3g} MiB" if mib < 1000 else f"{mib / 1024:,.1f} GiB"

@@ -56,7 +56,7 @@ from fusionrun.monitor.record import (
     write_outcome,
 )
 from fusionrun.study.queue import Queue, Row, Task
-from fusionrun.study.recipe import dump_recipe
+from fusionrun.study.recipe_yaml import dump_recipe
 from fusionrun.study.study import Study
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.trainer import StopRequested, TaskError

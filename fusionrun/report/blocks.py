@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.report.markup import Markup
 
-NOT_MEASURED = "n/a"
 Value = Any  # text, a number, or None: not measured
 
 
@@ -64,7 +64,7 @@ class Table:
             rivals = [value for column, value in parts if column.contest and value is not None]
             yield [
                 Cell(
-                    NOT_MEASURED if value is None else FORMATS[column.format](value),
+                    NOT_AVAILABLE if value is None else FORMATS[column.format](value),
                     strong=column.contest and len(rivals) > 1 and value == max(rivals),
                 )
                 for column, value in parts

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from fusionrun.common.typed_fields import flatten
 from fusionrun.study.paths import Layout
-from fusionrun.study.recipe import RecipeError, flatten, load_recipe
+from fusionrun.study.recipe import RecipeError
+from fusionrun.study.recipe_yaml import load_recipe
 
 FORMAT = 1  # of evaluation.json and of robustness.json
 

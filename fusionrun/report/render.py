@@ -6,7 +6,8 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from fusionrun.report.blocks import NOT_MEASURED, Cell, Column, Document, Table, Text, Verdicts
+from fusionrun.common.text import NOT_AVAILABLE
+from fusionrun.report.blocks import Cell, Column, Document, Table, Text, Verdicts
 
 
 def as_markdown(document: Document) -> str:
@@ -48,7 +49,7 @@ def as_csv(document: Document) -> str:
     lines = [
         {"study": study, "table": table.title}
         | {
-            column.heading: NOT_MEASURED if value is None else value
+            column.heading: NOT_AVAILABLE if value is None else value
             for column, value in zip(table.columns, table.values(item), strict=True)
         }
         for study, table in _tables(document)

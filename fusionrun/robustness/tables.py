@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from fusionrun.evaluation.results import NOT_MEASURED
+from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.evaluation.tables import markdown_table, rich_table
 
 Tree = Mapping[str, Any]
@@ -121,7 +121,7 @@ def _stacked(row: Tree, lines: Sequence[Sequence[str]]) -> list[str]:
 def _accuracy_lines(tree: Tree, row: Tree) -> list[list[str]]:
     """The main table's part of a row."""
     if row["problem"]:
-        return [[NOT_MEASURED] * len(_headings(tree)[0])]
+        return [[NOT_AVAILABLE] * len(_headings(tree)[0])]
     suites = ["made", "published"] if tree["corrupted"] else ["made"]
     return [
         [
@@ -143,7 +143,7 @@ def _corruptions(tree: Tree, suite: str) -> list[str]:
 
 def _corruption_lines(suite: str, tree: Tree, row: Tree) -> list[list[str]]:
     if row["problem"]:
-        return [[NOT_MEASURED] * (1 + len(_corruptions(tree, suite)))]
+        return [[NOT_AVAILABLE] * (1 + len(_corruptions(tree, suite)))]
     return [
         [contender["label"], *(_text(of["mean"]) for of in contender[suite]["corruptions"])]
         for contender in row["contenders"]
@@ -154,7 +154,7 @@ def _corruption_lines(suite: str, tree: Tree, row: Tree) -> list[list[str]]:
 def _detection_lines(tree: Tree, row: Tree) -> list[list[str]]:
     """AUROC by both scores, for each contender and foreign set."""
     if row["problem"]:
-        return [[NOT_MEASURED] * (1 + len(tree["foreign"]))]
+        return [[NOT_AVAILABLE] * (1 + len(tree["foreign"]))]
     labels = {contender["key"]: contender["label"] for contender in row["contenders"]}
     found = {(of["contender"], of["set"], of["score"]): of["auroc"] for of in row["detection"]}
     return [
@@ -172,7 +172,7 @@ def _detection_lines(tree: Tree, row: Tree) -> list[list[str]]:
 def _every_detection(tree: Tree, row: Tree) -> list[list[str]]:
     """By DETECTED."""
     if row["problem"]:
-        return [[NOT_MEASURED] * len(DETECTED)]
+        return [[NOT_AVAILABLE] * len(DETECTED)]
     labels = {contender["key"]: contender["label"] for contender in row["contenders"]}
     numbers = ("auroc", "aupr_in", "aupr_out", "fpr_at_95_tpr")
     return [
@@ -182,7 +182,7 @@ def _every_detection(tree: Tree, row: Tree) -> list[list[str]]:
 
 
 def _text(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{value:.2f}"
+    return NOT_AVAILABLE if value is None else f"{value:.2f}"
 
 
 def _remarks(tree: Tree) -> list[str]:

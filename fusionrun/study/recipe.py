@@ -1,24 +1,17 @@
-"""Recipes: YAML -> frozen dataclasses, strictly checked, with errors a person can act on.
+"""What a recipe can say: frozen dataclasses, each field with its meaning and its default.
 
-The runner reads a recipe once; everything below it takes plain arguments.
+A launch reads its recipe once (recipe_yaml.py); models, data and losses take plain arguments.
 """
 
-import contextlib
 import dataclasses
-import difflib
 import itertools
-import math
 import signal
-import types
-import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import yaml
+from fusionrun.common.typed_fields import FieldError, require
 
-MAX_VALUES = 10_000  # values in a recipe; hundreds of rows need a few thousand
 SINGLE = "single"  # in place of a fusion type: one network on all that experts and fusion see
 
 
@@ -26,30 +19,16 @@ class RecipeError(Exception):
     """The recipe or an override is wrong; the message says where, what was found and expected."""
 
 
-class _FieldError(Exception):
-    """Raised while building one dataclass; `path` grows as it travels up to the file's name."""
-
-    def __init__(self, path: str, problem: str) -> None:
-        super().__init__(problem)
-        self.path = path
-        self.problem = problem
-
-
-def _require(holds: bool, name: str, found: object, expected: str) -> None:
-    if not holds:
-        raise _FieldError(name, f"found {_shown(found)}, expected {expected}")
-
-
 def _require_positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(value is None or value > 0, name, value, "a number above 0")
+        require(value is None or value > 0, name, value, "a number above 0")
 
 
 def _require_not_negative(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(value is None or value >= 0, name, value, "0 or more")
+        require(value is None or value >= 0, name, value, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -68,7 +47,7 @@ class RowConfig:
         if self.fusion == SINGLE:
             for name in ("alpha", "control"):
                 value = getattr(self, name)
-                _require(value is None, name, value, f"null: {SINGLE} has no experts")
+                require(value is None, name, value, f"null: {SINGLE} has no experts")
 
 
 @dataclass(frozen=True)
@@ -84,12 +63,12 @@ class GridConfig:
         for name in ("models", "fusions", "seeds", "alphas"):
             values = getattr(self, name)
             for index, value in enumerate(values):
-                _require(value not in values[:index], f"{name}.{index}", value, "each one once")
+                require(value not in values[:index], f"{name}.{index}", value, "each one once")
         for name in ("models", "fusions"):
-            _require(len(getattr(self, name)) > 0, name, [], "at least one")
+            require(len(getattr(self, name)) > 0, name, [], "at least one")
         for name in ("seeds", "alphas"):
             for index, value in enumerate(getattr(self, name)):
-                _require(value >= 0, f"{name}.{index}", value, "0 or more")
+                require(value >= 0, f"{name}.{index}", value, "0 or more")
 
     def rows(self) -> list[RowConfig]:
         """The product, models first: neighbours differ in their model, as ranks begin best."""
@@ -125,17 +104,17 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "train_images", "test_images")
-        _require(self.image_size >= 8, "image_size", self.image_size, "8 or more")
-        _require(self.num_classes >= 2, "num_classes", self.num_classes, "2 or more")
+        require(self.image_size >= 8, "image_size", self.image_size, "8 or more")
+        require(self.num_classes >= 2, "num_classes", self.num_classes, "2 or more")
         _require_not_negative(self, "seed")
         for name in ("holdout_fraction", "val_fraction"):
             value = getattr(self, name)
-            _require(0 < value < 1, name, value, "a fraction between 0 and 1")
+            require(0 < value < 1, name, value, "a fraction between 0 and 1")
         for name in ("shared_fraction", "unique_fraction"):
             value = getattr(self, name)
-            _require(0 <= value <= 1, name, value, "a fraction from 0 to 1")
+            require(0 <= value <= 1, name, value, "a fraction from 0 to 1")
         both = self.shared_fraction + self.unique_fraction
-        _require(both > 0, "unique_fraction", self.unique_fraction, "above 0 if nothing is shared")
+        require(both > 0, "unique_fraction", self.unique_fraction, "above 0 if nothing is shared")
 
 
 @dataclass(frozen=True)
@@ -154,7 +133,7 @@ class ExpertsConfig:
     label_smoothing: float | None = None  # null: by architecture (0.05 or 0.1)
 
     def __post_init__(self) -> None:
-        _require(self.count >= 2, "count", self.count, "2 or more experts")
+        require(self.count >= 2, "count", self.count, "2 or more experts")
         _require_positive(self, "epochs", "batch_size", "lr", "mixing_alpha")
         _require_not_negative(self, "weight_decay")
         _check_smoothing(self.label_smoothing)
@@ -182,20 +161,20 @@ class FusionConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "epochs", "experts_lr", "fusion_lr", "global_head_lr")
         micro = self.micro_batch
-        _require(
+        require(
             not isinstance(micro, int) or micro >= 2,
             "micro_batch",
             micro,
             "2 or more (batch normalisation can't learn from one image), auto or null",
         )
         _require_positive(self, "mixing_alpha")
-        _require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
+        require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
         _require_not_negative(self, "alpha", "weight_decay")
         _check_smoothing(self.label_smoothing)
 
 
 def _check_smoothing(value: float | None) -> None:
-    _require(value is None or 0 <= value < 1, "label_smoothing", value, "from 0 to below 1")
+    require(value is None or 0 <= value < 1, "label_smoothing", value, "from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -215,7 +194,7 @@ class RuntimeConfig:
         _require_positive(self, "threads", "hang_minutes")
         for index, name in enumerate(self.stop_signals):
             known = name in signal.Signals.__members__ and name not in ("SIGKILL", "SIGSTOP")
-            _require(known, f"stop_signals.{index}", name, "a signal's name, such as SIGUSR1")
+            require(known, f"stop_signals.{index}", name, "a signal's name, such as SIGUSR1")
 
 
 @dataclass(frozen=True)
@@ -270,8 +249,8 @@ class Recipe:
     status: StatusConfig = field(default_factory=StatusConfig)
 
     def __post_init__(self) -> None:
-        _require(bool(self.output_dir.strip()), "output_dir", self.output_dir, "a folder")
-        _require(
+        require(bool(self.output_dir.strip()), "output_dir", self.output_dir, "a folder")
+        require(
             bool(self.rows or self.grid),
             "rows",
             [],
@@ -283,11 +262,11 @@ class Recipe:
             first = seen.setdefault(self._identity(row), index)
             if first != index:
                 problem = f"is the same experiment as rows.{first}; give it another seed or alpha"
-                raise _FieldError(f"rows.{index}", problem)
+                raise FieldError(f"rows.{index}", problem)
         for row in self.all_rows():
             found = f"alpha 0 in the detached {row.model}/{row.fusion}"
             needed = row.control != "detached" or self._alpha(row) > 0
-            _require(needed, "controls", found, "more: nothing else would train its experts")
+            require(needed, "controls", found, "more: nothing else would train its experts")
 
     def all_rows(self) -> tuple[RowConfig, ...]:
         """The rows that are listed, those that the grid adds, then the controls of all these."""
@@ -316,284 +295,3 @@ class Recipe:
 
     def _alpha(self, row: RowConfig) -> float:
         return self.fusion.alpha if row.alpha is None else row.alpha
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """What to tell a person who wrote `name` where one of `valid` was expected."""
-    names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}expected one of: {', '.join(names)}"
-
-
-def load_recipe(
-    path: Path, overrides: Iterable[str] = (), preset: Mapping[str, Any] | None = None
-) -> Recipe:
-    """Read a recipe, then apply `preset` (dotted path -> value) and `key=value` overrides.
-
-    Raises RecipeError, whose message names the file or override, the dotted path, what was found
-    and what was expected.
-    """
-    tree = _read_yaml(path)
-    sources: dict[str, str] = {}
-    for key, value in (preset or {}).items():
-        _assign(tree, key, value, sources, source="command line")
-    for text in overrides:
-        key, value = _parse_override(text)
-        _assign(tree, key, value, sources, source=f"override {text!r}")
-    try:
-        return cast(Recipe, _build(Recipe, tree, ""))
-    except _FieldError as error:
-        source = _source_of(error.path, sources) or str(path)
-        where = f"{error.path}: " if error.path else ""
-        raise RecipeError(f"{source}: {where}{error.problem}") from None
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML that `load_recipe` reads back to the same value."""
-    tree = _plain(dataclasses.asdict(recipe))
-    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=False, allow_unicode=True)
-
-
-def flatten(value: object, prefix: str = "") -> dict[str, Any]:
-    """Nested dataclasses or mappings as {dotted path: plain value}."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    if not isinstance(value, Mapping):
-        return {prefix: _plain(value)}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """The safe loader, which refuses keys written twice and aliases that multiply."""
-
-    def get_single_node(self) -> yaml.Node | None:
-        node = super().get_single_node()
-        if node is not None:
-            _count_nodes(node, {})
-        return node
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # here and not where mappings are constructed: by then `<<` has merged others into them
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} is written twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return node
-
-
-def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
-    """Nodes below `node` with every alias written out; ValueError above MAX_VALUES.
-
-    A few lines of aliases of aliases can stand for billions of values, which whatever copies or
-    prints the tree would meet one by one.
-    """
-    if id(node) not in counts:
-        counts[id(node)] = MAX_VALUES  # what an alias of itself finds
-        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
-        if isinstance(node, yaml.MappingNode):
-            parts = [part for pair in node.value for part in pair]
-        counts[id(node)] = 1 + sum(_count_nodes(part, counts) for part in parts)
-    if counts[id(node)] > MAX_VALUES:
-        raise ValueError(f"found more than {MAX_VALUES} values, or an alias inside itself")
-    return counts[id(node)]
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    """`text` as plain values, of which no two share a part: an override changes one place only."""
-    try:
-        tree = _plain(yaml.load(text, Loader=_StrictLoader))
-        repr(tree)  # ValueError for a number of thousands of digits, which no message could show
-        return tree
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{source}: is not valid YAML: {_one_line(error)}") from None
-    # PyYAML lets Python's own errors through, e.g. for `!!bool perhaps` and the date 2026-13-01
-    except (RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
-        problem = f"{type(error).__name__}: {_one_line(error)}"
-        raise RecipeError(f"{source}: is not valid YAML: {problem}") from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe; see configs/ for the ones shipped") from None
-    except IsADirectoryError:
-        raise RecipeError(f"{path}: is a folder, expected a YAML recipe") from None
-    except UnicodeDecodeError:
-        raise RecipeError(f"{path}: is not text in UTF-8, expected a YAML recipe") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: can't be read: {error.strerror}") from None
-    tree = _parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: found {_kind(tree)}, expected keys such as output_dir and rows")
-    return tree
-
-
-def _parse_override(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise RecipeError(f"override {text!r}: expected key=value, e.g. fusion.epochs=3")
-    return key.strip(), _parse_yaml(value, f"override {text!r}")
-
-
-def _assign(
-    tree: dict[str, Any], key: str, value: Any, sources: dict[str, str], *, source: str
-) -> None:
-    """Set the dotted path `key` in `tree`; numbers index into lists."""
-    *parents, last = key.split(".")
-    place: Any = tree
-    for depth, name in enumerate(parents):
-        place = _enter(place, name, ".".join(parents[: depth + 1]), source)
-    if isinstance(place, list):
-        place[_list_index(place, last, key, source)] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        problem = f"{'.'.join(parents)} is {_kind(place)}, which has no fields"
-        raise RecipeError(f"{source}: {problem}")
-    sources.pop(key, None)  # the last one set stands last
-    sources[key] = source
-
-
-def _enter(place: Any, name: str, path: str, source: str) -> Any:
-    if isinstance(place, list):
-        return place[_list_index(place, name, path, source)]
-    if not isinstance(place, dict):
-        raise RecipeError(f"{source}: {path}: found {_kind(place)} above it, which has no fields")
-    if place.get(name) is None:
-        place[name] = {}
-    return place[name]
-
-
-def _list_index(place: list[Any], name: str, path: str, source: str) -> int:
-    valid = [str(index) for index in range(len(place))]
-    if name not in valid:
-        limits = f"an index from 0 to {len(place) - 1}" if place else "nothing: the list is empty"
-        raise RecipeError(f"{source}: {path}: found {name!r}, expected {limits}")
-    return valid.index(name)
-
-
-def _source_of(path: str, sources: dict[str, str]) -> str | None:
-    """The last override that set `path`, something above it or something below it."""
-    for key, source in reversed(sources.items()):
-        if key == path or path.startswith(f"{key}.") or key.startswith(f"{path}."):
-            return source
-    return None
-
-
-def _build(kind: type, tree: Any, path: str) -> object:
-    """One dataclass from a mapping, every key known and every value of the declared type."""
-    if not isinstance(tree, dict):
-        names = ", ".join(spec.name for spec in dataclasses.fields(kind))
-        raise _FieldError(path, f"found {_kind(tree)}, expected fields of: {names}")
-    specs = {spec.name: spec for spec in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    for key in tree:
-        if key not in specs:
-            problem = f"unknown key {_shown(key)}; {nearest(str(key), specs)}"
-            raise _FieldError(_join(path, str(key)), problem)
-    values: dict[str, object] = {}
-    for name, spec in specs.items():
-        if name in tree:
-            values[name] = _convert(hints[name], tree[name], _join(path, name))
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise _FieldError(_join(path, name), "found nothing, expected a value")
-    try:
-        return kind(**values)
-    except _FieldError as error:
-        raise _FieldError(_join(path, error.path), error.problem) from None
-
-
-def _convert(hint: Any, value: Any, path: str) -> object:
-    """`value` as the type `hint` says; raises _FieldError when it is something else."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        *others, hint = (part for part in typing.get_args(hint) if part is not type(None))
-        for other in others:
-            with contextlib.suppress(_FieldError):
-                return _convert(other, value, path)
-        return _convert(hint, value, path)
-    if origin is Literal:
-        options = typing.get_args(hint)
-        # YAML reads a bare `off` as the boolean false
-        value = "off" if value is False and "off" in options else value
-        if value not in options:
-            raise _FieldError(path, f"found {_shown(value)}; {nearest(str(value), options)}")
-        return cast(object, value)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise _FieldError(path, f"found {_kind(value)}, expected a list")
-        inner = typing.get_args(hint)[0]
-        return tuple(_convert(inner, item, f"{path}.{i}") for i, item in enumerate(value))
-    if origin is dict:
-        return _convert_mapping(typing.get_args(hint)[1], value, path)
-    if dataclasses.is_dataclass(hint):
-        # `data:` with nothing below it is an empty section
-        return _build(cast(type, hint), {} if value is None else value, path)
-    return value if hint is Any else _convert_scalar(hint, value, path)
-
-
-def _convert_mapping(inner: Any, value: Any, path: str) -> dict[str, object]:
-    value = {} if value is None else value
-    if not isinstance(value, dict):
-        raise _FieldError(path, f"found {_kind(value)}, expected a mapping")
-    return {str(key): _convert(inner, item, _join(path, str(key))) for key, item in value.items()}
-
-
-def _convert_scalar(hint: type, value: Any, path: str) -> object:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    problem = f"found {_shown(value)} ({_kind(value)}), expected {names[hint]}"
-    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        # YAML 1.1 reads 1e-4 (no dot) as text; everybody means the number
-        try:
-            value = float(value)
-        except (ValueError, OverflowError):
-            raise _FieldError(path, problem) from None
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise _FieldError(path, problem)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _FieldError(path, f"found {value!r}, expected a finite number")
-    if isinstance(value, int) and abs(value) >= 2**63:
-        raise _FieldError(path, f"found {_shown(value)}, expected a whole number of 64 bits")
-    if isinstance(value, str) and any(c < " " or "\ud800" <= c <= "\udfff" for c in value):
-        # no path can hold the one and no UTF-8 file the other
-        raise _FieldError(path, f"found {_shown(value)}, expected text of printable characters")
-    return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return value
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path and name else path or name
-
-
-def _kind(value: object) -> str:
-    names = {dict: "a mapping", list: "a list", str: "text", bool: "true/false", int: "a number"}
-    return "nothing" if value is None else names.get(type(value), type(value).__name__)
-
-
-def _shown(value: object) -> str:
-    """`value` as an error message shows it, never more than a line of it."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

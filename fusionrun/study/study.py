@@ -12,6 +12,8 @@ import torch
 
 from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.common.plugins import load_plugin
+from fusionrun.common.text import nearest
+from fusionrun.common.typed_fields import flatten
 from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
 from fusionrun.data.datasets import DATASETS, Dataset, load_dataset
 from fusionrun.data.splits import Splits, load_or_create_splits
@@ -28,15 +30,7 @@ from fusionrun.study.defaults import (
 )
 from fusionrun.study.paths import Layout
 from fusionrun.study.queue import Row, Task, make_rows, make_tasks
-from fusionrun.study.recipe import (
-    SINGLE,
-    ExpertsConfig,
-    FusionConfig,
-    Recipe,
-    RecipeError,
-    flatten,
-    nearest,
-)
+from fusionrun.study.recipe import SINGLE, ExpertsConfig, FusionConfig, Recipe, RecipeError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from fusionrun.cli import main
 from fusionrun.experts import BUILDERS
 from fusionrun.fusions import FUSIONS
-from fusionrun.study.recipe import load_recipe
+from fusionrun.study.recipe_yaml import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

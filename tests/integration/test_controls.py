@@ -19,7 +19,8 @@ from fusionrun.components.store import (
 from fusionrun.evaluation.results import Result, controls
 from fusionrun.experts import build_expert
 from fusionrun.fusions import FusionModel, build_fusion
-from fusionrun.study.recipe import Recipe, RecipeError, RowConfig, load_recipe
+from fusionrun.study.recipe import Recipe, RecipeError, RowConfig
+from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study, load_data, plan_study
 from tests.tiny import alone, write_recipe
 

@@ -1,6 +1,5 @@
 """Load a data set by name; everything ends as uint8 tensors."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from fusionrun.common.locks import ignore
 from fusionrun.common.plugins import is_plugin, load_plugin
+from fusionrun.common.text import nearest
 from fusionrun.data.datasets import cifar, image_folder, synthetic
 from fusionrun.data.datasets.cache import Arrays, channel_statistics, content_fingerprint
 from fusionrun.data.datasets.request import Request
@@ -110,9 +110,7 @@ def _loader(name: str) -> Callable[[Request], Arrays]:
             raise DataError(f"data set {name!r} is {found!r}, expected a function of a Request")
         return found
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"data set {name!r} is unknown. Expected one of {sorted(DATASETS)}.{hint}")
+        raise DataError(f"unknown data set {name!r}; {nearest(name, DATASETS)}")
     return DATASETS[name]
 
 

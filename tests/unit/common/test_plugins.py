@@ -12,7 +12,8 @@ import torch
 from fusionrun.common.plugins import load_plugin
 from fusionrun.components.store import load_expert, load_model
 from fusionrun.data.datasets import DataError, as_arrays, load_dataset
-from fusionrun.study.recipe import RecipeError, load_recipe
+from fusionrun.study.recipe import RecipeError
+from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study, plan_study
 from tests.tiny import ROOT, alone, write_recipe
 

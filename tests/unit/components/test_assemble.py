@@ -28,7 +28,7 @@ from fusionrun.components.store import (
 from fusionrun.experts import build_expert
 from fusionrun.fusions import FusionModel, build_fusion
 from fusionrun.study.paths import RowFiles
-from fusionrun.study.recipe import load_recipe
+from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import load_data, plan_study
 from fusionrun.training.checkpoint import CheckpointError, load, save
 from tests.tiny import alone, write_recipe
@@ -247,8 +247,8 @@ def test_only_an_assembled_model_may_have_no_epoch(tmp_path: Path, a: Saved) -> 
         ("experts: A\nfusion: [B]", "fusion: found ['B'], expected"),
         ("experts: A\nfusion: B\nglobal_head: null", "global_head: found None, expected"),
         ("experts: A\nfusion: B\nevaluate: true", "evaluate: found True, expected a study's"),
-        ("- A\n- B", "expected the keys experts, fusion, global_head, evaluate"),
-        ("", "expected the keys"),
+        ("- A\n- B", "expected keys such as experts and fusion"),
+        ("", "expected keys such as experts"),
         ("experts: {", "is not valid YAML"),
         ("experts: !!bool perhaps", "is not valid YAML"),
         ("experts: A\nfusion: nowhere", "fusion: nowhere: found nothing there"),
@@ -286,7 +286,7 @@ def test_a_manifest_that_is_wrong(
 
 
 def test_a_manifest_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "none.yaml: can't be read" in refused(tmp_path, capsys, tmp_path / "none.yaml")
+    assert "none.yaml: no such manifest" in refused(tmp_path, capsys, tmp_path / "none.yaml")
 
 
 MISFITS: list[tuple[dict[str, Any], str]] = [

@@ -19,13 +19,14 @@ from rich.console import Console
 
 from fusionrun.cli import main
 from fusionrun.common.distributed import LaunchError, Place, read_place
+from fusionrun.common.text import duration
 from fusionrun.components.store import load_component
 from fusionrun.doctor import checks as inspection
 from fusionrun.doctor import doctor as examination
 from fusionrun.doctor import estimate
 from fusionrun.doctor import step_timing as rehearsal
 from fusionrun.doctor.step_timing import Timing
-from fusionrun.doctor.tables import duration, estimates_table, findings_table, verdict
+from fusionrun.doctor.tables import estimates_table, findings_table, verdict
 from fusionrun.launch import preflight as checks
 from fusionrun.launch.preflight import Finding
 from fusionrun.launch.task_reporter import TaskReporter
@@ -34,7 +35,7 @@ from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
 from fusionrun.study.paths import expert_file
 from fusionrun.study.queue import Task
-from fusionrun.study.recipe import load_recipe
+from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study, plan_study
 from fusionrun.training import checkpoint
 from fusionrun.training.checkpoint import CheckpointError
@@ -837,7 +838,6 @@ def test_tables_fit_and_can_be_read_as_plain_text(
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (None, "n/a"),
         (0.03, "0.03s"),
         (8.06, "8.1s"),
         (59.6, "1m00s"),
@@ -850,5 +850,5 @@ def test_tables_fit_and_can_be_read_as_plain_text(
         (148.4 * 86400, "148d"),
     ],
 )
-def test_durations(seconds: float | None, text: str) -> None:
+def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text

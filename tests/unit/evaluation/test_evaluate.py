@@ -25,7 +25,7 @@ from fusionrun.evaluation.predictions import (
     save_predictions,
 )
 from fusionrun.evaluation.statistics.cost import logged_seconds, training_time
-from fusionrun.study.recipe import load_recipe
+from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import load_data, plan_study
 from tests.tiny import alone, write_recipe
 

@@ -17,7 +17,7 @@ from fusionrun.evaluation import preview
 from fusionrun.evaluation.preview import Extracted, Given, extract, train_fusion
 from fusionrun.fusions import FUSIONS
 from fusionrun.launch.train_task import Workplace, load_experts, open_workplace
-from fusionrun.study.recipe import load_recipe
+from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import plan_study
 from tests.tiny import alone, write_recipe
 

@@ -396,12 +396,12 @@ def test_argument_names() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "parts"),
     [
-        ("resnett", {}, ["unknown expert 'resnett'", "densenet, resnet", "did you mean 'resnet'"]),
+        ("resnett", {}, ["unknown expert 'resnett'", "resnet, resnext", "did you mean 'resnet'"]),
         ("DENSENET", {}, ["unknown expert 'DENSENET'", "did you mean 'densenet'"]),
         ("wide_resnet", {}, ["did you mean 'improved_wide_resnet'"]),
         (None, {}, ["unknown expert None"]),
         (["resnet"], {}, ["unknown expert ['resnet']"]),
-        ("resnet", {"widht": 8}, ["'widht'", "blocks, width, dropout", "did you mean 'width'"]),
+        ("resnet", {"widht": 8}, ["'widht'", "blocks, dropout, width", "did you mean 'width'"]),
         ("resnet", {"depth": 18}, ["'resnet' has no argument 'depth'"]),
         ("resnet", {"width": 0}, ["'resnet': width", "at least 1", "found 0"]),
         ("resnet", {"width": "64"}, ["width", "whole number", "found '64'"]),

@@ -23,7 +23,7 @@ from fusionrun.logs.tensorboard import LAYOUT, NullLog, TensorBoardLog
 from fusionrun.logs.text import TaskLog
 from fusionrun.logs.wandb import PROJECTS, WandbLog
 from fusionrun.monitor.record import Record
-from fusionrun.study.recipe import load_recipe
+from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study, plan_study
 from fusionrun.training.trainer import Best, EpochNumbers
 from tests.tiny import alone, write_recipe

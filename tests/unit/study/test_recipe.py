@@ -12,7 +12,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusionrun.study.recipe import Recipe, RecipeError, dump_recipe, flatten, load_recipe, nearest
+from fusionrun.common.text import nearest
+from fusionrun.common.typed_fields import flatten
+from fusionrun.study.recipe import Recipe, RecipeError
+from fusionrun.study.recipe_yaml import dump_recipe, load_recipe
 from fusionrun.study.study import plan_study
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -19,7 +19,8 @@ from fusionrun.experts import BUILDERS, build_expert
 from fusionrun.fusions import FUSIONS
 from fusionrun.study.defaults import EXPERT_DEFAULTS, FUSION_DEFAULTS
 from fusionrun.study.queue import Task
-from fusionrun.study.recipe import Recipe, RecipeError, load_recipe
+from fusionrun.study.recipe import Recipe, RecipeError
+from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study, plan_study
 
 SMALL = """

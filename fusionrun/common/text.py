@@ -1,0 +1,53 @@
+"""Words for people: the one home of what messages and tables share."""
+
+import difflib
+from collections.abc import Iterable
+
+NOT_AVAILABLE = "n/a"  # what was not measured, wherever people read it
+
+
+def plural(count: int, word: str) -> str:
+    """1 row, 2 rows."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def size(count: float) -> str:
+    """Bytes: 12.5 MiB, 1.2 GiB."""
+    mib = count / 2**20
+    return f"{mib:.3g} MiB" if mib < 1000 else f"{mib / 1024:,.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Two digits and more, in six characters: 0.25s, 8.1s, 45s, 8m30s, 45m, 1h02m, 3d04h, 12d."""
+    if seconds < 9.95:
+        return f"{seconds:.2f}s" if seconds < 0.995 else f"{seconds:.1f}s"
+    whole, minutes, hours = round(seconds), round(seconds / 60), round(seconds / 3600)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if minutes < 60:
+        return f"{minutes}m"
+    if minutes < 24 * 60:
+        return f"{minutes // 60}h{minutes % 60:02}m"
+    return f"{hours // 24}d{hours % 24:02}h" if hours < 240 else f"{round(hours / 24)}d"
+
+
+def nearest(name: object, valid: Iterable[str]) -> str:
+    """What to tell a person who wrote `name` where one of `valid` was expected."""
+    names = sorted(valid)
+    by_folded_name = {each.casefold(): each for each in names}
+    close = difflib.get_close_matches(str(name).casefold(), by_folded_name, n=1, cutoff=0.5)
+    hint = f"did you mean {by_folded_name[close[0]]!r}? " if close else ""
+    return f"{hint}expected one of: {', '.join(names)}"
+
+
+def shown(value: object) -> str:
+    """`value` as an error message shows it, never more than a line of it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def one_line(error: object) -> str:
+    """A message of many lines as one."""
+    return " ".join(str(error).split())

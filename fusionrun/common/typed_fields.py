@@ -1,0 +1,173 @@
+"""Frozen dataclasses from what YAML and JSON files hold, every value of the declared type.
+
+The one reader of recipes, manifests and results: a schema is a dataclass, which its writer fills
+and `read_json` gives back. A field that a file lacks has its default, so files written before it
+existed stay readable.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from fusionrun.common.text import nearest, one_line, shown
+
+T = TypeVar("T")
+
+
+class FieldError(ValueError):
+    """A value doesn't fit; `path` grows as the error travels up to the file's name."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}" if path else problem)
+        self.path = path
+        self.problem = problem
+
+
+def require(holds: bool, name: str, found: object, expected: str) -> None:
+    """Raise FieldError for the field `name` unless it `holds`; for `__post_init__` of schemas."""
+    if not holds:
+        raise FieldError(name, f"found {shown(found)}, expected {expected}")
+
+
+def build(kind: type[T], tree: Any, path: str = "", *, strict: bool = True) -> T:
+    """The dataclass `kind` from a mapping; unknown keys are refused where `strict`, else left out.
+
+    Raises FieldError with the dotted path of what was found.
+    """
+    return cast(T, _build(kind, tree, path, strict))
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """The dataclass `kind` that the JSON file at `path` holds; keys it doesn't know are left out.
+
+    Raises OSError when the file can't be read, FieldError when it holds something else.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FieldError("", f"is not JSON: {one_line(error)}") from None
+    return build(kind, tree, strict=False)
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, mappings and tuples as the dicts and lists that YAML and JSON know."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {spec.name: getattr(value, spec.name) for spec in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def flatten(value: object, prefix: str = "") -> dict[str, Any]:
+    """Nested dataclasses or mappings as {dotted path: plain value}."""
+    value = plain(value)
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def kind_of(value: object) -> str:
+    """What a value of a file is, in words."""
+    names = {dict: "a mapping", list: "a list", str: "text", bool: "true/false", int: "a number"}
+    return "nothing" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _build(kind: Any, tree: Any, path: str, strict: bool) -> object:
+    """One dataclass from a mapping, every key known and every value of the declared type."""
+    if not isinstance(tree, dict):
+        names = ", ".join(spec.name for spec in dataclasses.fields(kind))
+        raise FieldError(path, f"found {kind_of(tree)}, expected fields of: {names}")
+    specs = {spec.name: spec for spec in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key in tree if strict else ():
+        if key not in specs:
+            problem = f"unknown key {shown(key)}; {nearest(str(key), specs)}"
+            raise FieldError(_join(path, str(key)), problem)
+    values: dict[str, object] = {}
+    for name, spec in specs.items():
+        if name in tree:
+            values[name] = _convert(hints[name], tree[name], _join(path, name), strict)
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise FieldError(_join(path, name), "found nothing, expected a value")
+    try:
+        return kind(**values)
+    except FieldError as error:
+        raise FieldError(_join(path, error.path), error.problem) from None
+
+
+def _convert(hint: Any, value: Any, path: str, strict: bool) -> object:
+    """`value` as the type `hint` says; raises FieldError when it is something else."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        *others, hint = (part for part in typing.get_args(hint) if part is not type(None))
+        for other in others:
+            with contextlib.suppress(FieldError):
+                return _convert(other, value, path, strict)
+        return _convert(hint, value, path, strict)
+    if origin is Literal:
+        options = typing.get_args(hint)
+        # YAML reads a bare `off` as the boolean false
+        value = "off" if value is False and "off" in options else value
+        if value not in options:
+            raise FieldError(path, f"found {shown(value)}; {nearest(str(value), options)}")
+        return cast(object, value)
+    if origin in (tuple, list):
+        if not isinstance(value, list):
+            raise FieldError(path, f"found {kind_of(value)}, expected a list")
+        inner = typing.get_args(hint)[0]
+        items = (_convert(inner, item, f"{path}.{i}", strict) for i, item in enumerate(value))
+        return cast(object, origin(items))
+    if origin is dict:
+        return _convert_mapping(typing.get_args(hint)[1], value, path, strict)
+    if dataclasses.is_dataclass(hint):
+        # `data:` with nothing below it is an empty section
+        return _build(hint, {} if value is None else value, path, strict)
+    return value if hint is Any else _convert_scalar(hint, value, path)
+
+
+def _convert_mapping(inner: Any, value: Any, path: str, strict: bool) -> dict[str, object]:
+    value = {} if value is None else value
+    if not isinstance(value, dict):
+        raise FieldError(path, f"found {kind_of(value)}, expected a mapping")
+    return {
+        str(key): _convert(inner, item, _join(path, str(key)), strict)
+        for key, item in value.items()
+    }
+
+
+def _convert_scalar(hint: type, value: Any, path: str) -> object:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    problem = f"found {shown(value)} ({kind_of(value)}), expected {names[hint]}"
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        # YAML 1.1 reads 1e-4 (no dot) as text; everybody means the number
+        try:
+            value = float(value)
+        except (ValueError, OverflowError):
+            raise FieldError(path, problem) from None
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise FieldError(path, problem)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FieldError(path, f"found {value!r}, expected a finite number")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise FieldError(path, f"found {shown(value)}, expected a whole number of 64 bits")
+    if isinstance(value, str) and any(c < " " or "\ud800" <= c <= "\udfff" for c in value):
+        # no path can hold the one and no UTF-8 file the other
+        raise FieldError(path, f"found {shown(value)}, expected text of printable characters")
+    return value
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path and name else path or name
