@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from fusionrun import __version__
-from fusionrun.common.distributed import LaunchError, Place, read_place
+from fusionrun.common.distributed import LaunchError, RankInfo, read_rank_info
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
@@ -21,27 +21,27 @@ SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit status."""
     try:
-        place = read_place(os.environ)
+        rank_info = read_rank_info(os.environ)
     except LaunchError as error:
         print(f"fusionrun: {error}", file=sys.stderr)
         return ExitStatus.NOT_STARTED
-    code = _run_command(arguments, place)
-    return _report(code, place)
+    code = _run_command(arguments, rank_info)
+    return _report(code, rank_info)
 
 
-def _run_command(arguments: Sequence[str], place: Place) -> int:
+def _run_command(arguments: Sequence[str], rank_info: RankInfo) -> int:
     try:
-        options = _parse(_parser(place), arguments)
-        return int(options.command(options, place))
+        options = _parse(_parser(rank_info), arguments)
+        return int(options.command(options, rank_info))
     except RecipeError as error:
-        return _complain(place, str(error), ExitStatus.WRONG_RECIPE)
+        return _complain(rank_info, str(error), ExitStatus.WRONG_RECIPE)
     except LaunchError as error:
-        return _complain(place, str(error), ExitStatus.NOT_STARTED)
+        return _complain(rank_info, str(error), ExitStatus.NOT_STARTED)
     except SystemExit as error:  # argparse: --help, or a wrong command line
         return int(error.code or 0)
 
 
-def _report(code: int, place: Place) -> int:
+def _report(code: int, rank_info: RankInfo) -> int:
     """Hand the exit status to launch.sh, which asks for it with FUSIONRUN_EXIT_FILE.
 
     torchrun has one status for every failure and would restart workers that failed on purpose;
@@ -50,14 +50,14 @@ def _report(code: int, place: Place) -> int:
     path = os.environ.get("FUSIONRUN_EXIT_FILE")
     if not path:
         return code
-    if place.local_rank == 0:
+    if rank_info.local_rank == 0:
         Path(path).write_text(f"{code:d}\n")
     return 0
 
 
-def _complain(place: Place, message: str, code: int) -> int:
+def _complain(rank_info: RankInfo, message: str, code: int) -> int:
     """All ranks meet the same mistake; one says so."""
-    if place.rank == 0:
+    if rank_info.rank == 0:
         print(f"fusionrun: {message}", file=sys.stderr)
     return code
 
@@ -83,8 +83,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(ExitStatus.WRONG_RECIPE)
 
 
-def _parser(place: Place) -> argparse.ArgumentParser:
-    _Parser.rank = place.rank
+def _parser(rank_info: RankInfo) -> argparse.ArgumentParser:
+    _Parser.rank = rank_info.rank
     parser = _Parser(
         prog="python -m fusionrun",
         description="Train many expert-fusion models side by side in one torchrun launch.",
@@ -306,7 +306,7 @@ def _is_file(word: str) -> bool:
         return False
 
 
-def _train(options: argparse.Namespace, place: Place) -> int:
+def _train(options: argparse.Namespace, rank_info: RankInfo) -> int:
     path, overrides = _split_words(options.words)
     preset = _preset(options)
     if path is None:
@@ -321,7 +321,7 @@ def _train(options: argparse.Namespace, place: Place) -> int:
     study = plan_study(recipe, str(path))
     if options.only:
         study = study.matching(options.only)
-    return run(study, place, make_console(), only_failed=options.rerun == "failed")
+    return run(study, rank_info, make_console(), only_failed=options.rerun == "failed")
 
 
 def make_console() -> Console:
@@ -349,13 +349,14 @@ def _preset(options: argparse.Namespace) -> dict[str, Any]:
     return preset | {key: value for key, value in flags.items() if value is not None}
 
 
-def _prepare(options: argparse.Namespace, place: Place) -> int:
+def _prepare(options: argparse.Namespace, rank_info: RankInfo) -> int:
     path, overrides = _split_words(options.words)
     if path is None:
         raise RecipeError("prepare needs a RECIPE")
     recipe = load_recipe(path, overrides)
     from fusionrun.data.datasets import DataError
-    from fusionrun.study.study import load_data, plan_study
+    from fusionrun.study.context import load_data
+    from fusionrun.study.study import plan_study
 
     study = plan_study(recipe, str(path))
     try:
@@ -376,23 +377,23 @@ def _prepare(options: argparse.Namespace, place: Place) -> int:
     return 0
 
 
-def _doctor(options: argparse.Namespace, place: Place) -> int:
+def _doctor(options: argparse.Namespace, rank_info: RankInfo) -> int:
     path, overrides = _split_words(options.words)
     if path is None:
         raise RecipeError("doctor needs a RECIPE")
     if options.ranks < 1 or not options.seconds > 0:
         raise RecipeError("--ranks and --seconds: expected a number above 0")
     recipe = load_recipe(path, overrides)
-    if place.rank > 0:
+    if rank_info.rank > 0:
         return 0  # under torchrun one process looks for all
     from fusionrun.doctor.doctor import doctor
     from fusionrun.study.study import plan_study
 
     study = plan_study(recipe, str(path))
-    return doctor(study, place, make_console(), ranks=options.ranks, seconds=options.seconds)
+    return doctor(study, rank_info, make_console(), ranks=options.ranks, seconds=options.seconds)
 
 
-def _preview(options: argparse.Namespace, place: Place) -> int:
+def _preview(options: argparse.Namespace, rank_info: RankInfo) -> int:
     path, overrides = _split_words(options.words)
     if path is None:
         raise RecipeError("preview needs a RECIPE or an OUTPUT_DIR")
@@ -406,26 +407,26 @@ def _preview(options: argparse.Namespace, place: Place) -> int:
     from fusionrun.study.study import plan_study
 
     study = plan_study(recipe, str(path))
-    return preview(study, place, make_console(), seeds=options.seeds, epochs=options.epochs)
+    return preview(study, rank_info, make_console(), seeds=options.seeds, epochs=options.epochs)
 
 
-def _watch(options: argparse.Namespace, place: Place) -> int:
+def _watch(options: argparse.Namespace, rank_info: RankInfo) -> int:
     from fusionrun.monitor.live import watch
 
     return watch(Path(options.output_dir))
 
 
-def _evaluate(options: argparse.Namespace, place: Place) -> int:
+def _evaluate(options: argparse.Namespace, rank_info: RankInfo) -> int:
     folder = Path(options.output_dir)
     path = folder / "recipe.yaml"
     recipe = load_recipe(path, preset={"output_dir": str(folder)})
     from fusionrun.evaluation.evaluate import evaluate
     from fusionrun.study.study import plan_study
 
-    return evaluate(plan_study(recipe, str(path)), place, make_console())
+    return evaluate(plan_study(recipe, str(path)), rank_info, make_console())
 
 
-def _robustness(options: argparse.Namespace, place: Place) -> int:
+def _robustness(options: argparse.Namespace, rank_info: RankInfo) -> int:
     if options.images is not None and options.images < 1:
         raise RecipeError(f"--images: found {options.images}, expected a number above 0")
     folder = Path(options.output_dir)
@@ -437,11 +438,11 @@ def _robustness(options: argparse.Namespace, place: Place) -> int:
     given = (options.corrupted, options.foreign)
     corrupted, foreign = (None if name is None else Path(name).expanduser() for name in given)
     asked = Asked(corrupted, foreign, options.images)
-    return robustness(plan_study(recipe, str(path)), place, make_console(), asked)
+    return robustness(plan_study(recipe, str(path)), rank_info, make_console(), asked)
 
 
-def _write_report(options: argparse.Namespace, place: Place) -> int:
-    if place.rank > 0:
+def _write_report(options: argparse.Namespace, rank_info: RankInfo) -> int:
+    if rank_info.rank > 0:
         return ExitStatus.DONE  # under torchrun one process writes for all
     from fusionrun.report.load import ReportError
     from fusionrun.report.write import write_report
@@ -456,17 +457,17 @@ def _write_report(options: argparse.Namespace, place: Place) -> int:
     return ExitStatus.DONE
 
 
-def _assemble(options: argparse.Namespace, place: Place) -> int:
-    if place.rank > 0:
+def _assemble(options: argparse.Namespace, rank_info: RankInfo) -> int:
+    if rank_info.rank > 0:
         return ExitStatus.DONE  # under torchrun one process does it for all
     from fusionrun.components.assemble import assemble
 
     folder = Path(options.output_dir)
-    return assemble(Path(options.manifest), folder, place, make_console())
+    return assemble(Path(options.manifest), folder, rank_info, make_console())
 
 
-def _export(options: argparse.Namespace, place: Place) -> int:
-    if place.rank > 0:
+def _export(options: argparse.Namespace, rank_info: RankInfo) -> int:
+    if rank_info.rank > 0:
         return ExitStatus.DONE  # as above
     from fusionrun.components.export import ExportError, export
     from fusionrun.training.checkpoint import CheckpointError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # torch takes seconds to import; whoever only asks for the place needn't wait
+if TYPE_CHECKING:  # torch takes seconds to import; whoever only asks for the rank needn't wait
     import torch
     from torch.distributed import Store
 
@@ -19,7 +19,7 @@ PEER_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Where a process stands in a launch."""
 
     rank: int
@@ -43,8 +43,8 @@ class LaunchError(Exception):
     """The launch can't start; the message says why and what to do."""
 
 
-def read_place(environ: Mapping[str, str]) -> Place:
-    """The place that torchrun gave this process; alone where there is no torchrun.
+def read_rank_info(environ: Mapping[str, str]) -> RankInfo:
+    """The rank that torchrun gave this process; alone where there is no torchrun.
 
     Raises LaunchError when the variables make no sense.
     """
@@ -63,7 +63,7 @@ def read_place(environ: Mapping[str, str]) -> Place:
         raise LaunchError(f"RANK is {rank} but WORLD_SIZE is {world_size}; start with torchrun")
     if local_world_size < 1:
         raise LaunchError(f"LOCAL_WORLD_SIZE: found {local_world_size}, expected 1 or more")
-    return Place(
+    return RankInfo(
         rank=rank,
         world_size=world_size,
         local_rank=number(0, "LOCAL_RANK"),
@@ -74,7 +74,7 @@ def read_place(environ: Mapping[str, str]) -> Place:
     )
 
 
-def join(place: Place) -> "Store":
+def join(rank_info: RankInfo) -> "Store":
     """Join the launch's processes; returns the store through which tasks are claimed.
 
     A process alone needs no peers and gets a store of its own. Raises LaunchError when it isn't
@@ -82,15 +82,16 @@ def join(place: Place) -> "Store":
     """
     import torch.distributed as dist
 
-    if not place.is_distributed:
+    if not rank_info.is_distributed:
         return dist.HashStore()
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
             raise LaunchError(
-                f"{name}: not set although WORLD_SIZE is {place.world_size}; start with torchrun"
+                f"{name}: not set although WORLD_SIZE is {rank_info.world_size}; start with "
+                "torchrun"
             )
     store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=PEER_TIMEOUT)))
-    if place.local_world_size == place.world_size:
+    if rank_info.local_world_size == rank_info.world_size:
         # torchrun keeps one store over restarts: without a prefix of its own, a restarted group
         # reads the addresses of its dead predecessors (pytorch issue 135712). On several nodes
         # the counts can differ; there launch.sh turns the sharing of the store off.
@@ -109,7 +110,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def choose_device(place: Place, wanted: str) -> "torch.device":
+def choose_device(rank_info: RankInfo, wanted: str) -> "torch.device":
     """This rank's device; ranks share GPUs when there are fewer of them than ranks.
 
     A Slurm task that sees its own GPU only has a single device, and modulo picks it.
@@ -125,10 +126,10 @@ def choose_device(place: Place, wanted: str) -> "torch.device":
                 "CUDA_VISIBLE_DEVICES, or set runtime.device=auto"
             )
         return torch.device("cpu")
-    return torch.device("cuda", place.local_rank % count)
+    return torch.device("cuda", rank_info.local_rank % count)
 
 
-def divide_threads(place: Place, wanted: int | None) -> int:
+def divide_threads(rank_info: RankInfo, wanted: int | None) -> int:
     """CPU threads of this rank, set and returned: the cores it may use, divided by the ranks.
 
     More threads than cores is ruinous (about a tenth of the speed with twice as many), and the
@@ -137,7 +138,7 @@ def divide_threads(place: Place, wanted: int | None) -> int:
     import torch
 
     cores = len(os.sched_getaffinity(0))
-    threads = wanted or max(1, cores // place.local_world_size)
+    threads = wanted or max(1, cores // rank_info.local_world_size)
     torch.set_num_threads(threads)
     return threads
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fusionrun import __version__
 from fusionrun.common.atomic_files import write_atomically, write_json
-from fusionrun.common.distributed import LaunchError, Place, choose_device, divide_threads
+from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.components.assembly import (
     SHARED,
@@ -33,7 +33,7 @@ from fusionrun.data.datasets import DataError
 from fusionrun.evaluation.alternatives import accuracy
 from fusionrun.evaluation.statistics.metrics import mix_logits, mix_probabilities
 from fusionrun.fusions import FusionModel
-from fusionrun.launch.train_task import EVALUATION_BATCH, Workplace, open_workplace
+from fusionrun.study.context import EVALUATION_BATCH, RunContext, open_context
 from fusionrun.study.paths import Layout, RowFiles
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
@@ -52,7 +52,7 @@ NOTE = (
 )
 
 
-def assemble(manifest: Path, output_dir: Path, place: Place, console: Console) -> int:
+def assemble(manifest: Path, output_dir: Path, rank_info: RankInfo, console: Console) -> int:
     """Put the model together, measure it where a study is named, save it; returns 0.
 
     Raises RecipeError, naming the manifest's field, for what can't be used or doesn't fit, and
@@ -67,7 +67,7 @@ def assemble(manifest: Path, output_dir: Path, place: Place, console: Console) -
         model = join(plan, parts)
         if plan.evaluate is not None:
             study = _plan_study(plan, plan.evaluate)
-            measured = _measure(plan, parts, model, study, place)
+            measured = _measure(plan, parts, model, study, rank_info)
         _save(output_dir, plan, parts, model, measured)
     except (DataError, OSError) as error:
         raise LaunchError(str(error)) from None
@@ -87,21 +87,21 @@ def _plan_study(plan: Plan, folder: str) -> Study:
 
 
 def _measure(
-    plan: Plan, parts: Sequence[Part], model: FusionModel, study: Study, place: Place
+    plan: Plan, parts: Sequence[Part], model: FusionModel, study: Study, rank_info: RankInfo
 ) -> dict[str, Any]:
     """What the manifest says of the model's accuracy, in percent. Raises DataError, OSError."""
-    work = open_workplace(
+    context = open_context(
         study,
-        choose_device(place, study.recipe.runtime.device),
-        divide_threads(place, study.recipe.runtime.threads),
+        choose_device(rank_info, study.recipe.runtime.device),
+        divide_threads(rank_info, study.recipe.runtime.threads),
         progress=partial(print, file=sys.stderr, flush=True),
     )
-    _check_data(plan, parts[0], work)
-    work.settle(model)
+    _check_data(plan, parts[0], context)
+    context.settle(model)
     validation = collect_logits(
-        model, work.loader(work.splits.fusion_val, EVALUATION_BATCH), bf16=work.bf16
+        model, context.loader(context.splits.fusion_val, EVALUATION_BATCH), bf16=context.bf16
     )
-    test = collect_logits(model, work.test_loader(EVALUATION_BATCH), bf16=work.bf16)
+    test = collect_logits(model, context.test_loader(EVALUATION_BATCH), bf16=context.bf16)
     own = [accuracy(each, validation[1]) for each in validation[0][:, 1:].unbind(dim=1)]
     best = own.index(max(own))
     return {
@@ -109,20 +109,20 @@ def _measure(
         "test": _accuracies(*test, best),
         "evaluated_on": {
             "study": str(study.layout.output_dir),
-            "data": work.data.name,
-            "fingerprint": work.data.fingerprint,
+            "data": context.data.name,
+            "fingerprint": context.data.fingerprint,
             "val_images": len(validation[1]),
             "test_images": len(test[1]),
-            "device": str(work.device),
+            "device": str(context.device),
             "note": NOTE,
             "cautions": _cautions(parts, study),
         },
     }
 
 
-def _check_data(plan: Plan, first: Part, work: Workplace) -> None:
+def _check_data(plan: Plan, first: Part, context: RunContext) -> None:
     """Raise RecipeError unless the study's images are what the components take."""
-    data = work.data
+    data = context.data
     found = {
         "num_classes": len(data.classes),
         "classes": list(data.classes),
@@ -132,7 +132,7 @@ def _check_data(plan: Plan, first: Part, work: Workplace) -> None:
     }
     with blame(plan, "evaluate"):
         expected = {name: first.about[name] for name in found}
-        check_equal(work.study.layout.output_dir, found, expected, f"as in {first.path}")
+        check_equal(context.study.layout.output_dir, found, expected, f"as in {first.path}")
 
 
 def _accuracies(logits: Tensor, labels: Tensor, best: int) -> dict[str, Any]:

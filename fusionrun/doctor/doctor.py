@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from fusionrun.common.distributed import LaunchError, Place, choose_device, divide_threads
+from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
 from fusionrun.common.text import duration, plural
 from fusionrun.data.datasets import DataError
 from fusionrun.data.splits import HOLDOUT_FILE, META_FILE, POOL_FILE, SplitError
@@ -37,7 +37,7 @@ from fusionrun.launch.preflight import (
     run_checks,
     split_message,
 )
-from fusionrun.launch.train_task import Workplace, open_workplace
+from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.study import Study
 
 HEALTHY, SICK, INTERRUPTED = 0, 1, 130  # exit statuses
@@ -45,20 +45,22 @@ HEALTHY, SICK, INTERRUPTED = 0, 1, 130  # exit statuses
 LONG_SECONDS = 30 * 86400  # a launch that takes longer was hardly meant
 
 
-def doctor(study: Study, place: Place, console: Console, *, ranks: int, seconds: float) -> int:
+def doctor(
+    study: Study, rank_info: RankInfo, console: Console, *, ranks: int, seconds: float
+) -> int:
     """Print what was found; returns 1 when something would make a launch fail, else 0.
 
     `ranks` is how many the launch will have on this machine; `seconds` bounds the timing of each
     kind of task. Nothing is written but the data set's cache and a scratch folder, which goes.
     """
-    place = replace(place, rank=0, world_size=ranks, local_rank=0, local_world_size=ranks)
+    rank_info = replace(rank_info, rank=0, world_size=ranks, local_rank=0, local_world_size=ranks)
     try:
         with (
             console.status("looking around") as status,
             tempfile.TemporaryDirectory(prefix="fusionrun-doctor-") as scratch,
         ):
             findings, numbers = examine(
-                study, place, Path(scratch), seconds, lambda text: status.update(Text(text))
+                study, rank_info, Path(scratch), seconds, lambda text: status.update(Text(text))
             )
     except KeyboardInterrupt:
         console.print("interrupted; nothing was changed")
@@ -71,12 +73,16 @@ def doctor(study: Study, place: Place, console: Console, *, ranks: int, seconds:
 
 
 def examine(
-    study: Study, place: Place, scratch: Path, seconds: float, progress: Callable[[str], None]
+    study: Study,
+    rank_info: RankInfo,
+    scratch: Path,
+    seconds: float,
+    progress: Callable[[str], None],
 ) -> tuple[list[Finding], Estimate | None]:
     """All findings, and the estimate where data and device are there to make one."""
-    ranks = place.local_world_size
-    threads = divide_threads(place, study.recipe.runtime.threads)
-    devices = _devices(study, place)
+    ranks = rank_info.local_world_size
+    threads = divide_threads(rank_info, study.recipe.runtime.threads)
+    devices = _devices(study, rank_info)
     findings = run_checks(
         [
             ("write permission", lambda: check_folders(study)),
@@ -98,13 +104,13 @@ def examine(
     return findings, examination.estimate
 
 
-def _devices(study: Study, place: Place) -> list[torch.device]:
+def _devices(study: Study, rank_info: RankInfo) -> list[torch.device]:
     """All that the launch may use; none when it asks for a GPU and there is none."""
     if study.recipe.runtime.deterministic:
         # torch looks once, at the first matrix product: the compute check must find it set
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
-        first = choose_device(place, study.recipe.runtime.device)
+        first = choose_device(rank_info, study.recipe.runtime.device)
     except LaunchError:  # check_device says it
         return []
     if first.type == "cpu":
@@ -129,7 +135,7 @@ class _Examination:
         self._devices = devices
         self._scratch = scratch
         self._progress = progress
-        self._work: Workplace | None = None
+        self._work: RunContext | None = None
         self._done: dict[str, int] | None = None
 
     def load(self) -> Iterator[Finding]:
@@ -143,15 +149,15 @@ class _Examination:
         device = self._devices[0] if self._devices else torch.device("cpu")
         study = replace(self._study, splits_dir=copy)
         try:
-            work = open_workplace(study, device, self._threads, progress=self._progress)
+            context = open_context(study, device, self._threads, progress=self._progress)
         except DataError as error:
             name = "splits" if isinstance(error, SplitError) else "data"
             found, advice = split_message(str(error).replace(str(copy), str(stored)))
             yield Finding(name, "fail", found, advice or "set data.* to what is there")
             return
-        self._work = replace(work, study=self._study)
-        yield from check_data(work.data)
-        yield from check_splits(self._study, work.splits)
+        self._work = replace(context, study=self._study)
+        yield from check_data(context.data)
+        yield from check_splits(self._study, context.splits)
 
     def experts(self) -> Iterator[Finding]:
         if self._work is None:

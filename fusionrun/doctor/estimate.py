@@ -12,7 +12,7 @@ import torch
 from fusionrun.common.text import plural, size
 from fusionrun.doctor.step_timing import Timing, time_task
 from fusionrun.launch.preflight import Finding, split_message, weight_bytes
-from fusionrun.launch.train_task import Workplace
+from fusionrun.study.context import RunContext
 from fusionrun.study.queue import Row, Task, simulate
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.trainer import TaskError
@@ -47,7 +47,7 @@ class Estimate:
 
 
 def estimate(
-    work: Workplace,
+    context: RunContext,
     done: Mapping[str, int],
     *,
     ranks: int,
@@ -59,35 +59,37 @@ def estimate(
 
     `done` are the epochs of each task that an earlier launch did.
     """
-    tasks = [task for task in work.study.tasks if done[task.name] < task.epochs]
-    timings, findings = _time_all(work, tasks, seconds, scratch, progress)
-    crowd = _crowding(work, min(ranks, len(tasks)))
+    tasks = [task for task in context.study.tasks if done[task.name] < task.epochs]
+    timings, findings = _time_all(context, tasks, seconds, scratch, progress)
+    crowd = _crowding(context, min(ranks, len(tasks)))
     spent: dict[str, float | None] = {}
     for task in tasks:
         timing = timings[task.name]
         epochs = task.epochs - done[task.name]
-        seconds_alone = None if timing is None else task_seconds(work, task, timing, epochs)
+        seconds_alone = None if timing is None else task_seconds(context, task, timing, epochs)
         spent[task.name] = None if seconds_alone is None else crowd * seconds_alone
     total = None
     known = {name: value for name, value in spent.items() if value is not None}
     if len(known) == len(spent):
         total = max((run.end for run in simulate(tasks, known, ranks)), default=0.0)
     rows = [
-        _row_estimate(work, task, timings, spent, crowd) for task in work.study.tasks if task.row
+        _row_estimate(context, task, timings, spent, crowd)
+        for task in context.study.tasks
+        if task.row
     ]
-    findings += _check_memory(work, [timings[task.name] for task in tasks], ranks)
+    findings += _check_memory(context, [timings[task.name] for task in tasks], ranks)
     return Estimate(ranks, rows, total, findings)
 
 
 def _time_all(
-    work: Workplace,
+    context: RunContext,
     tasks: Sequence[Task],
     seconds: float,
     scratch: Path,
     progress: Callable[[str], None],
 ) -> tuple[dict[str, Timing | None], list[Finding]]:
     """{task: its timing, None where it failed}, and why."""
-    weights = weight_bytes(work.study)
+    weights = weight_bytes(context.study)
     timings: dict[tuple[str, ...], Timing | None] = {}
     findings = []
     for task in tasks:
@@ -100,7 +102,7 @@ def _time_all(
         fixed = everything + copies * learning
         timings[kind] = None
         try:
-            timings[kind] = time_task(work, _timed_as(task), fixed, seconds, scratch)
+            timings[kind] = time_task(context, _timed_as(task), fixed, seconds, scratch)
         except torch.OutOfMemoryError:
             findings.append(_no_memory(task))
         except TaskError as error:
@@ -128,20 +130,20 @@ def _timed_as(task: Task) -> Task:
     return replace(task, kind="expert", row=None, expert=0) if task.trains_alone else task
 
 
-def task_seconds(work: Workplace, task: Task, timing: Timing, epochs: int) -> float:
+def task_seconds(context: RunContext, task: Task, timing: Timing, epochs: int) -> float:
     """Of `epochs` epochs with their validation and, of a row, the measurements around them."""
-    train, validation, once = _images(work, task)
+    train, validation, once = _images(context, task)
     images = epochs * (train + EVALUATION_SHARE * validation) + EVALUATION_SHARE * once
     return timing.seconds_per_image * images
 
 
-def _images(work: Workplace, task: Task) -> tuple[int, int, int]:
+def _images(context: RunContext, task: Task) -> tuple[int, int, int]:
     """Images that a task trains on and validates with in an epoch, and evaluates once."""
-    splits = work.splits
+    splits = context.splits
     if task.row is None:
         assert task.expert is not None
         return len(splits.expert_train[task.expert]), len(splits.expert_val[task.expert]), 0
-    validation, test = len(splits.fusion_val), len(work.data.test_labels)
+    validation, test = len(splits.fusion_val), len(context.data.test_labels)
     if task.row.is_single:
         return len(splits.everything), validation, test
     # the experts before fusion on validation and test set, the row on the test set
@@ -149,7 +151,7 @@ def _images(work: Workplace, task: Task) -> tuple[int, int, int]:
 
 
 def _row_estimate(
-    work: Workplace,
+    context: RunContext,
     task: Task,
     timings: Mapping[str, Timing | None],
     spent: Mapping[str, float | None],
@@ -159,7 +161,7 @@ def _row_estimate(
     left = [name for name in task.needs if name in spent]
     each = [value for name in left if (value := spent[name]) is not None]
     timing = timings.get(task.name)
-    train, validation, _ = _images(work, task)
+    train, validation, _ = _images(context, task)
     epoch = None
     if timing is not None:
         images = train + EVALUATION_SHARE * validation
@@ -178,11 +180,11 @@ def _row_estimate(
     )
 
 
-def _crowding(work: Workplace, busy: int) -> float:
+def _crowding(context: RunContext, busy: int) -> float:
     """How much slower a task is while `busy` ranks work than alone, if they share evenly."""
-    if work.device.type == "cuda":
+    if context.device.type == "cuda":
         return max(1.0, busy / torch.cuda.device_count())
-    return max(1.0, busy * work.threads / len(os.sched_getaffinity(0)))
+    return max(1.0, busy * context.threads / len(os.sched_getaffinity(0)))
 
 
 # ---------------------------------------------------------------- memory
@@ -195,22 +197,22 @@ def _no_memory(task: Task) -> Finding:
 
 
 def _check_memory(
-    work: Workplace, timings: Sequence[Timing | None], ranks: int
+    context: RunContext, timings: Sequence[Timing | None], ranks: int
 ) -> Iterator[Finding]:
     """The largest tasks that can meet on one device, all at once."""
     known = [timing for timing in timings if timing is not None and timing.memory is not None]
-    room = _room(work.device)
+    room = _room(context.device)
     if not known or room is None:
         return
     together = ranks
-    if work.device.type == "cuda":
+    if context.device.type == "cuda":
         together = math.ceil(ranks / torch.cuda.device_count())
     largest = heapq.nlargest(together, known, key=lambda timing: timing.memory or 0)
     need = sum(timing.memory or 0 for timing in largest)
-    if work.device.type == "cuda":
+    if context.device.type == "cuda":
         need += CONTEXT_BYTES * len(largest)
     guessed = any(timing.is_scaled for timing in largest)
-    where = "on a GPU" if work.device.type == "cuda" else "of this machine"
+    where = "on a GPU" if context.device.type == "cuda" else "of this machine"
     found = (
         f"{'about ' if guessed else ''}{size(need)} for {plural(len(largest), 'task')} at once, "
         f"{size(room)} free {where}"

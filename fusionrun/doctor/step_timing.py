@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from fusionrun.launch.preflight import expert_paths
 from fusionrun.launch.task_reporter import TaskReporter
-from fusionrun.launch.train_task import Workplace, train_expert, train_row
+from fusionrun.launch.train_task import train_expert, train_row
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
+from fusionrun.study.context import RunContext
 from fusionrun.study.paths import Layout, expert_file
 from fusionrun.study.queue import Task
 from fusionrun.training.checkpoint import save
@@ -97,25 +98,25 @@ class Stopwatch:
         return time.perf_counter()
 
 
-def time_task(work: Workplace, task: Task, fixed: int, seconds: float, scratch: Path) -> Timing:
-    """A few training steps of `task` on `work`'s device, in about 2 x `seconds` after set-up.
+def time_task(context: RunContext, task: Task, fixed: int, seconds: float, scratch: Path) -> Timing:
+    """A few training steps of `task` on `context`'s device, in about 2 x `seconds` after set-up.
 
     A GPU takes the full batch. On a CPU the batch starts small and grows to what the time allows.
     `fixed` are the bytes of weights, gradients and optimizer, which don't grow with the batch.
     Raises whatever the task raises.
     """
-    full = _full_batch(work, task)
+    full = _full_batch(context, task)
     trials: dict[int, float] = {}  # {batch: seconds a step}
-    batch = full if work.device.type == "cuda" else min(full, PROBE)
+    batch = full if context.device.type == "cuda" else min(full, PROBE)
     while batch < full:
-        watch, *_ = _rehearse(work, task, batch, 0, scratch)
+        watch, *_ = _rehearse(context, task, batch, 0, scratch)
         trials[batch] = watch.seconds / watch.steps
         affordable = int(batch * seconds / (STEPS_WANTED * trials[batch]))
         if affordable < 2 * batch:
             break
         batch = min(full, affordable)
     batch = min(full, max(batch, 2 * PROBE)) if trials else full
-    watch, before, peak = _rehearse(work, task, batch, seconds, scratch)
+    watch, before, peak = _rehearse(context, task, batch, seconds, scratch)
     step = watch.seconds / watch.steps
     if batch < full:
         smaller = max(trial for trial in trials if trial < batch)
@@ -126,45 +127,47 @@ def time_task(work: Workplace, task: Task, fixed: int, seconds: float, scratch: 
     return Timing(step / full, watch.steps, batch, full, peak)
 
 
-def _full_batch(work: Workplace, task: Task) -> int:
+def _full_batch(context: RunContext, task: Task) -> int:
     """Images of a real step; a part of the data may be smaller than the recipe's batch."""
     if task.row is not None:
-        return min(work.study.recipe.fusion.batch_size, max(2, len(work.splits.fusion_train)))
-    batch_size = work.study.expert_defaults(task.model).batch_size
-    return min(batch_size, *(len(part) for part in work.splits.expert_train))
+        return min(context.study.recipe.fusion.batch_size, max(2, len(context.splits.fusion_train)))
+    batch_size = context.study.expert_defaults(task.model).batch_size
+    return min(batch_size, *(len(part) for part in context.splits.expert_train))
 
 
 def _rehearse(
-    work: Workplace, task: Task, batch: int, seconds: float, scratch: Path
+    context: RunContext, task: Task, batch: int, seconds: float, scratch: Path
 ) -> tuple[Stopwatch, float | None, float | None]:
     """The real task, cut short by the stopwatch: (that, bytes in use before, at the peak)."""
-    watch = Stopwatch(work.device, seconds)
-    stage = _stage(work, task, batch, scratch, watch)
+    watch = Stopwatch(context.device, seconds)
+    stage = _stage(context, task, batch, scratch, watch)
     execute = train_row if task.row is not None else train_expert
     hook: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if work.device.type == "cpu":  # on a GPU the full batch says it all
+    if context.device.type == "cpu":  # on a GPU the full batch says it all
         hook = torch.autograd.graph.saved_tensors_hooks(watch.keep, lambda tensor: tensor)
-    before = reset_peak(work.device)
+    before = reset_peak(context.device)
     with TaskLog(stage.study.layout.task_log(task.name), task.name) as log:
-        reporter = TaskReporter(stage.study, task, Record(), log, work.device)
+        reporter = TaskReporter(stage.study, task, Record(), log, context.device)
         with contextlib.closing(reporter), contextlib.suppress(Enough), hook:
             execute(stage, task, reporter)
-    return watch, before, peak_memory(work.device)
+    return watch, before, peak_memory(context.device)
 
 
-def _stage(work: Workplace, task: Task, batch: int, scratch: Path, watch: Stopwatch) -> Workplace:
-    """The workplace for a rehearsal: an endless epoch, little validation, files in `scratch`."""
-    recipe, splits = work.study.recipe, work.splits
+def _stage(
+    context: RunContext, task: Task, batch: int, scratch: Path, watch: Stopwatch
+) -> RunContext:
+    """The context for a rehearsal: an endless epoch, little validation, files in `scratch`."""
+    recipe, splits = context.study.recipe, context.splits
     if task.row is not None:
         recipe = replace(recipe, fusion=replace(recipe.fusion, batch_size=batch))
     else:
         recipe = replace(recipe, experts=replace(recipe.experts, batch_size=batch))
-    images = (WARM_UP[work.device.type] + MAX_STEPS + 1) * batch
+    images = (WARM_UP[context.device.type] + MAX_STEPS + 1) * batch
     study = replace(
-        work.study,
+        context.study,
         recipe=recipe,
         layout=Layout(scratch / "out"),
-        checkpoint_dir=_experts_for(work, task, scratch),
+        checkpoint_dir=_experts_for(context, task, scratch),
     )
     endless = replace(
         splits,
@@ -173,18 +176,18 @@ def _stage(work: Workplace, task: Task, batch: int, scratch: Path, watch: Stopwa
         fusion_train=np.resize(splits.fusion_train, images),
         fusion_val=splits.fusion_val[:2],
     )
-    return replace(work, study=study, splits=endless, stop_requested=watch)
+    return replace(context, study=study, splits=endless, stop_requested=watch)
 
 
-def _experts_for(work: Workplace, task: Task, scratch: Path) -> Path:
+def _experts_for(context: RunContext, task: Task, scratch: Path) -> Path:
     """Where a row finds experts: the real ones, or untrained ones, which cost as much time."""
-    study = work.study
+    study = context.study
     if task.row is None or all(path.exists() for path in expert_paths(study)[task.model]):
         return study.checkpoint_dir
     folder = scratch / "experts"
     first = expert_file(folder, task.model, 0)
     if not first.is_file():
-        expert = study.build_expert(task.model, len(work.data.classes))
+        expert = study.build_expert(task.model, len(context.data.classes))
         save(first, expert.state_dict())
         for k in range(1, study.recipe.experts.count):
             os.link(first, expert_file(folder, task.model, k))

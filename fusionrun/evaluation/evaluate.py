@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fusionrun import __version__
 from fusionrun.common.atomic_files import write_json, write_text
-from fusionrun.common.distributed import LaunchError, Place, choose_device, divide_threads
+from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.components.store import load_model, load_single, read_manifest
 from fusionrun.data.datasets import DataError
@@ -36,8 +36,8 @@ from fusionrun.evaluation.statistics.cost import measure_cost, training_time
 from fusionrun.evaluation.tables import CSV_COLUMNS, long_rows, markdown, tables
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
-from fusionrun.launch.train_task import Workplace, open_workplace
 from fusionrun.logs.csv import write_csv
+from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.queue import Row
 from fusionrun.study.study import Study
 from fusionrun.training.checkpoint import CheckpointError
@@ -48,21 +48,21 @@ FORMAT = 1
 ROW_PROBLEMS = (CheckpointError, TaskError, ValueError, OSError, torch.OutOfMemoryError)
 
 
-def evaluate(study: Study, place: Place, console: Console) -> int:
+def evaluate(study: Study, rank_info: RankInfo, console: Console) -> int:
     """Measure every row that can be; returns 0 when that was all of them, else 3.
 
     Raises LaunchError when the data or the device isn't there, or results can't be written.
     """
     try:
-        work = open_workplace(
+        context = open_context(
             study,
-            choose_device(place, study.recipe.runtime.device),
-            divide_threads(place, study.recipe.runtime.threads),
+            choose_device(rank_info, study.recipe.runtime.device),
+            divide_threads(rank_info, study.recipe.runtime.threads),
             progress=say,
         )
-        rows = _evaluate_rows(work)
+        rows = _evaluate_rows(context)
         tree = {
-            **about(work),
+            **about(context),
             "training": _training(study),
             "rows": rows,
             "over_seeds": over_seeds(rows),
@@ -79,9 +79,9 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def about(work: Workplace) -> dict[str, Any]:
+def about(context: RunContext) -> dict[str, Any]:
     """What all rows have in common."""
-    study, data = work.study, work.data
+    study, data = context.study, context.data
     return {
         "format": FORMAT,
         "study": study.name,
@@ -91,11 +91,11 @@ def about(work: Workplace) -> dict[str, Any]:
             "name": data.name,
             "classes": list(data.classes),
             "test_images": len(data.test_labels),
-            "val_images": len(work.splits.fusion_val),
+            "val_images": len(context.splits.fusion_val),
             "image_size": data.test_images.shape[-1],
         },
-        "device": str(work.device),
-        "threads": work.threads,
+        "device": str(context.device),
+        "threads": context.threads,
         "versions": {"fusionrun": __version__, "torch": torch.__version__},
     }
 
@@ -117,7 +117,7 @@ def _logs(study: Study) -> Iterator[Path]:
         yield study.layout.row(row.model, row.variant).csv
 
 
-def _evaluate_rows(work: Workplace) -> list[dict[str, Any]]:
+def _evaluate_rows(context: RunContext) -> list[dict[str, Any]]:
     """An entry for each row; one with a problem is said at once and the others go on.
 
     A single network has no entry of its own: it stands in those of its architecture's rows.
@@ -126,21 +126,21 @@ def _evaluate_rows(work: Workplace) -> list[dict[str, Any]]:
     controls: list[tuple[Row, Contender]] = []
     latest: Predictions | None = None
     # controls first: the rows are compared with them
-    for row in sorted(work.study.rows, key=lambda row: not (row.control or row.is_single)):
+    for row in sorted(context.study.rows, key=lambda row: not (row.control or row.is_single)):
         try:
-            manifest, model = load_row(work, row)
-            predictions = _predictions(work, row, model, latest)
+            manifest, model = load_row(context, row)
+            predictions = _predictions(context, row, model, latest)
             if row.control or row.is_single:
                 controls.append((row, control_contender(row, predictions)))
             if isinstance(model, FusionModel):
                 latest = predictions
                 rivals = tuple(controls_of(row, controls))
-                found = _evaluate_row(work, row, manifest, model, predictions, rivals)
+                found = _evaluate_row(context, row, manifest, model, predictions, rivals)
                 entries[row.name] = {**name_row(row), **found, "problem": ""}
         except ROW_PROBLEMS as error:
             say(f"fusionrun: {row.name}: {error}")
             entries[row.name] = {**name_row(row), "epoch": None, "problem": str(error)}
-    return [entries[row.name] for row in work.study.rows if row.name in entries]
+    return [entries[row.name] for row in context.study.rows if row.name in entries]
 
 
 def name_row(row: Row) -> dict[str, Any]:
@@ -156,19 +156,19 @@ def name_row(row: Row) -> dict[str, Any]:
     }
 
 
-def load_row(work: Workplace, row: Row) -> tuple[dict[str, Any], FusionModel | Expert]:
+def load_row(context: RunContext, row: Row) -> tuple[dict[str, Any], FusionModel | Expert]:
     """(manifest, model on the device) of a finished row of this study. Raises ROW_PROBLEMS."""
-    files = work.study.layout.row(row.model, row.variant)
+    files = context.study.layout.row(row.model, row.variant)
     manifest = read_manifest(files.manifest)
-    settings = work.study.settings(next(task for task in work.study.tasks if task.row == row))
+    settings = context.study.settings(next(task for task in context.study.tasks if task.row == row))
     check_settings(str(files.manifest), manifest["settings"], settings)
     model = load_single(files.directory) if row.is_single else load_model(files.directory)
-    work.settle(model)
+    context.settle(model)
     return manifest, model
 
 
 def _evaluate_row(
-    work: Workplace,
+    context: RunContext,
     row: Row,
     manifest: dict[str, Any],
     model: FusionModel,
@@ -178,7 +178,7 @@ def _evaluate_row(
     """The row's entry. The manifest's test numbers are brought up to date. Raises ROW_PROBLEMS."""
     started = time.monotonic()
     entry = compare_row(predictions, controls, seed=row.seed)
-    cost = measure_cost(work, row, model)
+    cost = measure_cost(context, row, model)
     test = compare(
         predictions.test.logits,
         predictions.test.labels,
@@ -187,7 +187,7 @@ def _evaluate_row(
         before_val_accuracies=[expert["before_validation"] for expert in entry["experts"]],
     )
     if manifest["test"] != test:
-        path = work.study.layout.row(row.model, row.variant).manifest
+        path = context.study.layout.row(row.model, row.variant).manifest
         write_json(path, {**manifest, "test": test})
     fused = entry["contenders"][0]["top1"]
     say(f"[{row.name}] fused {fused:.2f} %, took {time.monotonic() - started:.0f} s")
@@ -195,22 +195,22 @@ def _evaluate_row(
 
 
 def _predictions(
-    work: Workplace, row: Row, model: FusionModel | Expert, latest: Predictions | None
+    context: RunContext, row: Row, model: FusionModel | Expert, latest: Predictions | None
 ) -> Predictions:
     """The saved ones where they are still what the row's networks would answer.
 
     `latest` may know the experts before fusion training.
     """
-    path = work.study.layout.row(row.model, row.variant).predictions
-    origin = find_origin(work, row.model, model)
-    validation = torch.from_numpy(work.splits.fusion_val)
-    labels, val_labels = work.data.test_labels, work.data.train_labels[validation]
+    path = context.study.layout.row(row.model, row.variant).predictions
+    origin = find_origin(context, row.model, model)
+    validation = torch.from_numpy(context.splits.fusion_val)
+    labels, val_labels = context.data.test_labels, context.data.train_labels[validation]
     predictions, problem = load_predictions(path, origin, labels, val_labels)
     if problem:
         say(f"[{row.name}] {problem}; computed anew")
     if predictions is None:
         say(f"[{row.name}] {len(labels)} test and {len(val_labels)} validation images ...")
-        predictions = predict(work, row, model, origin, latest)
+        predictions = predict(context, row, model, origin, latest)
         save_predictions(path, predictions)
     else:
         say(f"[{row.name}] {path} is up to date")

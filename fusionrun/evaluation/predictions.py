@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusionrun.common.atomic_files import write_atomically
+from fusionrun.components.starting_experts import load_experts
 from fusionrun.components.store import file_hash, state_hash
 from fusionrun.data.loader import ResidentLoader
 from fusionrun.evaluation.statistics.expert_contributions import (
@@ -20,7 +21,7 @@ from fusionrun.evaluation.statistics.expert_contributions import (
 )
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel, FusionOutput
-from fusionrun.launch.train_task import EVALUATION_BATCH, Workplace, load_experts
+from fusionrun.study.context import EVALUATION_BATCH, RunContext
 from fusionrun.study.paths import expert_file
 from fusionrun.study.queue import Row
 from fusionrun.training.checkpoint import CheckpointError
@@ -63,20 +64,20 @@ class Predictions:
     gradients: Tensor  # (E, 2) share of the fused path and cosine, or (0, 2): not two paths
 
 
-def find_origin(work: Workplace, model: str, network: FusionModel | Expert) -> Origin:
+def find_origin(context: RunContext, model: str, network: FusionModel | Expert) -> Origin:
     """Where answers of this row, as its files are now, come from. Raises CheckpointError."""
     experts = len(network.experts) if isinstance(network, FusionModel) else 0
-    paths = [expert_file(work.study.checkpoint_dir, model, k) for k in range(experts)]
+    paths = [expert_file(context.study.checkpoint_dir, model, k) for k in range(experts)]
     for path in paths:
         if not path.is_file():
             raise CheckpointError(f"{path}: no such checkpoint; the row began with this expert")
     hashes = tuple(file_hash(path) for path in paths)
-    return Origin(state_hash(network.state_dict()), hashes, work.data.fingerprint)
+    return Origin(state_hash(network.state_dict()), hashes, context.data.fingerprint)
 
 
 @torch.no_grad()
 def predict(
-    work: Workplace,
+    context: RunContext,
     row: Row,
     model: FusionModel | Expert,
     origin: Origin,
@@ -88,23 +89,23 @@ def predict(
     CheckpointError and TaskError when those experts aren't what the study would have trained.
     """
     model.eval()
-    validation = work.loader(work.splits.fusion_val, EVALUATION_BATCH)
-    test = work.test_loader(EVALUATION_BATCH)
+    validation = context.loader(context.splits.fusion_val, EVALUATION_BATCH)
+    test = context.test_loader(EVALUATION_BATCH)
     if not isinstance(model, FusionModel):
         return Predictions(
             origin,
-            test=_answers_alone(work, model, test),
-            validation=_answers_alone(work, model, validation),
+            test=_answers_alone(context, model, test),
+            validation=_answers_alone(context, model, validation),
             without=torch.empty(0, 0, dtype=torch.int64),
             attention=torch.empty(0),
             gradients=torch.empty(0, 2),
         )
     val_logits, val_labels, sums = _pass(
-        work, model, validation, lambda features: features.double().sum(dim=0)
+        context, model, validation, lambda features: features.double().sum(dim=0)
     )
     means = torch.stack(sums).sum(dim=0) / len(val_labels)
     logits, labels, seen = _pass(
-        work,
+        context,
         model,
         test,
         lambda features: (
@@ -115,7 +116,7 @@ def predict(
     if known is not None and known.origin[1:] == origin[1:]:
         before, val_before = known.test.before, known.validation.before
     else:
-        before, val_before = _before_fusion(work, row.model, [test, validation])
+        before, val_before = _before_fusion(context, row.model, [test, validation])
     weights = [weight.double().sum(dim=0).cpu() for _, weight in seen if weight is not None]
     return Predictions(
         origin=origin,
@@ -123,25 +124,25 @@ def predict(
         validation=Answers(val_labels, val_logits, val_before),
         without=torch.cat([classes for classes, _ in seen]),
         attention=torch.stack(weights).sum(dim=0) / len(labels) if weights else torch.empty(0),
-        gradients=torch.empty(0, 2) if row.control else _path_gradients(work, row, model),
+        gradients=torch.empty(0, 2) if row.control else _path_gradients(context, row, model),
     )
 
 
 @torch.enable_grad()
-def _path_gradients(work: Workplace, row: Row, model: FusionModel) -> Tensor:
+def _path_gradients(context: RunContext, row: Row, model: FusionModel) -> Tensor:
     """On the first validation images: they're the same for all rows, and not learned by heart."""
-    loader = work.loader(work.splits.fusion_val[:GRADIENT_IMAGES], GRADIENT_BATCH)
-    smoothing = work.study.fusion_defaults(row.fusion).label_smoothing
+    loader = context.loader(context.splits.fusion_val[:GRADIENT_IMAGES], GRADIENT_BATCH)
+    smoothing = context.study.fusion_defaults(row.fusion).label_smoothing
     return path_gradients(model, loader, alpha=row.alpha, smoothing=smoothing)
 
 
-def _answers_alone(work: Workplace, network: Expert, loader: ResidentLoader) -> Answers:
-    logits, labels = collect_logits(network, loader, bf16=work.bf16)
+def _answers_alone(context: RunContext, network: Expert, loader: ResidentLoader) -> Answers:
+    logits, labels = collect_logits(network, loader, bf16=context.bf16)
     return Answers(labels.cpu(), logits.cpu(), logits[:, :0].cpu())
 
 
 def _pass(
-    work: Workplace, model: FusionModel, loader: ResidentLoader, look: Callable[[Tensor], Seen]
+    context: RunContext, model: FusionModel, loader: ResidentLoader, look: Callable[[Tensor], Seen]
 ) -> tuple[Tensor, Tensor, list[Seen]]:
     """(logits (N, 1 + E, C), labels (N,), what `look` makes of each batch's features (n, E, D)).
 
@@ -149,7 +150,7 @@ def _pass(
     """
     logits, labels, seen = [], [], []
     for batch in loader.evaluation_batches():
-        with torch.autocast(work.device.type, torch.bfloat16, enabled=work.bf16):
+        with torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16):
             output: FusionOutput = model(batch.images)
             seen.append(look(output.features))
         heads = torch.cat([output.logits.unsqueeze(1), output.expert_logits], dim=1)
@@ -159,15 +160,15 @@ def _pass(
 
 
 def _before_fusion(
-    work: Workplace, architecture: str, loaders: list[ResidentLoader]
+    context: RunContext, architecture: str, loaders: list[ResidentLoader]
 ) -> list[Tensor]:
     """Logits (N, E, C) for each loader's images, of the experts as their own training left them."""
-    experts, _ = load_experts(work, architecture)
+    experts, _ = load_experts(context, architecture)
     answers: list[list[Tensor]] = [[] for _ in loaders]
     for expert in experts:
-        work.settle(expert)
+        context.settle(expert)
         for loader, logits in zip(loaders, answers, strict=True):
-            logits.append(collect_logits(expert, loader, bf16=work.bf16)[0].cpu())
+            logits.append(collect_logits(expert, loader, bf16=context.bf16)[0].cpu())
         expert.cpu()  # one at a time is enough on the device
     return [torch.cat(logits, dim=1) for logits in answers]
 

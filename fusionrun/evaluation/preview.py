@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionrun.common.atomic_files import write_json, write_text
-from fusionrun.common.distributed import LaunchError, Place, choose_device, divide_threads
+from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.common.seeds import derive_seed
 from fusionrun.common.text import NOT_AVAILABLE
+from fusionrun.components.starting_experts import load_experts
 from fusionrun.data.datasets import DataError
 from fusionrun.evaluation.alternatives import accuracy
 from fusionrun.evaluation.evaluate import ROW_PROBLEMS, about, say
@@ -43,13 +44,8 @@ from fusionrun.evaluation.statistics.significance import spread
 from fusionrun.evaluation.tables import markdown_table, rich_table
 from fusionrun.experts import Expert
 from fusionrun.fusions import FUSIONS, FusionModel
-from fusionrun.launch.train_task import (
-    EVALUATION_BATCH,
-    HEAD_CLIP,
-    Workplace,
-    load_experts,
-    open_workplace,
-)
+from fusionrun.study.context import EVALUATION_BATCH, RunContext, open_context
+from fusionrun.study.defaults import HEAD_CLIP
 from fusionrun.study.study import Study
 from fusionrun.training.optim import Group, adamw, clip_gradients, cosine_to_tenth, set_rates
 
@@ -79,29 +75,29 @@ class Extracted:
 class Given:
     """What an architecture's fusions are trained with."""
 
-    work: Workplace
+    context: RunContext
     model: str
     experts: Sequence[Expert]
     train: Extracted
     validation: Extracted
 
 
-def preview(study: Study, place: Place, console: Console, *, seeds: int, epochs: int) -> int:
+def preview(study: Study, rank_info: RankInfo, console: Console, *, seeds: int, epochs: int) -> int:
     """Rank the fusions for each of the study's architectures; returns 0, or 3 where one has none.
 
     Raises LaunchError when the data or the device isn't there, or results can't be written.
     """
     try:
-        work = open_workplace(
+        context = open_context(
             study,
-            choose_device(place, study.recipe.runtime.device),
-            divide_threads(place, study.recipe.runtime.threads),
+            choose_device(rank_info, study.recipe.runtime.device),
+            divide_threads(rank_info, study.recipe.runtime.threads),
             progress=say,
         )
         numbers = [study.recipe.seed + i for i in range(seeds)]
         architectures = dict.fromkeys(row.model for row in study.rows if not row.is_single)
-        models = [_preview_model(work, model, numbers, epochs) for model in architectures]
-        tree = {**about(work), "format": FORMAT, "epochs": epochs, "seeds": numbers}
+        models = [_preview_model(context, model, numbers, epochs) for model in architectures]
+        tree = {**about(context), "format": FORMAT, "epochs": epochs, "seeds": numbers}
         tree["models"] = models
         write_json(study.layout.preview("json"), tree)
         write_text(study.layout.preview("md"), markdown(tree))
@@ -113,20 +109,20 @@ def preview(study: Study, place: Place, console: Console, *, seeds: int, epochs:
     return ExitStatus.ROW_FAILED if any(model["problem"] for model in models) else ExitStatus.DONE
 
 
-def _preview_model(work: Workplace, model: str, seeds: Sequence[int], epochs: int) -> Entry:
+def _preview_model(context: RunContext, model: str, seeds: Sequence[int], epochs: int) -> Entry:
     """An architecture's entry; a problem is said at once and the others go on."""
     started = time.monotonic()
     try:
-        experts, _ = load_experts(work, model)
-        train = extract(work, experts, work.splits.fusion_train)
-        validation = extract(work, experts, work.splits.fusion_val)
+        experts, _ = load_experts(context, model)
+        train = extract(context, experts, context.splits.fusion_train)
+        validation = extract(context, experts, context.splits.fusion_val)
     except ROW_PROBLEMS as error:
         say(f"fusionrun: {model}: {error}")
         return {"model": model, "problem": str(error)}
     images = len(train.labels) + len(validation.labels)
     say(f"[{model}] features of {images} images, took {time.monotonic() - started:.0f} s")
-    given = Given(work, model, experts, train, validation)
-    names = dict.fromkeys([*FUSIONS, *(r.fusion for r in work.study.rows if not r.is_single)])
+    given = Given(context, model, experts, train, validation)
+    names = dict.fromkeys([*FUSIONS, *(r.fusion for r in context.study.rows if not r.is_single)])
     fusions = [_preview_fusion(given, name, seeds, epochs) for name in names]
     fusions.sort(key=lambda entry: entry["mean"] or 0.0, reverse=True)
     alone = [accuracy(logits, validation.labels) for logits in validation.logits.unbind(dim=1)]
@@ -142,21 +138,21 @@ def _preview_model(work: Workplace, model: str, seeds: Sequence[int], epochs: in
 
 @torch.no_grad()
 def extract(
-    work: Workplace, experts: Sequence[Expert], indices: npt.NDArray[np.int64]
+    context: RunContext, experts: Sequence[Expert], indices: npt.NDArray[np.int64]
 ) -> Extracted:
     """One pass of every expert over those training images, as they are."""
-    loader = work.loader(indices, EVALUATION_BATCH)
+    loader = context.loader(indices, EVALUATION_BATCH)
     features, logits = [], []
     for expert in experts:
-        work.settle(expert.eval())
+        context.settle(expert.eval())
         outputs = []
         for batch in loader.evaluation_batches():
-            with torch.autocast(work.device.type, torch.bfloat16, enabled=work.bf16):
+            with torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16):
                 outputs.append(expert(batch.images))
         features.append(torch.cat([of.float() for of, _ in outputs]))
         logits.append(torch.cat([of.float() for _, of in outputs]))
         expert.cpu()  # one at a time is enough on the device
-    labels = work.labels[torch.from_numpy(indices).to(work.device)]
+    labels = context.labels[torch.from_numpy(indices).to(context.device)]
     return Extracted(torch.stack(features, dim=1), torch.stack(logits, dim=1), labels)
 
 
@@ -184,7 +180,7 @@ def train_fusion(given: Given, fusion: str, seed: int, epochs: int) -> tuple[flo
     Rates, decay and smoothing are those of a row of the study. Raises ValueError for a fusion that
     doesn't take these features and for answers that aren't finite.
     """
-    study, train, device = given.work.study, given.train, given.work.device
+    study, train, device = given.context.study, given.train, given.context.device
     torch.manual_seed(derive_seed(seed, "preview", given.model, fusion))
     network, groups = build(given, fusion)
     defaults = study.fusion_defaults(fusion)
@@ -217,12 +213,12 @@ def build(given: Given, fusion: str) -> tuple[nn.Module, list[Group]]:
 
     Weights come from torch's generator as it stands. Raises ValueError.
     """
-    study, experts = given.work.study, given.experts
+    study, experts = given.context.study, given.experts
     module = study.build_fusion(fusion, experts[0].feature_dim)
     model = FusionModel(experts, module, experts[0].num_classes)
     head = model.global_head
     _, fusion_lr, head_lr = study.rates(fusion, head.in_features)
-    network = nn.Sequential(module, head).to(given.work.device)
+    network = nn.Sequential(module, head).to(given.context.device)
     groups = [
         Group.of("fusion", [module], fusion_lr, cosine_to_tenth, HEAD_CLIP),
         Group.of("global_head", [head], head_lr, cosine_to_tenth, HEAD_CLIP),

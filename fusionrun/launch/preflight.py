@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fusionrun.common.distributed import LaunchError, Place
+from fusionrun.common.distributed import LaunchError, RankInfo
 from fusionrun.common.text import plural, size
 from fusionrun.data.splits import META_FILE
 from fusionrun.launch.train_task import is_done, is_reusable, resume_path
@@ -61,13 +61,13 @@ def run_checks(checks: Sequence[tuple[str, Check]], *, broken: State = "fail") -
     return findings
 
 
-def cheap_checks(study: Study, place: Place) -> list[Finding]:
+def cheap_checks(study: Study, rank_info: RankInfo) -> list[Finding]:
     """What takes a fraction of a second to find out, on this machine of the launch."""
-    ranks = place.local_world_size
+    ranks = rank_info.local_world_size
     return run_checks(
         [
             ("write permission", lambda: check_folders(study)),
-            ("disk space", lambda: check_disk(study, place.world_size)),
+            ("disk space", lambda: check_disk(study, rank_info.world_size)),
             ("device", lambda: check_device(study, ranks)),
             ("CPU threads", lambda: check_threads(study, ranks)),
             ("experts", lambda: check_expert_files(study)),
@@ -76,12 +76,12 @@ def cheap_checks(study: Study, place: Place) -> list[Finding]:
     )
 
 
-def require_startable(study: Study, place: Place, warn: Callable[[str], None]) -> None:
+def require_startable(study: Study, rank_info: RankInfo, warn: Callable[[str], None]) -> None:
     """The part of `doctor` that every launch can afford. Raises LaunchError; `warn` gets the rest.
 
     One rank, say 0, does it for all on its machine.
     """
-    findings = cheap_checks(study, place)
+    findings = cheap_checks(study, rank_info)
     for finding in findings:
         if finding.state == "warn":
             warn(finding.line)

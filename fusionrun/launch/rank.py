@@ -20,7 +20,7 @@ from rich.console import Console
 from fusionrun.common.atomic_files import sweep_temporaries, write_json, write_text
 from fusionrun.common.distributed import (
     LaunchError,
-    Place,
+    RankInfo,
     choose_device,
     die_with_parent,
     divide_threads,
@@ -32,15 +32,7 @@ from fusionrun.data.datasets import DataError
 from fusionrun.evaluation.results import collect_results, results_tables, write_results
 from fusionrun.launch.preflight import require_startable
 from fusionrun.launch.task_reporter import TaskReporter
-from fusionrun.launch.train_task import (
-    Workplace,
-    is_done,
-    is_reusable,
-    open_workplace,
-    resume_path,
-    train_expert,
-    train_row,
-)
+from fusionrun.launch.train_task import is_done, is_reusable, resume_path, train_expert, train_row
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.live import Display
 from fusionrun.monitor.record import (
@@ -55,6 +47,7 @@ from fusionrun.monitor.record import (
     read_outcome,
     write_outcome,
 )
+from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.queue import Queue, Row, Task
 from fusionrun.study.recipe_yaml import dump_recipe
 from fusionrun.study.study import Study
@@ -86,36 +79,36 @@ class Stop:
         self.signal = self.signal or number
 
 
-def run(study: Study, place: Place, console: Console, *, only_failed: bool = False) -> int:
-    """Work on `study` as the rank that `place` says; returns the launch's exit status.
+def run(study: Study, rank_info: RankInfo, console: Console, *, only_failed: bool = False) -> int:
+    """Work on `study` as the rank that `rank_info` says; returns the launch's exit status.
 
     With `only_failed`, on the rows alone that failed in the last launch.
     """
     die_with_parent()
     stop = Stop()
     stop.listen(study.recipe.runtime.stop_signals)
-    store = join(place)
-    device, lock, study = _open_launch(study, place, only_failed)
-    threads = divide_threads(place, study.recipe.runtime.threads)
-    queue = Queue(study.tasks, store, place.rank, place.world_size)
-    record = Record(host=place.host)
+    store = join(rank_info)
+    device, lock, study = _open_launch(study, rank_info, only_failed)
+    threads = divide_threads(rank_info, study.recipe.runtime.threads)
+    queue = Queue(study.tasks, store, rank_info.rank, rank_info.world_size)
+    record = Record(host=rank_info.host)
     channel = Channel(
-        place,
+        rank_info,
         record,
         num_experts=study.recipe.experts.count,
         every_seconds=study.recipe.status.every_seconds,
         decide=lambda records: _verdict(study, queue, records),
     )
-    heartbeat = Heartbeat(record, study.layout.heartbeat(place.rank), 1.0)
+    heartbeat = Heartbeat(record, study.layout.heartbeat(rank_info.rank), 1.0)
     display = None
-    if place.rank == 0:
-        display = _make_display(study, place, channel, queue, str(device), threads, console)
+    if rank_info.rank == 0:
+        display = _make_display(study, rank_info, channel, queue, str(device), threads, console)
     heartbeat.start()
     channel.start()
     if display is not None:
         display.start()
     try:
-        _work(study, place, queue, record, stop, device, threads)
+        _work(study, rank_info, queue, record, stop, device, threads)
     finally:
         code = _wait_for_peers(channel, stop)
         heartbeat.stop()
@@ -136,7 +129,7 @@ def run(study: Study, place: Place, console: Console, *, only_failed: bool = Fal
 
 
 def _open_launch(
-    study: Study, place: Place, only_failed: bool
+    study: Study, rank_info: RankInfo, only_failed: bool
 ) -> tuple[torch.device, TextIO | None, Study]:
     """This rank's device, on rank 0 the lock on the output directory, and what is to be done.
 
@@ -144,22 +137,22 @@ def _open_launch(
     """
     device, lock, problem, rows = torch.device("cpu"), None, "", list(study.rows)
     try:
-        device = choose_device(place, study.recipe.runtime.device)
+        device = choose_device(rank_info, study.recipe.runtime.device)
         _check_packages(study)
-        if place.rank == 0:
-            if place.restarts == 0:  # what has run once needs no second look
-                require_startable(study, place, _warn)
-            lock = _lock(study, place)
+        if rank_info.rank == 0:
+            if rank_info.restarts == 0:  # what has run once needs no second look
+                require_startable(study, rank_info, _warn)
+            lock = _lock(study, rank_info)
             if only_failed:
-                rows = _failed_rows(study, is_first_attempt=place.restarts == 0)
-            _prepare_output(study, first_attempt=place.restarts == 0)
+                rows = _failed_rows(study, is_first_attempt=rank_info.restarts == 0)
+            _prepare_output(study, first_attempt=rank_info.restarts == 0)
     except LaunchError as error:
         problem = str(error)
     except OSError as error:
         problem = f"{error.filename or study.layout.output_dir}: {error.strerror or error}"
     told: list[tuple[str, list[Row]]] = [(problem, rows)]
-    if place.is_distributed:
-        told = told * place.world_size
+    if rank_info.is_distributed:
+        told = told * rank_info.world_size
         dist.all_gather_object(told, told[0])
     for rank, (text, _) in enumerate(told):
         if text:
@@ -197,7 +190,7 @@ def _check_packages(study: Study) -> None:
         )
 
 
-def _lock(study: Study, place: Place) -> TextIO:
+def _lock(study: Study, rank_info: RankInfo) -> TextIO:
     """The kernel frees the lock when its process ends, however it ends: none is ever stale."""
     path = study.layout.state / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,7 +205,7 @@ def _lock(study: Study, place: Place) -> TextIO:
         ) from None
     lock.truncate(0)
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    lock.write(f"host {place.host}, pid {os.getpid()}, since {since}\n")
+    lock.write(f"host {rank_info.host}, pid {os.getpid()}, since {since}\n")
     lock.flush()
     return lock
 
@@ -237,7 +230,7 @@ def _prepare_output(study: Study, *, first_attempt: bool) -> None:
 
 def _make_display(
     study: Study,
-    place: Place,
+    rank_info: RankInfo,
     channel: Channel,
     queue: Queue,
     device: str,
@@ -248,13 +241,13 @@ def _make_display(
         study.layout,
         study.tasks,
         channel,
-        place,
+        rank_info,
         study=study.name,
         device=device,
         threads=threads,
         outcome_of=queue.outcome,
     )
-    watchdog = Watchdog(study.recipe.runtime.hang_minutes, place)
+    watchdog = Watchdog(study.recipe.runtime.hang_minutes, rank_info)
 
     def observe() -> Snapshot:
         snapshot = observer.snapshot()
@@ -274,9 +267,9 @@ def _make_display(
 class Watchdog:
     """Stops the launch when a rank stands still for too long (runtime.hang_minutes)."""
 
-    def __init__(self, limit_minutes: float | None, place: Place) -> None:
+    def __init__(self, limit_minutes: float | None, rank_info: RankInfo) -> None:
         self._limit = limit_minutes
-        self._place = place
+        self._rank_info = rank_info
         self._barked = False
 
     def look(self, snapshot: Snapshot) -> None:
@@ -292,13 +285,13 @@ class Watchdog:
                     flush=True,
                 )
                 # torchrun tells every rank, and kills one that can't hear
-                target = os.getppid() if self._place.is_distributed else os.getpid()
+                target = os.getppid() if self._rank_info.is_distributed else os.getpid()
                 os.kill(target, signal.SIGTERM)
 
 
 def _work(
     study: Study,
-    place: Place,
+    rank_info: RankInfo,
     queue: Queue,
     record: Record,
     stop: Stop,
@@ -311,7 +304,7 @@ def _work(
             if is_reusable(study, task):
                 found = read_outcome(study.layout.outcome(task.name))
                 queue.close(task, "done", found.seconds if found else None)
-        _take_tasks(study, place, queue, record, stop, device, threads)
+        _take_tasks(study, rank_info, queue, record, stop, device, threads)
         record.state = "stopped" if stop.requested() else "finished"
     except StopRequested:
         record.state = "stopped"
@@ -330,7 +323,7 @@ def _note(record: Record, stop: Stop, text: str) -> None:
 
 def _take_tasks(
     study: Study,
-    place: Place,
+    rank_info: RankInfo,
     queue: Queue,
     record: Record,
     stop: Stop,
@@ -338,18 +331,18 @@ def _take_tasks(
     threads: int,
 ) -> None:
     """Claim and execute tasks until none is left or a stop is asked for."""
-    work = None
+    context = None
     while not stop.requested():
         task = queue.next()
         if task is not None:
             try:  # only now: a rank that finds nothing to do needs no data
-                work = work or _open_workplace(study, place, record, stop, device, threads)
+                context = context or _open_context(study, rank_info, record, stop, device, threads)
             except StopRequested:
                 raise
             except Exception as error:
                 queue.close(task, _in_words(error))  # other ranks wait for it
                 raise
-            _execute(work, place, queue, task, record)
+            _execute(context, rank_info, queue, task, record)
         elif queue.exhausted:
             return
         else:
@@ -358,17 +351,22 @@ def _take_tasks(
             time.sleep(0.2)
 
 
-def _open_workplace(
-    study: Study, place: Place, record: Record, stop: Stop, device: torch.device, threads: int
-) -> Workplace:
+def _open_context(
+    study: Study,
+    rank_info: RankInfo,
+    record: Record,
+    stop: Stop,
+    device: torch.device,
+    threads: int,
+) -> RunContext:
     launch = {
-        "job_id": place.job_id,
-        "nodes": place.nodes,
-        "restarts": place.restarts,
-        "rank": place.rank,
-        "host": place.host,
+        "job_id": rank_info.job_id,
+        "nodes": rank_info.nodes,
+        "restarts": rank_info.restarts,
+        "rank": rank_info.rank,
+        "host": rank_info.host,
     }
-    work = open_workplace(
+    context = open_context(
         study,
         device,
         threads,
@@ -377,23 +375,25 @@ def _open_workplace(
         stop_requested=stop.requested,
     )
     record.note = ""
-    return work
+    return context
 
 
-def _execute(work: Workplace, place: Place, queue: Queue, task: Task, record: Record) -> None:
+def _execute(
+    context: RunContext, rank_info: RankInfo, queue: Queue, task: Task, record: Record
+) -> None:
     """One task from claim to outcome; only a stop gets past this, a failure is the task's own."""
-    layout = work.study.layout
+    layout = context.study.layout
     trace, started = "", time.monotonic()
     try:
-        outcome = _attempt(work, place, queue, task, record)
+        outcome = _attempt(context, rank_info, queue, task, record)
     except StopRequested:
         raise
     except USER_ERRORS as error:
-        outcome = _failed(place, record, _in_words(error))
+        outcome = _failed(rank_info, record, _in_words(error))
     except Exception as error:
         trace = traceback.format_exc()
         note = f"{type(error).__name__}: {error}; traceback in {layout.task_log(task.name)}"
-        outcome = _failed(place, record, note)
+        outcome = _failed(rank_info, record, note)
     finally:
         record.busy_seconds += time.monotonic() - started
     try:
@@ -410,18 +410,22 @@ def _execute(work: Workplace, place: Place, queue: Queue, task: Task, record: Re
     queue.close(task, "done" if outcome.state == "done" else outcome.note, outcome.seconds)
 
 
-def _attempt(work: Workplace, place: Place, queue: Queue, task: Task, record: Record) -> Outcome:
+def _attempt(
+    context: RunContext, rank_info: RankInfo, queue: Queue, task: Task, record: Record
+) -> Outcome:
     """Train the task and say how it stands; whatever goes wrong is raised."""
-    layout = work.study.layout
+    layout = context.study.layout
     with TaskLog(layout.task_log(task.name), task.name) as log:
-        reporter = TaskReporter(work.study, task, record, log, work.device)
+        reporter = TaskReporter(context.study, task, record, log, context.device)
         try:
-            log.line(f"starts on rank {place.rank}, {work.device}, {work.threads} threads")
+            log.line(
+                f"starts on rank {rank_info.rank}, {context.device}, {context.threads} threads"
+            )
             _require_needs(queue, task)
-            is_done(work.study, task)  # says why when a result of other settings stands there
-            _count_crashes(work.study, task)
+            is_done(context.study, task)  # says why when a result of other settings stands there
+            _count_crashes(context.study, task)
             execute = train_expert if task.kind == "expert" else train_row
-            execute(work, task, reporter)
+            execute(context, task, reporter)
             log.line("done")
         except StopRequested:
             log.line("stopped; the same command goes on from here")
@@ -429,11 +433,11 @@ def _attempt(work: Workplace, place: Place, queue: Queue, task: Task, record: Re
             raise
         finally:
             reporter.close()
-    return reporter.outcome(place.rank)
+    return reporter.outcome(rank_info.rank)
 
 
-def _failed(place: Place, record: Record, note: str) -> Outcome:
-    return Outcome("failed", note=note, rank=place.rank, epoch=int(record.epoch))
+def _failed(rank_info: RankInfo, record: Record, note: str) -> Outcome:
+    return Outcome("failed", note=note, rank=rank_info.rank, epoch=int(record.epoch))
 
 
 def _in_words(error: Exception) -> str:

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from fusionrun.common.atomic_files import write_json
-from fusionrun.common.distributed import PEER_TIMEOUT, Place
+from fusionrun.common.distributed import PEER_TIMEOUT, RankInfo
 from fusionrun.study.paths import Layout
 from fusionrun.study.queue import Task
 
@@ -279,20 +279,20 @@ class Channel:
 
     def __init__(
         self,
-        place: Place,
+        rank_info: RankInfo,
         record: Record,
         *,
         num_experts: int,
         every_seconds: float,
         decide: Callable[[Sequence[Record]], int | None],
     ) -> None:
-        self._place = place
+        self._rank_info = rank_info
         self._record = record
         self._num_experts = num_experts
         self._every = every_seconds
         self._decide = decide
         self._group: dist.ProcessGroup | None = None
-        if place.is_distributed:
+        if rank_info.is_distributed:
             group = dist.new_group(backend="gloo", timeout=PEER_TIMEOUT)
             self._group = cast(dist.ProcessGroup, group)
         self._thread = threading.Thread(target=self._serve, name="gather", daemon=True)
@@ -330,8 +330,8 @@ class Channel:
             self.exit_code = self._decide(self.records)
             return
         verdict = torch.tensor([-1])
-        if self._place.rank == 0:
-            vectors = [torch.empty_like(vector) for _ in range(self._place.world_size)]
+        if self._rank_info.rank == 0:
+            vectors = [torch.empty_like(vector) for _ in range(self._rank_info.world_size)]
             dist.gather(vector, vectors, dst=0, group=self._group)
             self.records = [Record.from_vector(item) for item in vectors]
             code = self._decide(self.records)
@@ -351,7 +351,7 @@ class Observer:
         layout: Layout,
         tasks: Sequence[Task],
         channel: Channel,
-        place: Place,
+        rank_info: RankInfo,
         *,
         study: str,
         device: str,
@@ -361,7 +361,7 @@ class Observer:
         self._layout = layout
         self._tasks = tasks
         self._channel = channel
-        self._place = place
+        self._rank_info = rank_info
         self._about = {"study": study, "device": device, "threads": threads}
         self._outcome_of = outcome_of
         self._started = time.time()
@@ -371,7 +371,7 @@ class Observer:
     def snapshot(self) -> Snapshot:
         """The state of the launch now."""
         now = time.time()
-        records = [self._freshest(rank) for rank in range(self._place.world_size)]
+        records = [self._freshest(rank) for rank in range(self._rank_info.world_size)]
         tasks = self._task_views(records)
         ranks = tuple(self._rank_view(rank, record, now) for rank, record in enumerate(records))
         remaining = [task.cost * (1 - view.progress) for task, view in self._open(tasks)]
@@ -384,10 +384,10 @@ class Observer:
             elapsed=now - self._started,
             eta_seconds=self._eta(tasks),
             progress=1 - sum(remaining) / total if total else 1.0,
-            world_size=self._place.world_size,
-            nodes=self._place.nodes,
-            restarts=self._place.restarts,
-            job_id=self._place.job_id,
+            world_size=self._rank_info.world_size,
+            nodes=self._rank_info.nodes,
+            restarts=self._rank_info.restarts,
+            job_id=self._rank_info.job_id,
             channel=self._channel.broken,
             tasks=tasks,
             ranks=ranks,
@@ -474,7 +474,7 @@ class Observer:
         if speed <= 0:
             return None
         waiting = sum(t.cost for t, v in self._open(views) if v.state in ("waiting", "queued"))
-        workers = min(self._place.world_size, len(self._open(views)))
+        workers = min(self._rank_info.world_size, len(self._open(views)))
         etas = [eta for _, _, eta in running]
         return max(max(etas), (sum(etas) + waiting / speed) / workers)
 

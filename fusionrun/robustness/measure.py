@@ -31,7 +31,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fusionrun.common.atomic_files import write_json, write_text
-from fusionrun.common.distributed import LaunchError, Place, choose_device, divide_threads
+from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.data.datasets import DataError
 from fusionrun.data.datasets.subset import even_subset
@@ -45,7 +45,6 @@ from fusionrun.evaluation.statistics.metrics import (
 )
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
-from fusionrun.launch.train_task import EVALUATION_BATCH, Workplace, open_workplace
 from fusionrun.logs.csv import write_csv
 from fusionrun.robustness.cifar_c import corrupted_names, read_corrupted
 from fusionrun.robustness.corruptions import (
@@ -59,6 +58,7 @@ from fusionrun.robustness.corruptions import (
 from fusionrun.robustness.ood_images import ForeignImages, built_in_sets, read_foreign
 from fusionrun.robustness.ood_metrics import Detection, detect, max_probability, negative_energy
 from fusionrun.robustness.tables import CSV_COLUMNS, long_rows, markdown, tables
+from fusionrun.study.context import EVALUATION_BATCH, RunContext, open_context
 from fusionrun.study.queue import Row
 from fusionrun.study.study import Study
 from fusionrun.training.checkpoint import CheckpointError
@@ -116,20 +116,20 @@ class Entrant:
     detection: list[dict[str, Any]] = field(default_factory=list)
 
 
-def robustness(study: Study, place: Place, console: Console, asked: Asked) -> int:
+def robustness(study: Study, rank_info: RankInfo, console: Console, asked: Asked) -> int:
     """Measure every row that can be; returns 0 when that was all of them, else 3.
 
     Raises LaunchError when data, device or a folder isn't there, or results can't be written.
     """
     try:
         _check(study, asked)
-        work = open_workplace(
+        context = open_context(
             study,
-            choose_device(place, study.recipe.runtime.device),
-            divide_threads(place, study.recipe.runtime.threads),
+            choose_device(rank_info, study.recipe.runtime.device),
+            divide_threads(rank_info, study.recipe.runtime.threads),
             progress=say,
         )
-        tree = _measure(work, asked)
+        tree = _measure(context, asked)
         _write(study, tree)
     except (DataError, OSError) as error:
         raise LaunchError(str(error)) from None
@@ -155,12 +155,12 @@ def _check(study: Study, asked: Asked) -> None:
         )
 
 
-def _measure(work: Workplace, asked: Asked) -> dict[str, Any]:
-    labels = work.data.test_labels.numpy()
+def _measure(context: RunContext, asked: Asked) -> dict[str, Any]:
+    labels = context.data.test_labels.numpy()
     chosen = torch.from_numpy(even_subset(labels, asked.images, SEED, "--images"))
-    some = _on_device(work, work.data.test_images[chosen], work.data.test_labels[chosen])
-    foreign = _foreign(work, asked, len(chosen))
-    entrants, problems = _load_rows(work)
+    some = _on_device(context, context.data.test_images[chosen], context.data.test_labels[chosen])
+    foreign = _foreign(context, asked, len(chosen))
+    entrants, problems = _load_rows(context)
     published = 0 if asked.corrupted is None else len(corrupted_names(asked.corrupted))
     steps = 1 + len(NOISE_SIGMAS) + (len(CORRUPTIONS) + published) * len(SEVERITIES) + len(foreign)
     progress = _Progress(steps)
@@ -174,14 +174,14 @@ def _measure(work: Workplace, asked: Asked) -> dict[str, Any]:
                 entrant.own = _confidences(scores)
         progress.say(str(state))
     for images in foreign:
-        shown = _on_device(work, images.images, torch.zeros(len(images.images)).long())
+        shown = _on_device(context, images.images, torch.zeros(len(images.images)).long())
         batches = shown.test_loader(EVALUATION_BATCH).evaluation_batches()
         for entrant, scores in _ask(shown, entrants, problems, batches):
             entrant.detection += _detection(images.name, entrant.own, _confidences(scores))
         progress.say(images.name)
     found = {entrant.row: entrant for entrant in entrants}
     return {
-        **about(work),
+        **about(context),
         "format": FORMAT,
         "images": len(chosen),
         "seed": SEED,
@@ -194,33 +194,33 @@ def _measure(work: Workplace, asked: Asked) -> dict[str, Any]:
             {**name_row(row), "epoch": None, "problem": problems[row]}
             if row in problems
             else _entry(found[row])
-            for row in work.study.rows
+            for row in context.study.rows
         ],
     }
 
 
-def _on_device(work: Workplace, images: Tensor, labels: Tensor) -> Workplace:
-    """The same workplace with these as its test set, uint8 on the device."""
-    images, labels = images.to(work.device), labels.to(work.device)
-    return replace(work, data=replace(work.data, test_images=images, test_labels=labels))
+def _on_device(context: RunContext, images: Tensor, labels: Tensor) -> RunContext:
+    """The same context with these as its test set, uint8 on the device."""
+    images, labels = images.to(context.device), labels.to(context.device)
+    return replace(context, data=replace(context.data, test_images=images, test_labels=labels))
 
 
-def _foreign(work: Workplace, asked: Asked, count: int) -> list[ForeignImages]:
-    size = work.data.test_images.shape[-1]
+def _foreign(context: RunContext, asked: Asked, count: int) -> list[ForeignImages]:
+    size = context.data.test_images.shape[-1]
     if asked.foreign is not None:
         return [read_foreign(asked.foreign, count, size, SEED, say)]
-    return built_in_sets(work.data.name, count, size, SEED)
+    return built_in_sets(context.data.name, count, size, SEED)
 
 
-def _load_rows(work: Workplace) -> tuple[list[Entrant], dict[Row, str]]:
+def _load_rows(context: RunContext) -> tuple[list[Entrant], dict[Row, str]]:
     """(rows that can be asked, what is wrong with the others).
 
     All networks stay on the device, 4 bytes a parameter: each state is made once, for all of them.
     """
     entrants, problems = [], {}
-    for row in work.study.rows:
+    for row in context.study.rows:
         try:
-            manifest, model = load_row(work, row)
+            manifest, model = load_row(context, row)
             best = 0 if row.is_single else _best_expert(manifest["validation"])
             entrants.append(Entrant(row, model.eval(), manifest["epoch"], best))
         except ROW_PROBLEMS as error:
@@ -255,7 +255,7 @@ class _Progress:
 
 
 def _states(
-    some: Workplace, asked: Asked, chosen: Tensor
+    some: RunContext, asked: Asked, chosen: Tensor
 ) -> Iterator[tuple[State, Iterable[Batch]]]:
     """The test images in every state, one at a time. Raises DataError."""
     images, labels = some.data.test_images, some.data.test_labels
@@ -281,7 +281,7 @@ def _noisy(batches: Iterable[Batch], sigma: float) -> Iterator[Batch]:
         first += len(batch.labels)
 
 
-def _published(some: Workplace, folder: Path, chosen: Tensor) -> Iterator[tuple[str, int, Tensor]]:
+def _published(some: RunContext, folder: Path, chosen: Tensor) -> Iterator[tuple[str, int, Tensor]]:
     """(corruption, severity, the images that the study's own became). Raises DataError.
 
     `chosen` (N,) are indices into the study's test set.
@@ -301,7 +301,7 @@ def _published(some: Workplace, folder: Path, chosen: Tensor) -> Iterator[tuple[
 
 @torch.no_grad()
 def _ask(
-    work: Workplace, entrants: list[Entrant], problems: dict[Row, str], batches: Iterable[Batch]
+    context: RunContext, entrants: list[Entrant], problems: dict[Row, str], batches: Iterable[Batch]
 ) -> Iterator[tuple[Entrant, Scores]]:
     """What each row answers to all batches. One that fails is noted in `problems` and left out."""
     answers: dict[Row, list[Tensor]] = {entrant.row: [] for entrant in entrants}
@@ -309,7 +309,7 @@ def _ask(
         for entrant in entrants:
             if entrant.row not in problems:
                 try:
-                    with torch.autocast(work.device.type, torch.bfloat16, enabled=work.bf16):
+                    with torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16):
                         heads = forward_heads(entrant.model, batch.images)
                     answers[entrant.row].append(heads.float())
                 except ROW_PROBLEMS as error:

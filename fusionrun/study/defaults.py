@@ -6,6 +6,9 @@ A recipe that leaves a value null gets the one from here.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+EXPERT_CLIP = 5.0  # largest gradient norm of the experts in a row
+HEAD_CLIP = 1.0  # of fusion module and global head, and of an expert that trains alone
+
 
 @dataclass(frozen=True)
 class ExpertDefaults:

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,8 +15,7 @@ from fusionrun.common.plugins import load_plugin
 from fusionrun.common.text import nearest
 from fusionrun.common.typed_fields import flatten
 from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
-from fusionrun.data.datasets import DATASETS, Dataset, load_dataset
-from fusionrun.data.splits import Splits, load_or_create_splits
+from fusionrun.data.datasets import DATASETS
 from fusionrun.experts import BUILDERS, Expert, argument_names, build_expert
 from fusionrun.fusions import FUSIONS, FusionModule, build_fusion
 from fusionrun.study.defaults import (
@@ -153,37 +152,6 @@ def _mixed(
     alpha = _or(own.mixing_alpha, defaults.mixup_alpha if own.mixing == "mixup" else 1.0)
     chosen = AUGMENTATIONS[defaults.augmentation]
     return replace(chosen, mixing=own.mixing, mixing_alpha=alpha)
-
-
-def load_data(study: Study, progress: Callable[[str], None]) -> tuple[Dataset, Splits]:
-    """The study's data set and its splits, made if they aren't there. Raises DataError."""
-    data = study.recipe.data
-    dataset = load_dataset(
-        study.source(data.name),
-        root=data.root,
-        cache_dir=data.cache_dir,
-        download=data.download,
-        image_size=data.image_size,
-        num_classes=data.num_classes,
-        train_images=data.train_images,
-        test_images=data.test_images,
-        seed=data.seed,
-        progress=progress,
-    )
-    splits = load_or_create_splits(
-        study.splits_dir,
-        dataset.train_labels.numpy(),
-        dataset_name=dataset.name,
-        fingerprint=dataset.fingerprint,
-        seed=data.seed,
-        holdout_fraction=data.holdout_fraction,
-        val_fraction=data.val_fraction,
-        num_experts=study.recipe.experts.count,
-        kind=data.split,
-        shared_fraction=data.shared_fraction,
-        unique_fraction=data.unique_fraction,
-    )
-    return dataset, splits
 
 
 def _or(value: float | None, default: float) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fusionrun.common.distributed import choose_device, read_place
+from fusionrun.common.distributed import choose_device, read_rank_info
 from tests.bench import GROUPS
 from tests.bench.run import run
 
@@ -34,7 +34,7 @@ def main() -> None:
     options = parser().parse_args()
     if options.rounds < 1:
         parser().error(f"--rounds: found {options.rounds}, expected 1 or more")
-    device = choose_device(read_place(os.environ), "auto")
+    device = choose_device(read_rank_info(os.environ), "auto")
     run(options.only or [], Console(), rounds=options.rounds, json=options.json, device=device)
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from fusionrun.data.augmentation.policies import AUGMENTATIONS
-from fusionrun.launch.train_task import Workplace
+from fusionrun.study.context import RunContext
 from tests.bench import reference
-from tests.bench.fusionrun_side import workplace
+from tests.bench.fusionrun_side import run_context
 from tests.bench.measure import Bench, Row, times_as_fast
 
 FEW, MANY = 512, 8192  # images of an epoch on one core, and on all
@@ -25,20 +25,20 @@ GOALS = {
 
 def measure(bench: Bench) -> list[Row]:
     """Every set with CutMix on one core, without workers; the first with all cores, too."""
-    work = workplace(bench, "resnet", images=MANY)
+    context = run_context(bench, "resnet", images=MANY)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = [_compare(bench, work, policy, FEW, workers=0) for policy in GOALS]
+        rows = [_compare(bench, context, policy, FEW, workers=0) for policy in GOALS]
     finally:
         torch.set_num_threads(threads)
-    return [*rows, _compare(bench, work, "crop_flip", MANY, workers=bench.cores)]
+    return [*rows, _compare(bench, context, "crop_flip", MANY, workers=bench.cores)]
 
 
-def _compare(bench: Bench, work: Workplace, policy: str, images: int, *, workers: int) -> Row:
+def _compare(bench: Bench, context: RunContext, policy: str, images: int, *, workers: int) -> Row:
     augmentation = replace(AUGMENTATIONS[policy], mixing="cutmix")
-    ours = work.loader(np.arange(images), BATCH, augmentation)
-    data = work.data
+    ours = context.loader(np.arange(images), BATCH, augmentation)
+    data = context.data
     dataset = reference.Images(
         data.train_images[:images].numpy(),
         data.train_labels[:images].numpy(),

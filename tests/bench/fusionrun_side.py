@@ -1,4 +1,4 @@
-"""Our side: the project's own workplace, models and trainers, as a launch sets them up."""
+"""Our side: the project's own context, models and trainers, as a launch sets them up."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from fusionrun.data.loader import Batch
 from fusionrun.experts import build_expert
 from fusionrun.fusions import FusionModel
 from fusionrun.launch.task_reporter import TaskReporter
-from fusionrun.launch.train_task import Workplace, expert_trainer, open_workplace, row_trainer
+from fusionrun.launch.train_task import expert_trainer, row_trainer
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
+from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.queue import Task
 from fusionrun.study.recipe import (
     DataConfig,
@@ -38,7 +39,7 @@ SMALL_RATE = 1e-7
 MIX = 0.7  # weight of the own image in a mixed batch
 
 
-def workplace(
+def run_context(
     bench: Bench,
     model: str,
     arguments: dict[str, Any] | None = None,
@@ -48,7 +49,7 @@ def workplace(
     cache_dir: Path | None = None,
     rate: float | None = SMALL_RATE,
     **runtime: Any,
-) -> Workplace:
+) -> RunContext:
     """Where one row of `model` trains, on synthetic images or on the CIFAR-100 in `cache_dir`.
 
     `rate` is for all of the row; None: the published rates.
@@ -67,32 +68,32 @@ def workplace(
         runtime=RuntimeConfig(device="cuda" if bench.on_gpu else "cpu", **runtime),
     )
     study = plan_study(recipe, "benchmark")
-    return open_workplace(study, bench.device, torch.get_num_threads(), progress=ignore)
+    return open_context(study, bench.device, torch.get_num_threads(), progress=ignore)
 
 
-def row(work: Workplace) -> Trainer:
-    """What trains the workplace's row; its experts are untrained, which costs as much time."""
-    task = work.study.tasks[0]
+def row(context: RunContext) -> Trainer:
+    """What trains the context's row; its experts are untrained, which costs as much time."""
+    task = context.study.tasks[0]
     torch.manual_seed(0)
-    arguments = work.study.model_arguments(task.model)
+    arguments = context.study.model_arguments(task.model)
     experts = [build_expert(task.model, CLASSES, **arguments) for _ in task.needs]
-    trainer = row_trainer(work, task, _reporter(work, task), experts, [])
+    trainer = row_trainer(context, task, _reporter(context, task), experts, [])
     for module in trainer.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return trainer
 
 
-def expert(work: Workplace) -> Trainer:
+def expert(context: RunContext) -> Trainer:
     """What trains the first expert of that row."""
-    task = work.study.expert_task(work.study.tasks[0].model, 0)
-    return expert_trainer(work, task, _reporter(work, task))
+    task = context.study.expert_task(context.study.tasks[0].model, 0)
+    return expert_trainer(context, task, _reporter(context, task))
 
 
-def _reporter(work: Workplace, task: Task) -> TaskReporter:
+def _reporter(context: RunContext, task: Task) -> TaskReporter:
     """With all that a launch writes."""
-    log = TaskLog(work.study.layout.task_log(task.name), task.name)
-    return TaskReporter(work.study, task, Record(), log, work.device)
+    log = TaskLog(context.study.layout.task_log(task.name), task.name)
+    return TaskReporter(context.study, task, Record(), log, context.device)
 
 
 def conventional(trainer: Trainer) -> Conventional:

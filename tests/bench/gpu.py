@@ -41,7 +41,7 @@ def _share_of_peak(bench: Bench, model: str) -> Row:
     """The step against the same work at the speed of a large bfloat16 matrix product."""
     with torch.device("meta"):
         expert = build_expert(model, fusionrun_side.CLASSES)
-    trainer = fusionrun_side.row(fusionrun_side.workplace(bench, model, batch_size=BATCH))
+    trainer = fusionrun_side.row(fusionrun_side.run_context(bench, model, batch_size=BATCH))
     batch, _ = fusionrun_side.batch_for_both(trainer)
     experts = len(trainer.head_weights) - 1
     # two operations a multiply-accumulate; the backward pass costs two forward ones
@@ -60,7 +60,7 @@ def _share_of_peak(bench: Bench, model: str) -> Row:
 
 def _waits(bench: Bench) -> Row:
     """How often the host waits for the device while it makes a batch and does a step."""
-    trainer = fusionrun_side.row(fusionrun_side.workplace(bench, "resnet", batch_size=BATCH))
+    trainer = fusionrun_side.row(fusionrun_side.run_context(bench, "resnet", batch_size=BATCH))
     batches = trainer.train_loader.training_batches(seed=0)
     trainer.train_step(next(batches))
     torch.cuda.set_sync_debug_mode("warn")
@@ -85,10 +85,10 @@ def _curve(bench: Bench) -> Row:
 
 
 def _final_loss(bench: Bench, *, seed: int, amp: str) -> float:
-    work = fusionrun_side.workplace(
+    context = fusionrun_side.run_context(
         bench, "resnet", batch_size=BATCH, images=8000, rate=None, amp=amp
     )
-    trainer = fusionrun_side.row(work)
+    trainer = fusionrun_side.row(context)
     epochs = (
         trainer.train_loader.training_batches(seed + 2 * number) for number in itertools.count()
     )

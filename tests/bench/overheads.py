@@ -11,7 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 from rich.console import Console
 
-from fusionrun.common.distributed import read_place
+from fusionrun.common.distributed import read_rank_info
 from fusionrun.monitor.live import Display
 from fusionrun.monitor.record import Channel, Heartbeat, Record
 from tests.bench import fusionrun_side
@@ -48,7 +48,7 @@ def measure(bench: Bench) -> list[Row]:
 
 def _record(bench: Bench) -> Callable[[], None]:
     trainer = fusionrun_side.row(
-        fusionrun_side.workplace(bench, "resnet", fusionrun_side.TINY, batch_size=16)
+        fusionrun_side.run_context(bench, "resnet", fusionrun_side.TINY, batch_size=16)
     )
     trainer.run_epoch()
     history = [replace(trainer.history[0], epoch=number + 1) for number in range(EPOCHS)]
@@ -63,7 +63,7 @@ def _record(bench: Bench) -> Callable[[], None]:
 
 def _checkpoint(bench: Bench) -> tuple[Callable[[], None], float]:
     """What saves a row with its optimizer's state, and the seconds between two saves."""
-    trainer = fusionrun_side.row(fusionrun_side.workplace(bench, "resnet", batch_size=2))
+    trainer = fusionrun_side.row(fusionrun_side.run_context(bench, "resnet", batch_size=2))
     trainer.train_step(fusionrun_side.batch_for_both(trainer)[0])
     return trainer._save, 60 * trainer.every_minutes
 
@@ -80,16 +80,16 @@ class _Terminal(io.StringIO):
 
 def _status_threads(rank: int, folder: Path) -> Part:
     """One rank's threads as a launch starts them, but ticking faster; returns CPU s a tick."""
-    place = replace(read_place({}), rank=rank, world_size=RANKS)
+    rank_info = replace(read_rank_info({}), rank=rank, world_size=RANKS)
     meeting = f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=RANKS)
     study = study_of(SEED_STUDY, folder)
     record = Record(state="working", task=rank, epoch=3, step=40, steps=79, train_loss=1.0)
-    channel = Channel(place, record, num_experts=4, every_seconds=TICK, decide=lambda _: None)
+    channel = Channel(rank_info, record, num_experts=4, every_seconds=TICK, decide=lambda _: None)
     if rank == 0:
         sys.stdout = terminal = _Terminal()
         Display(
-            observer_of(study, place, channel).snapshot,
+            observer_of(study, rank_info, channel).snapshot,
             study.layout,
             [task.name for task in study.tasks],
             every_seconds=TICK,

@@ -11,7 +11,7 @@ import torch
 
 from fusionrun.common.locks import ignore
 from fusionrun.doctor.step_timing import peak_memory, reset_peak
-from fusionrun.launch.train_task import Workplace
+from fusionrun.study.context import RunContext
 from tests.bench import fusionrun_side
 from tests.bench.measure import MODELS, Bench, Row, share, times_as_fast
 from tests.bench.startup import make_data_set
@@ -52,7 +52,7 @@ def _trains(device: torch.device, scratch: Path, batch_size: int, threads: int, 
     torch.set_num_threads(threads)
     bench = Bench(device, threads, scratch, ignore)
     trainer = fusionrun_side.row(
-        fusionrun_side.workplace(bench, "resnet", SMALL, batch_size=batch_size)
+        fusionrun_side.run_context(bench, "resnet", SMALL, batch_size=batch_size)
     )
     batch, _ = fusionrun_side.batch_for_both(trainer)
 
@@ -88,7 +88,7 @@ def _peaks(device: torch.device, scratch: Path, model: str, conventional: bool) 
     bench = Bench(device, 1, scratch, ignore)
     before = reset_peak(device) or 0.0
     batch_size = PEAK_BATCH[device.type]
-    trainer = fusionrun_side.row(fusionrun_side.workplace(bench, model, batch_size=batch_size))
+    trainer = fusionrun_side.row(fusionrun_side.run_context(bench, model, batch_size=batch_size))
     batch, mixed = fusionrun_side.batch_for_both(trainer)
     step: Callable[[], Any] = partial(trainer.train_step, batch)
     if conventional:
@@ -122,13 +122,15 @@ def _holder(scratch: Path, cache_dir: Path) -> Part:
     """Three calls: its memory before, the data set, its memory after."""
     bench = Bench(torch.device("cpu"), 1, scratch, ignore)
     _read_all(
-        fusionrun_side.workplace(bench, "resnet", fusionrun_side.TINY)
+        fusionrun_side.run_context(bench, "resnet", fusionrun_side.TINY)
     )  # whatever that takes once
 
     def calls() -> Iterator[float]:
         yield _held_bytes()
-        work = fusionrun_side.workplace(bench, "resnet", fusionrun_side.TINY, cache_dir=cache_dir)
-        _read_all(work)
+        context = fusionrun_side.run_context(
+            bench, "resnet", fusionrun_side.TINY, cache_dir=cache_dir
+        )
+        _read_all(context)
         yield 0.0
         yield _held_bytes()
 
@@ -136,8 +138,8 @@ def _holder(scratch: Path, cache_dir: Path) -> Part:
     return lambda: next(following)
 
 
-def _read_all(work: Workplace) -> None:
-    for loader in (work.loader(np.arange(len(work.labels)), 128), work.test_loader(128)):
+def _read_all(context: RunContext) -> None:
+    for loader in (context.loader(np.arange(len(context.labels)), 128), context.test_loader(128)):
         for _ in loader.evaluation_batches():
             pass
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch.distributed import HashStore
 
 from fusionrun.common.complexity import multiply_accumulates
-from fusionrun.common.distributed import Place, read_place
+from fusionrun.common.distributed import RankInfo, read_rank_info
 from fusionrun.experts import build_expert
 from fusionrun.monitor import table as board
 from fusionrun.monitor.record import Channel, Observer, Record
@@ -40,17 +40,17 @@ def study_of(rows: int, folder: Path) -> Study:
     return plan_study(Recipe(output_dir=str(folder), rows=configs, data=data), "benchmark")
 
 
-def observer_of(study: Study, place: Place, channel: Channel) -> Observer:
+def observer_of(study: Study, rank_info: RankInfo, channel: Channel) -> Observer:
     """Rank 0's view of a launch in which no task has ended yet."""
     return Observer(
         study.layout,
         study.tasks,
         channel,
-        place,
+        rank_info,
         study=study.name,
         device="cpu",
         threads=1,
-        outcome_of=Queue(study.tasks, HashStore(), place.rank, place.world_size).outcome,
+        outcome_of=Queue(study.tasks, HashStore(), rank_info.rank, rank_info.world_size).outcome,
     )
 
 
@@ -102,12 +102,13 @@ def task_seconds(tasks: Sequence[Task], seconds_per_image: Mapping[str, float]) 
 
 def _seconds_a_row(bench: Bench, rows: int) -> float:
     """CPU time for everything that a launch does by row, beside training."""
-    place, console = read_place({}), Console(file=io.StringIO(), width=140, force_terminal=True)
+    rank_info = read_rank_info({})
+    console = Console(file=io.StringIO(), width=140, force_terminal=True)
     start = time.process_time()
     study = study_of(rows, bench.scratch)
     simulate(study.tasks, {task.name: task.cost for task in study.tasks}, RANKS)
-    channel = Channel(place, Record(), num_experts=4, every_seconds=1.0, decide=lambda _: None)
-    observer = observer_of(study, place, channel)
+    channel = Channel(rank_info, Record(), num_experts=4, every_seconds=1.0, decide=lambda _: None)
+    observer = observer_of(study, rank_info, channel)
     for _ in range(TABLES):
         console.print(board.table(observer.snapshot(), console.width))
     return (time.process_time() - start) / rows

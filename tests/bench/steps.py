@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from fusionrun.data.augmentation.policies import Augmentation
-from fusionrun.launch.train_task import Workplace
+from fusionrun.study.context import RunContext
 from tests.bench import fusionrun_side, reference
 from tests.bench.measure import MODELS, Bench, Row, share, times_as_fast
 
@@ -41,7 +41,7 @@ def measure_steps(bench: Bench) -> list[Row]:
 
 def _measure_step(bench: Bench, model: str) -> list[Row]:
     batch_size, repeat = (GPU_BATCH, GPU_REPEAT) if bench.on_gpu else (CPU_BATCH[model], 1)
-    ours = fusionrun_side.row(fusionrun_side.workplace(bench, model, batch_size=batch_size))
+    ours = fusionrun_side.row(fusionrun_side.run_context(bench, model, batch_size=batch_size))
     theirs = fusionrun_side.conventional(ours)
     batch, mixed = fusionrun_side.batch_for_both(ours)
     our_losses: list[Tensor] = []
@@ -89,10 +89,10 @@ def expert_step(
     bench: Bench, model: str, batch_size: int, *, channels_last: bool = True
 ) -> Callable[[], object]:
     """The training step of one full-size expert, on a batch that stays the same."""
-    work = fusionrun_side.workplace(
+    context = fusionrun_side.run_context(
         bench, model, batch_size=batch_size, channels_last=channels_last
     )
-    trainer = fusionrun_side.expert(work)
+    trainer = fusionrun_side.expert(context)
     batch = next(trainer.train_loader.training_batches(seed=0))
     return lambda: trainer.train_step(batch)
 
@@ -107,15 +107,15 @@ def measure_epoch(bench: Bench) -> list[Row]:
     train, val, test = (round(EPOCH_SCALE[kind] * size) for size in SPLITS)
     parts = np.split(np.arange(train + val + test), [train, train + val])
     network = {"width": EPOCH_WIDTH[kind]}
-    work = fusionrun_side.workplace(
+    context = fusionrun_side.run_context(
         bench, "resnet", network, batch_size=EPOCH_BATCH[kind], images=max(1000, train + val + test)
     )
-    splits = replace(work.splits, fusion_train=parts[0], fusion_val=parts[1])
-    ours = fusionrun_side.row(replace(work, splits=splits))
-    tested = fusionrun_side.row(replace(work, splits=replace(splits, fusion_val=parts[2])))
+    splits = replace(context.splits, fusion_train=parts[0], fusion_val=parts[1])
+    ours = fusionrun_side.row(replace(context, splits=splits))
+    tested = fusionrun_side.row(replace(context, splits=replace(splits, fusion_val=parts[2])))
     theirs = fusionrun_side.conventional(ours)
-    training = _images(bench, work, parts[0], ours.train_loader.augmentation)
-    testing = _images(bench, work, parts[2], None)
+    training = _images(bench, context, parts[0], ours.train_loader.augmentation)
+    testing = _images(bench, context, parts[2], None)
     check_losses([tested.validate()[0]], [theirs.evaluate(testing)[0]], TOLERANCE[kind])
     rng = np.random.default_rng(0)
 
@@ -141,14 +141,14 @@ def measure_epoch(bench: Bench) -> list[Row]:
 
 
 def _images(
-    bench: Bench, work: Workplace, indices: np.ndarray, augmentation: Augmentation | None
+    bench: Bench, context: RunContext, indices: np.ndarray, augmentation: Augmentation | None
 ) -> reference.Batches:
-    data = work.data
+    data = context.data
     dataset = reference.Images(
         data.train_images.numpy()[indices],
         data.train_labels.numpy()[indices],
         reference.transform(augmentation, data.mean, data.std),
     )
     is_training = augmentation is not None
-    batch_size = work.study.recipe.fusion.batch_size if is_training else 128
+    batch_size = context.study.recipe.fusion.batch_size if is_training else 128
     return reference.loader(dataset, batch_size, workers=bench.cores, shuffle=is_training)

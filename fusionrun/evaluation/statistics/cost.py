@@ -16,37 +16,39 @@ from torch import nn
 
 from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.fusions import FusionModel
-from fusionrun.launch.train_task import EVALUATION_BATCH, Workplace
+from fusionrun.study.context import EVALUATION_BATCH, RunContext
 from fusionrun.study.queue import Row
 
 PASSES = 50  # that are timed,
 SECONDS = 2.0  # or as many as begin in this time; one more goes before them to warm up
 
 
-def measure_cost(work: Workplace, row: Row, model: FusionModel) -> dict[str, Any]:
+def measure_cost(context: RunContext, row: Row, model: FusionModel) -> dict[str, Any]:
     """The fused model's size, work for an image, speed here, and the seconds it was trained."""
-    layout, experts = work.study.layout, range(len(model.experts))
+    layout, experts = context.study.layout, range(len(model.experts))
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "macs": _fused_macs(work, row),
+        "macs": _fused_macs(context, row),
         "train_seconds": logged_seconds(layout.row(row.model, row.variant).csv),
         "expert_seconds": [logged_seconds(layout.expert_csv(row.model, k)) for k in experts],
-        **time_inference(work, model),
+        **time_inference(context, model),
     }
 
 
-def time_inference(work: Workplace, model: nn.Module) -> dict[str, float | int | None]:
+def time_inference(context: RunContext, model: nn.Module) -> dict[str, float | int | None]:
     """Median milliseconds for one image, 5th and 95th percentile; speed and memory of a batch.
 
     The images are on the device already. Memory: weights and activations, on a GPU.
     """
     model.eval()
-    one = [1000 * seconds for seconds in _seconds(work, model, 1)]
+    one = [1000 * seconds for seconds in _seconds(context, model, 1)]
     low, high = np.quantile(one, (0.05, 0.95))
-    images = min(EVALUATION_BATCH, len(work.data.test_labels))
-    resident = _reset_peak(work.device, model)
-    batch = statistics.median(_seconds(work, model, images))
-    peak = torch.cuda.max_memory_allocated(work.device) if work.device.type == "cuda" else None
+    images = min(EVALUATION_BATCH, len(context.data.test_labels))
+    resident = _reset_peak(context.device, model)
+    batch = statistics.median(_seconds(context, model, images))
+    peak = (
+        torch.cuda.max_memory_allocated(context.device) if context.device.type == "cuda" else None
+    )
     return {
         "latency_ms": statistics.median(one),
         "latency_low": float(low),
@@ -57,16 +59,16 @@ def time_inference(work: Workplace, model: nn.Module) -> dict[str, float | int |
 
 
 @torch.no_grad()
-def _seconds(work: Workplace, model: nn.Module, images: int) -> list[float]:
+def _seconds(context: RunContext, model: nn.Module, images: int) -> list[float]:
     """Of each timed pass over the first `images` test images, one at least."""
-    batch = next(work.test_loader(images).evaluation_batches()).images
+    batch = next(context.test_loader(images).evaluation_batches()).images
     seconds: list[float] = []
     end = float("inf")
     for turn in range(1 + PASSES):
-        start = _clock(work.device)
-        with torch.autocast(work.device.type, torch.bfloat16, enabled=work.bf16):
+        start = _clock(context.device)
+        with torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16):
             model(batch)
-        stop = _clock(work.device)
+        stop = _clock(context.device)
         if turn == 0:
             end = stop + SECONDS
         else:
@@ -92,15 +94,15 @@ def _reset_peak(device: torch.device, model: nn.Module) -> int:
     return torch.cuda.memory_allocated(device) - sum(t.numel() * t.element_size() for t in own)
 
 
-def _fused_macs(work: Workplace, row: Row) -> int:
+def _fused_macs(context: RunContext, row: Row) -> int:
     """Of convolutions and linear layers for one image; attention's own products are not counted."""
-    study, classes = work.study, len(work.data.classes)
+    study, classes = context.study, len(context.data.classes)
     with torch.device("meta"):
         count = study.recipe.experts.count
         experts = [study.build_expert(row.model, classes) for _ in range(count)]
         fusion = study.build_fusion(row.fusion, experts[0].feature_dim)
         model = FusionModel(experts, fusion, classes)
-    return multiply_accumulates(model, work.data.test_images.shape[-1])
+    return multiply_accumulates(model, context.data.test_images.shape[-1])
 
 
 def logged_seconds(path: Path) -> float | None:

@@ -123,8 +123,8 @@ def test_every_group_has_its_measurement_and_its_line_of_help() -> None:
 @pytest.mark.parametrize("model", TINY)
 def test_both_sides_compute_the_same(bench: Bench, model: str) -> None:
     """A step in float64, since float32 has gradients that are nothing but rounding; evaluation."""
-    work = fusionrun_side.workplace(bench, model, TINY[model], batch_size=8, rate=1e-3)
-    ours = fusionrun_side.row(work)
+    context = fusionrun_side.run_context(bench, model, TINY[model], batch_size=8, rate=1e-3)
+    ours = fusionrun_side.row(context)
     ours.model.double()
     ours.head_weights = ours.head_weights.double()
     theirs = fusionrun_side.conventional(ours)
@@ -141,7 +141,7 @@ def test_both_sides_compute_the_same(bench: Bench, model: str) -> None:
         assert relative_difference(our.grad, their.grad) < 1e-5  # our losses are float32
         assert relative_difference(our - start, their - start) < 1e-3
 
-    data, indices = work.data, work.splits.fusion_val
+    data, indices = context.data, context.splits.fusion_val
     dataset = reference.Images(
         data.train_images.numpy()[indices],
         data.train_labels.numpy()[indices],
@@ -170,13 +170,13 @@ def test_sides_that_disagree_are_not_compared() -> None:
 
 
 def test_the_same_images_reach_both_networks(bench: Bench) -> None:
-    work = fusionrun_side.workplace(bench, "resnet", fusionrun_side.TINY)
-    data = work.data
+    context = fusionrun_side.run_context(bench, "resnet", fusionrun_side.TINY)
+    data = context.data
     unchanged = reference.transform(None, data.mean, data.std)
     dataset = reference.Images(
         data.train_images[:16].numpy(), data.train_labels[:16].numpy(), unchanged
     )
-    ours = next(work.loader(np.arange(16), 16).evaluation_batches())
+    ours = next(context.loader(np.arange(16), 16).evaluation_batches())
     theirs, labels = next(iter(reference.loader(dataset, 16, workers=0, shuffle=False)))
     assert torch.allclose(ours.images, theirs, atol=1e-5)
     assert torch.equal(ours.labels, torch.as_tensor(labels))
@@ -269,8 +269,8 @@ from tests.bench import fusionrun_side
 from tests.bench.measure import Bench
 
 bench = Bench(torch.device("cpu"), 1, Path("."), print)
-work = fusionrun_side.workplace(bench, "resnet", fusionrun_side.TINY, batch_size=8)
-for trainer in (fusionrun_side.expert(work), fusionrun_side.row(work)):
+context = fusionrun_side.run_context(bench, "resnet", fusionrun_side.TINY, batch_size=8)
+for trainer in (fusionrun_side.expert(context), fusionrun_side.row(context)):
     trainer.train_step(next(trainer.train_loader.training_batches(seed=0)))
     trainer.optimizer.load_state_dict(trainer.optimizer.state_dict())
 print([name for name in HEAVY if name in sys.modules])

@@ -13,12 +13,12 @@ import torch.distributed as dist
 
 from fusionrun.common.distributed import (
     LaunchError,
-    Place,
+    RankInfo,
     choose_device,
     divide_threads,
     join,
     leave,
-    read_place,
+    read_rank_info,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,47 +34,47 @@ TORCHRUN = {
 }
 
 
-ALONE = Place(0, 1, 0, 1, 0, None)
+ALONE = RankInfo(0, 1, 0, 1, 0, None)
 
 
-def place_of(local_rank: int, local_world_size: int) -> Place:
+def rank_info_of(local_rank: int, local_world_size: int) -> RankInfo:
     """On the second node; the first has five ranks."""
-    return Place(5 + local_rank, 5 + local_world_size, local_rank, local_world_size, 0, None)
+    return RankInfo(5 + local_rank, 5 + local_world_size, local_rank, local_world_size, 0, None)
 
 
 # ------------------------------------------------------------------ read_place
 
 
 def test_torchruns_variables_are_read() -> None:
-    place = read_place(TORCHRUN)
-    assert place == Place(5, 8, 1, 4, 2, None)
-    assert place.is_distributed
-    assert place.host
+    rank_info = read_rank_info(TORCHRUN)
+    assert rank_info == RankInfo(5, 8, 1, 4, 2, None)
+    assert rank_info.is_distributed
+    assert rank_info.host
 
 
 def test_without_torchrun_a_process_is_alone() -> None:
     for environ in ({}, {"PATH": "/bin", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}):
-        place = read_place(environ)
-        assert place == Place(0, 1, 0, 1, 0, None)
-        assert not place.is_distributed
+        rank_info = read_rank_info(environ)
+        assert rank_info == RankInfo(0, 1, 0, 1, 0, None)
+        assert not rank_info.is_distributed
 
 
 def test_the_nodes_of_the_launch_are_counted() -> None:
-    assert read_place(TORCHRUN).nodes == 1
-    assert read_place({**TORCHRUN, "GROUP_WORLD_SIZE": "3"}).nodes == 3
+    assert read_rank_info(TORCHRUN).nodes == 1
+    assert read_rank_info({**TORCHRUN, "GROUP_WORLD_SIZE": "3"}).nodes == 3
 
 
 def test_slurms_restarts_count_too() -> None:
     slurm = {"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": "3"}
-    place = read_place({**TORCHRUN, **slurm})
-    assert (place.job_id, place.restarts) == ("4711", 5)
+    rank_info = read_rank_info({**TORCHRUN, **slurm})
+    assert (rank_info.job_id, rank_info.restarts) == ("4711", 5)
 
 
 @pytest.mark.parametrize("name", [name for name in TORCHRUN if not name.startswith("MASTER")])
 @pytest.mark.parametrize("value", ["", "two", "-1", "1.5", " 1", "²"])
 def test_a_variable_that_is_no_number(name: str, value: str) -> None:
     with pytest.raises(LaunchError) as caught:
-        read_place({**TORCHRUN, name: value})
+        read_rank_info({**TORCHRUN, name: value})
     assert str(caught.value) == f"{name}: found {value!r}, expected a whole number"
 
 
@@ -89,7 +89,7 @@ def test_a_variable_that_is_no_number(name: str, value: str) -> None:
 )
 def test_variables_that_make_no_sense(changes: dict[str, str], named: tuple[str, ...]) -> None:
     with pytest.raises(LaunchError) as caught:
-        read_place({**TORCHRUN, **changes})
+        read_rank_info({**TORCHRUN, **changes})
     assert all(part in str(caught.value) for part in named)
 
 
@@ -113,7 +113,7 @@ def test_peers_that_nobody_named(monkeypatch: pytest.MonkeyPatch, missing: str) 
         monkeypatch.setenv(name, TORCHRUN[name])
     monkeypatch.delenv(missing)
     with pytest.raises(LaunchError, match=f"{missing}: not set .* start with torchrun"):
-        join(Place(0, 2, 0, 2, 0, None))
+        join(RankInfo(0, 2, 0, 2, 0, None))
     assert not dist.is_initialized()
 
 
@@ -131,14 +131,14 @@ def test_local_ranks_spread_over_the_gpus(
     expected: list[int],
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    devices = [choose_device(place_of(rank, 4), wanted) for rank in range(4)]
+    devices = [choose_device(rank_info_of(rank, 4), wanted) for rank in range(4)]
     assert devices == [torch.device("cuda", index) for index in expected]
 
 
 def test_without_a_gpu_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for rank in range(4):
-        assert choose_device(place_of(rank, 4), "auto") == torch.device("cpu")
+        assert choose_device(rank_info_of(rank, 4), "auto") == torch.device("cpu")
 
 
 def test_a_gpu_that_is_wanted_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_a_gpu_that_is_wanted_must_be_there(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_cpu_is_taken_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert choose_device(place_of(2, 4), "cpu") == torch.device("cpu")
+    assert choose_device(rank_info_of(2, 4), "cpu") == torch.device("cpu")
 
 
 # ------------------------------------------------------------------ divide_threads
@@ -179,7 +179,7 @@ def test_ranks_divide_the_cores_they_may_use(
 ) -> None:
     # of all the machine's cores, a job may use those of its affinity
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16, 16 + cores)))
-    assert divide_threads(place_of(0, ranks), wanted) == expected
+    assert divide_threads(rank_info_of(0, ranks), wanted) == expected
     assert torch.get_num_threads() == expected
 
 

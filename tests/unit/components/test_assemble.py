@@ -27,9 +27,10 @@ from fusionrun.components.store import (
 )
 from fusionrun.experts import build_expert
 from fusionrun.fusions import FusionModel, build_fusion
+from fusionrun.study.context import load_data
 from fusionrun.study.paths import RowFiles
 from fusionrun.study.recipe_yaml import load_recipe
-from fusionrun.study.study import load_data, plan_study
+from fusionrun.study.study import plan_study
 from fusionrun.training.checkpoint import CheckpointError, load, save
 from tests.tiny import alone, write_recipe
 

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from fusionrun.cli import main
-from fusionrun.common.distributed import LaunchError, Place, read_place
+from fusionrun.common.distributed import LaunchError, RankInfo, read_rank_info
 from fusionrun.common.text import duration
 from fusionrun.components.store import load_component
 from fusionrun.doctor import checks as inspection
@@ -30,9 +30,10 @@ from fusionrun.doctor.tables import estimates_table, findings_table, verdict
 from fusionrun.launch import preflight as checks
 from fusionrun.launch.preflight import Finding
 from fusionrun.launch.task_reporter import TaskReporter
-from fusionrun.launch.train_task import Workplace, open_workplace, train_expert, train_row
+from fusionrun.launch.train_task import train_expert, train_row
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
+from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.paths import expert_file
 from fusionrun.study.queue import Task
 from fusionrun.study.recipe_yaml import load_recipe
@@ -76,16 +77,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of ONE_ROW's launch."""
     folder = tmp_path_factory.mktemp("trained")
     study = plan(f"output_dir={folder / 'out'}", folder=folder)
-    work = open_workplace(study, CPU, 1, progress=lambda text: None)
+    context = open_context(study, CPU, 1, progress=lambda text: None)
     for task in sorted(study.tasks, key=lambda task: task.kind):
-        execute(work, task)
+        execute(context, task)
     return folder / "out"
 
 
-def execute(work: Workplace, task: Task) -> None:
-    with TaskLog(work.study.layout.task_log(task.name), task.name) as log:
-        reporter = TaskReporter(work.study, task, Record(), log, CPU)
-        (train_row if task.row is not None else train_expert)(work, task, reporter)
+def execute(context: RunContext, task: Task) -> None:
+    with TaskLog(context.study.layout.task_log(task.name), task.name) as log:
+        reporter = TaskReporter(context.study, task, Record(), log, CPU)
+        (train_row if task.row is not None else train_expert)(context, task, reporter)
 
 
 def plan(*overrides: str, text: str = ONE_ROW, folder: Path | None = None) -> Study:
@@ -100,8 +101,8 @@ def copy_of(trained: Path) -> Study:
     return plan()
 
 
-def place(ranks: int = 1) -> Place:
-    return replace(read_place({}), world_size=ranks, local_world_size=ranks)
+def rank_info(ranks: int = 1) -> RankInfo:
+    return replace(read_rank_info({}), world_size=ranks, local_world_size=ranks)
 
 
 def examine(study: Study) -> list[Finding]:
@@ -110,7 +111,7 @@ def examine(study: Study) -> list[Finding]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(examination, "estimate", lambda *arguments, **more: numbers)
         scratch = Path(tempfile.mkdtemp())
-        return examination.examine(study, place(), scratch, 1.0, lambda text: None)[0]
+        return examination.examine(study, rank_info(), scratch, 1.0, lambda text: None)[0]
 
 
 def only(findings: Any, name: str) -> Finding:
@@ -329,8 +330,8 @@ def test_missing_data_fails_and_the_rest_is_still_looked_at() -> None:
 
 
 def test_what_loading_left_out_is_a_warning(trained: Path) -> None:
-    work = open_workplace(copy_of(trained), CPU, 1, progress=lambda text: None)
-    data = replace(work.data, notes=("2 files skipped",))
+    context = open_context(copy_of(trained), CPU, 1, progress=lambda text: None)
+    data = replace(context.data, notes=("2 files skipped",))
     assert states(inspection.check_data(data)) == ["pass", "warn"]
 
 
@@ -365,7 +366,7 @@ def test_overlapping_split_files_fail(trained: Path) -> None:
 
 def test_overlaps_are_proven_not_assumed(trained: Path) -> None:
     study = copy_of(trained)
-    splits = open_workplace(study, CPU, 1, progress=lambda text: None).splits
+    splits = open_context(study, CPU, 1, progress=lambda text: None).splits
     leaking = replace(splits, fusion_val=np.append(splits.fusion_val, splits.expert_train[0][:3]))
     (finding,) = inspection.check_splits(study, leaking)
     assert finding.state == "fail" and finding.found.startswith("3 images shared by an expert's")
@@ -424,7 +425,7 @@ def test_an_expert_of_other_data(
     values: dict[str, Any], state: str, found: str, trained: Path
 ) -> None:
     study = copy_of(trained)
-    data = open_workplace(study, CPU, 1, progress=lambda text: None).data
+    data = open_context(study, CPU, 1, progress=lambda text: None).data
     change(expert_file(study.checkpoint_dir, "resnet", 0), **values)
     finding = next(iter(inspection.check_experts(study, data)))
     assert finding.state == state and found in finding.found and finding.advice
@@ -432,7 +433,7 @@ def test_an_expert_of_other_data(
 
 def test_a_bare_state_dict_is_fine_where_it_fits(trained: Path) -> None:
     study = copy_of(trained)
-    data = open_workplace(study, CPU, 1, progress=lambda text: None).data
+    data = open_context(study, CPU, 1, progress=lambda text: None).data
     path = expert_file(study.checkpoint_dir, "resnet", 0)
     checkpoint.save(path, load_component(path, "expert")[1])
     (finding,) = inspection.check_experts(study, data)
@@ -465,11 +466,11 @@ def test_results_of_other_settings_fail(trained: Path) -> None:
 
 def begin_expert(study: Study) -> tuple[Task, Path]:
     """An expert's training, stopped in its second epoch."""
-    work = open_workplace(study, CPU, 1, progress=lambda text: None)
+    context = open_context(study, CPU, 1, progress=lambda text: None)
     task = next(task for task in study.tasks if task.expert == 0)
     steps = iter(range(100))
-    per_epoch = -(-len(work.splits.expert_train[0]) // 16)
-    stopping = replace(work, stop_requested=lambda: next(steps) > per_epoch)
+    per_epoch = -(-len(context.splits.expert_train[0]) // 16)
+    stopping = replace(context, stop_requested=lambda: next(steps) > per_epoch)
     with pytest.raises(StopRequested):
         execute(stopping, task)
     return task, study.layout.expert_resume("resnet", 0)
@@ -497,44 +498,44 @@ def test_what_was_begun_goes_on() -> None:
 
 
 @pytest.fixture(scope="module")
-def work(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def context(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     """A study that has its splits and nothing else."""
     folder = tmp_path_factory.mktemp("fresh")
     shutil.copytree(trained / "splits", folder / "out/splits")
     study = plan(f"output_dir={folder / 'out'}", folder=folder)
-    return open_workplace(study, CPU, 1, progress=lambda text: None)
+    return open_context(study, CPU, 1, progress=lambda text: None)
 
 
 @pytest.mark.parametrize("kind", ["row", "expert"])
 def test_a_few_real_steps_are_timed(
-    kind: str, work: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rehearsal, "PROBE", 100)  # as if there were time for the full batch
-    before = files_below(work.study.layout.output_dir)
-    task = next(task for task in work.study.tasks if task.kind == kind)
-    timing = rehearsal.time_task(work, task, 0, 0.2, tmp_path)
+    before = files_below(context.study.layout.output_dir)
+    task = next(task for task in context.study.tasks if task.kind == kind)
+    timing = rehearsal.time_task(context, task, 0, 0.2, tmp_path)
     full = 8 if kind == "row" else 16
     assert (timing.batch, timing.full_batch, timing.is_scaled) == (full, full, False)
     assert 1 <= timing.steps <= rehearsal.MAX_STEPS
     assert timing.seconds_per_image * full * timing.steps >= 0.2 * 0.99
     assert timing.memory is not None and 2**27 < timing.memory < 2**34
-    assert files_below(work.study.layout.output_dir) == before
+    assert files_below(context.study.layout.output_dir) == before
 
 
-def test_a_large_batch_is_timed_in_part(work: Workplace, tmp_path: Path) -> None:
-    timing = rehearsal.time_task(work, work.study.tasks[0], 0, 1e-6, tmp_path)
+def test_a_large_batch_is_timed_in_part(context: RunContext, tmp_path: Path) -> None:
+    timing = rehearsal.time_task(context, context.study.tasks[0], 0, 1e-6, tmp_path)
     assert (timing.steps, timing.batch, timing.full_batch) == (1, 4, 8)
     assert timing.is_scaled and timing.memory is not None
 
 
 def test_experts_that_are_there_are_rehearsed_with(trained: Path, tmp_path: Path) -> None:
     study = copy_of(trained)
-    work = open_workplace(study, CPU, 1, progress=lambda text: None)
-    rehearsal.time_task(work, study.tasks[0], 0, 0.01, tmp_path)
+    context = open_context(study, CPU, 1, progress=lambda text: None)
+    rehearsal.time_task(context, study.tasks[0], 0, 0.01, tmp_path)
     assert not (tmp_path / "experts").exists()
     change(expert_file(study.checkpoint_dir, "resnet", 0), num_classes=9)
     with pytest.raises(CheckpointError):
-        rehearsal.time_task(work, study.tasks[0], 0, 0.01, tmp_path)
+        rehearsal.time_task(context, study.tasks[0], 0, 0.01, tmp_path)
 
 
 def test_the_stopwatch_leaves_the_warm_up_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -574,14 +575,14 @@ def fixed_timing(seconds: float, memory: float | None = 2**20, batch: int = 8) -
 
 
 def estimate_with(
-    work: Workplace,
+    context: RunContext,
     monkeypatch: pytest.MonkeyPatch,
     outcomes: dict[str, Timing | Exception],
     done: dict[str, int] | None = None,
 ) -> estimate.Estimate:
     """The estimate where timing a kind of task gives `outcomes`."""
 
-    def time_task(work: Workplace, task: Task, *rest: object) -> Timing:
+    def time_task(context: RunContext, task: Task, *rest: object) -> Timing:
         outcome = outcomes[task.kind]
         if isinstance(outcome, Exception):
             raise outcome
@@ -589,15 +590,17 @@ def estimate_with(
 
     monkeypatch.setattr(estimate, "time_task", time_task)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(2)))
-    done = done or {task.name: 0 for task in work.study.tasks}
+    done = done or {task.name: 0 for task in context.study.tasks}
     return estimate.estimate(
-        work, done, ranks=2, seconds=1, scratch=Path(), progress=lambda text: None
+        context, done, ranks=2, seconds=1, scratch=Path(), progress=lambda text: None
     )
 
 
-def test_the_arithmetic(work: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_arithmetic(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """Splits of 160 images: 70 an expert, 28 for fusion, 4 for validation; 32 test images."""
-    numbers = estimate_with(work, monkeypatch, {"row": fixed_timing(1), "expert": fixed_timing(3)})
+    numbers = estimate_with(
+        context, monkeypatch, {"row": fixed_timing(1), "expert": fixed_timing(3)}
+    )
     (row,) = numbers.rows
     assert row.epoch_seconds == pytest.approx(28 + 4 / 3)
     assert row.seconds == pytest.approx(2 * (28 + 4 / 3) + (4 + 2 * 32) / 3)
@@ -607,31 +610,33 @@ def test_the_arithmetic(work: Workplace, monkeypatch: pytest.MonkeyPatch) -> Non
     assert only(numbers.findings, "memory").state == "pass"
 
 
-def test_only_what_is_left_is_estimated(work: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [task.name for task in work.study.tasks]
+def test_only_what_is_left_is_estimated(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [task.name for task in context.study.tasks]
     done = dict(zip(names, (1, 2, 2), strict=True))
-    numbers = estimate_with(work, monkeypatch, {"row": fixed_timing(1)}, done)
+    numbers = estimate_with(context, monkeypatch, {"row": fixed_timing(1)}, done)
     (row,) = numbers.rows
     assert (row.experts_left, row.expert_seconds) == (0, None)
     assert numbers.seconds == row.seconds == pytest.approx(28 + 4 / 3 + (4 + 2 * 32) / 3)
-    numbers = estimate_with(work, monkeypatch, {}, dict.fromkeys(names, 2))
+    numbers = estimate_with(context, monkeypatch, {}, dict.fromkeys(names, 2))
     assert numbers.seconds == 0 and numbers.findings == []
 
 
 def test_rows_that_cost_the_same_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = "rows=[{model: resnet, fusion: concatenation}, {model: resnet, fusion: concatenation, "
     study = plan(rows + "seed: 7}]", "data.train_images=400")
-    work = open_workplace(study, CPU, 1, progress=lambda text: None)
+    context = open_context(study, CPU, 1, progress=lambda text: None)
     timed: list[str] = []
 
-    def time_task(work: Workplace, task: Task, *rest: object) -> Timing:
+    def time_task(context: RunContext, task: Task, *rest: object) -> Timing:
         timed.append(task.name)
         return fixed_timing(1)
 
     monkeypatch.setattr(estimate, "time_task", time_task)
     done = {task.name: 0 for task in study.tasks}
     numbers = estimate.estimate(
-        work, done, ranks=1, seconds=1, scratch=Path(), progress=lambda text: None
+        context, done, ranks=1, seconds=1, scratch=Path(), progress=lambda text: None
     )
     assert len(timed) == 2 and numbers.rows[0].seconds == numbers.rows[1].seconds
     assert numbers.seconds == pytest.approx(
@@ -648,9 +653,9 @@ def test_rows_that_cost_the_same_are_timed_once(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_a_row_that_would_fail(
-    error: Exception, found: str, advice: str, work: Workplace, monkeypatch: pytest.MonkeyPatch
+    error: Exception, found: str, advice: str, context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    numbers = estimate_with(work, monkeypatch, {"row": error, "expert": fixed_timing(3)})
+    numbers = estimate_with(context, monkeypatch, {"row": error, "expert": fixed_timing(3)})
     finding = only(numbers.findings, "task-0-resnet-concatenation")
     assert finding.state == "fail" and finding.found.startswith(found) and advice in finding.advice
     assert numbers.seconds is None and numbers.rows[0].seconds is None
@@ -658,10 +663,10 @@ def test_a_row_that_would_fail(
 
 
 def test_an_unreadable_expert_is_said_once(
-    work: Workplace, monkeypatch: pytest.MonkeyPatch
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcomes = {"row": CheckpointError("damaged"), "expert": fixed_timing(1)}
-    numbers = estimate_with(work, monkeypatch, outcomes)
+    numbers = estimate_with(context, monkeypatch, outcomes)
     assert [finding.name for finding in numbers.findings] == ["memory"]
     assert numbers.seconds is None
 
@@ -674,23 +679,23 @@ def test_memory_of_all_ranks_together(
     memory: float | None,
     batch: int,
     state: str | None,
-    work: Workplace,
+    context: RunContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     timing = fixed_timing(1, memory, batch)
-    numbers = estimate_with(work, monkeypatch, {"row": timing, "expert": timing})
+    numbers = estimate_with(context, monkeypatch, {"row": timing, "expert": timing})
     assert states(numbers.findings) == ([] if state is None else [state])
 
 
 @pytest.mark.parametrize(("gpus", "state", "crowd"), [(2, "pass", 1), (1, "fail", 2)])
 def test_ranks_that_share_a_gpu(
-    gpus: int, state: str, crowd: float, work: Workplace, monkeypatch: pytest.MonkeyPatch
+    gpus: int, state: str, crowd: float, context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two ranks of 5 GiB each: one of them fits into 8 GiB, two don't, and each is half as fast."""
     see_gpus(monkeypatch, gpus)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (6 * 2**30, 9 * 2**30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: 2 * 2**30)
-    on_gpu = replace(work, device=torch.device("cuda", 0))
+    on_gpu = replace(context, device=torch.device("cuda", 0))
     timing = fixed_timing(1, 5 * 2**30)
     numbers = estimate_with(on_gpu, monkeypatch, {"row": timing, "expert": timing})
     memory = only(numbers.findings, "memory")
@@ -716,17 +721,17 @@ def test_a_launch_that_can_start_is_not_held_up(monkeypatch: pytest.MonkeyPatch)
     warnings: list[str] = []
     study = plan()
     files = files_below(Path())
-    checks.require_startable(study, place(), warnings.append)
+    checks.require_startable(study, rank_info(), warnings.append)
     assert warnings == [] and files_below(Path()) == files and before < files
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    checks.require_startable(plan("runtime.threads=2"), place(ranks=4), warnings.append)
+    checks.require_startable(plan("runtime.threads=2"), rank_info(ranks=4), warnings.append)
     assert len(warnings) == 1 and warnings[0].startswith("CPU threads: 4 ranks x 2 threads on 1")
 
 
 def test_a_launch_that_cannot_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
     with pytest.raises(LaunchError, match=r"disk space: .* free in .*larger disk"):
-        checks.require_startable(plan(), place(), lambda text: None)
+        checks.require_startable(plan(), rank_info(), lambda text: None)
 
 
 def test_a_launch_survives_its_examination(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -735,7 +740,7 @@ def test_a_launch_survives_its_examination(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(shutil, "disk_usage", broken)
     warnings: list[str] = []
-    checks.require_startable(plan(), place(), warnings.append)
+    checks.require_startable(plan(), rank_info(), warnings.append)
     assert len(warnings) == 1 and "OverflowError" in warnings[0]
 
 
@@ -809,15 +814,15 @@ def test_an_interrupted_doctor_goes_quietly(
     def interrupt(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(examination, "open_workplace", interrupt)
+    monkeypatch.setattr(examination, "open_context", interrupt)
     console = Console(file=io.StringIO(), width=80)
-    code = examination.doctor(plan(), place(), console, ranks=1, seconds=0.1)
+    code = examination.doctor(plan(), rank_info(), console, ranks=1, seconds=0.1)
     assert code == examination.INTERRUPTED and files_below(tmp_path / "scratch") == set()
 
 
 @pytest.mark.parametrize("width", [80, 140])
 def test_tables_fit_and_can_be_read_as_plain_text(
-    width: int, work: Workplace, monkeypatch: pytest.MonkeyPatch
+    width: int, context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     findings = [
         Finding("data", "pass", "cifar100: [50000] images"),
@@ -828,7 +833,7 @@ def test_tables_fit_and_can_be_read_as_plain_text(
     assert max(map(len, text.splitlines())) <= width
     assert "[50000]" in text and "-> look [there]" in text and "\x1b" not in text
     scaled = {"row": fixed_timing(1, batch=4), "expert": fixed_timing(900)}
-    text = drawn(estimates_table(estimate_with(work, monkeypatch, scaled)), width)
+    text = drawn(estimates_table(estimate_with(context, monkeypatch, scaled)), width)
     assert max(map(len, text.splitlines())) <= width
     assert "~29s" in text and "5 x 4/8" in text and "~: a smaller batch" in text
     assert verdict(findings).startswith("1 check failed")

@@ -25,8 +25,9 @@ from fusionrun.evaluation.predictions import (
     save_predictions,
 )
 from fusionrun.evaluation.statistics.cost import logged_seconds, training_time
+from fusionrun.study.context import load_data
 from fusionrun.study.recipe_yaml import load_recipe
-from fusionrun.study.study import load_data, plan_study
+from fusionrun.study.study import plan_study
 from tests.tiny import alone, write_recipe
 
 N, E, C = 60, 2, 6

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from fusionrun.cli import main
+from fusionrun.components.starting_experts import load_experts
 from fusionrun.components.store import load_expert
 from fusionrun.evaluation import preview
 from fusionrun.evaluation.preview import Extracted, Given, extract, train_fusion
 from fusionrun.fusions import FUSIONS
-from fusionrun.launch.train_task import Workplace, load_experts, open_workplace
+from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import plan_study
 from tests.tiny import alone, write_recipe
@@ -53,18 +54,18 @@ def previewed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def work_at(out: Path) -> Workplace:
+def context_at(out: Path) -> RunContext:
     recipe = load_recipe(out / "recipe.yaml", preset={"output_dir": str(out)})
     study = plan_study(recipe, "recipe")
-    return open_workplace(study, torch.device("cpu"), 1, progress=lambda text: None)
+    return open_context(study, torch.device("cpu"), 1, progress=lambda text: None)
 
 
 @pytest.fixture(scope="module")
 def given(trained: Path) -> Given:
-    work = work_at(trained)
-    experts, _ = load_experts(work, "resnet")
-    parts = (work.splits.fusion_train, work.splits.fusion_val)
-    return Given(work, "resnet", experts, *(extract(work, experts, part) for part in parts))
+    context = context_at(trained)
+    experts, _ = load_experts(context, "resnet")
+    parts = (context.splits.fusion_train, context.splits.fusion_val)
+    return Given(context, "resnet", experts, *(extract(context, experts, part) for part in parts))
 
 
 def tree_of(out: Path) -> dict[str, Any]:
@@ -82,14 +83,14 @@ def without_clocks(tree: dict[str, Any]) -> dict[str, Any]:
 @torch.no_grad()
 def by_hand(out: Path, model: str, part: str) -> tuple[Tensor, Tensor, Tensor]:
     """Features (N, E, D), logits (N, E, C) and labels (N,) of the experts' own files."""
-    work = work_at(out)
-    index = getattr(work.splits, part)
-    mean, std = (torch.tensor(of).view(1, 3, 1, 1) for of in (work.data.mean, work.data.std))
-    images = (work.data.train_images[index] / 255 - mean) / std
+    context = context_at(out)
+    index = getattr(context.splits, part)
+    mean, std = (torch.tensor(of).view(1, 3, 1, 1) for of in (context.data.mean, context.data.std))
+    images = (context.data.train_images[index] / 255 - mean) / std
     files = [out / f"expert_checkpoints/{model}/expert_{k}_best.pth" for k in range(E)]
     each = [load_expert(path)(images) for path in files]
     features, logits = (torch.stack(of, dim=1) for of in zip(*each, strict=True))
-    return features, logits, work.data.train_labels[index]
+    return features, logits, context.data.train_labels[index]
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])
@@ -225,13 +226,13 @@ def test_it_never_looks_at_the_test_set(
 ) -> None:
     """Its images have a shape but no content here; the numbers are the same."""
 
-    def blind(*arguments: Any, **named: Any) -> Workplace:
-        work = open_workplace(*arguments, **named)
-        data = work.data
+    def blind(*arguments: Any, **named: Any) -> RunContext:
+        context = open_context(*arguments, **named)
+        data = context.data
         images, labels = data.test_images.to("meta"), data.test_labels.to("meta")
-        return replace(work, data=replace(data, test_images=images, test_labels=labels))
+        return replace(context, data=replace(data, test_images=images, test_labels=labels))
 
-    monkeypatch.setattr(preview, "open_workplace", blind)
+    monkeypatch.setattr(preview, "open_context", blind)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert main(["preview", str(out), "--seeds", "2", "--epochs", "3"]) == 0
     assert without_clocks(tree_of(out)) == without_clocks(tree_of(previewed))

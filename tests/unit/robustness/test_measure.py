@@ -25,8 +25,9 @@ from fusionrun.robustness import cifar_c as corrupted
 from fusionrun.robustness import measure as robustness
 from fusionrun.robustness.corruptions import CORRUPTIONS, NOISE_SIGMAS, add_noise, corrupt
 from fusionrun.robustness.ood_images import BUILT_IN, built_in_sets, read_foreign
+from fusionrun.study.context import load_data
 from fusionrun.study.recipe_yaml import load_recipe
-from fusionrun.study.study import load_data, plan_study
+from fusionrun.study.study import plan_study
 from tests.tiny import alone, write_recipe
 from tests.unit.report.test_report import Page, read_off
 

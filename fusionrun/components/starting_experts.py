@@ -1,0 +1,45 @@
+"""The experts that a row starts from: as their own training, or somebody else's, left them."""
+
+from pathlib import Path
+from typing import Any
+
+from fusionrun.components.store import load_expert_weights, state_hash
+from fusionrun.experts import Expert
+from fusionrun.study.context import RunContext
+from fusionrun.study.paths import expert_file
+from fusionrun.study.study import Study
+from fusionrun.training.trainer import check_settings
+
+
+def load_experts(context: RunContext, model: str) -> tuple[list[Expert], list[str]]:
+    """The experts as their own training left them, and where each comes from."""
+    experts, sources = [], []
+    for k in range(context.study.recipe.experts.count):
+        path = expert_file(context.study.checkpoint_dir, model, k)
+        expert = context.study.build_expert(model, len(context.data.classes))
+        about = load_expert_weights(expert, path)
+        _check_origin(context.study, model, k, path, about.get("settings", {}))
+        experts.append(expert)
+        sources.append(f"{path} ({_origin(about)}, weights {state_hash(expert.state_dict())[:12]})")
+    return experts, sources
+
+
+def _check_origin(study: Study, model: str, k: int, path: Path, settings: Any) -> None:
+    """Refuse an expert of ours that isn't the one this recipe would train.
+
+    In the study's own folder nothing may differ. In a folder of the user's choice experts are
+    free to be trained otherwise, but not on other data: they could have seen this holdout.
+    """
+    if not isinstance(settings, dict) or not settings:
+        return  # somebody else's expert; what it saw is its owner's business
+    expected = study.settings(study.expert_task(model, k))
+    if study.recipe.experts.checkpoint_dir is not None:
+        expected = {key: value for key, value in expected.items() if key.startswith("data.")}
+        settings = {key: value for key, value in settings.items() if key.startswith("data.")}
+    check_settings(str(path), settings, expected)
+
+
+def _origin(about: dict[str, Any]) -> str:
+    if "epoch" not in about or "val_accuracy" not in about:
+        return "not saved by fusionrun"
+    return f"epoch {about['epoch']}, validation {about['val_accuracy']:.2f} %"

@@ -1,0 +1,157 @@
+"""What everything that works on a study's data works with: data, splits and device, opened once."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
+from fusionrun.data.datasets import Dataset, load_dataset
+from fusionrun.data.loader import ResidentLoader
+from fusionrun.data.splits import Splits, load_or_create_splits
+from fusionrun.experts import Expert
+from fusionrun.study.study import Study
+from fusionrun.training.trainer import Best
+
+EVALUATION_BATCH = 512  # images; without gradients there is room for more than in training
+NOT_AUGMENTED = AUGMENTATIONS["none"]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What every task on this rank works with."""
+
+    study: Study
+    device: torch.device
+    threads: int
+    data: Dataset
+    images: Tensor  # training images (N, 3, H, W) uint8, on the device
+    labels: Tensor  # (N,) int64, on the device
+    splits: Splits
+    launch: Mapping[str, Any]  # who works here, for the manifests
+    stop_requested: Callable[[], bool]
+
+    @property
+    def bf16(self) -> bool:
+        wanted = self.study.recipe.runtime.amp == "auto"
+        return wanted and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+    def loader(
+        self, indices: np.ndarray, batch_size: int, augmentation: Augmentation = NOT_AUGMENTED
+    ) -> ResidentLoader:
+        return self._loader(self.images, self.labels, indices, batch_size, augmentation)
+
+    def test_loader(self, batch_size: int) -> ResidentLoader:
+        images, labels = self.data.test_images, self.data.test_labels
+        everything = np.arange(len(labels))
+        on_device = images.to(self.device), labels.to(self.device)
+        return self._loader(*on_device, everything, batch_size, NOT_AUGMENTED)
+
+    def _loader(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: np.ndarray,
+        batch_size: int,
+        augmentation: Augmentation,
+    ) -> ResidentLoader:
+        return ResidentLoader(
+            images,
+            labels,
+            indices,
+            num_classes=len(self.data.classes),
+            batch_size=batch_size,
+            mean=self.data.mean,
+            std=self.data.std,
+            augmentation=augmentation,
+            channels_last=self.study.recipe.runtime.channels_last,
+        )
+
+    def settle(self, model: nn.Module) -> None:
+        """Move `model` to the device, in the layout that its convolutions like best."""
+        last = self.study.recipe.runtime.channels_last
+        layout = torch.channels_last if last else torch.contiguous_format
+        model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+
+    def about(self, model: str, expert: Expert, best: Best) -> dict[str, Any]:
+        """What every component's file says of where it comes from."""
+        return {
+            "model": self.study.source(model),
+            "arguments": self.study.model_arguments(model),
+            "num_classes": expert.num_classes,
+            "feature_dim": expert.feature_dim,
+            "num_experts": self.study.recipe.experts.count,
+            "classes": list(self.data.classes),
+            "mean": list(self.data.mean),
+            "std": list(self.data.std),
+            "image_size": self.data.train_images.shape[-1],
+            "epoch": best.epoch,
+            "val_accuracy": best.val_accuracy,
+        }
+
+
+def open_context(
+    study: Study,
+    device: torch.device,
+    threads: int,
+    *,
+    progress: Callable[[str], None],
+    launch: Mapping[str, Any] = MappingProxyType({}),
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> RunContext:
+    """Load the study's data onto the device. Raises DataError."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # from here on this process holds memory there
+    deterministic = study.recipe.runtime.deterministic
+    if deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic
+    data, splits = load_data(study, progress)
+    return RunContext(
+        study=study,
+        device=device,
+        threads=threads,
+        data=data,
+        images=data.train_images.to(device),
+        labels=data.train_labels.to(device),
+        splits=splits,
+        launch=launch,
+        stop_requested=stop_requested,
+    )
+
+
+def load_data(study: Study, progress: Callable[[str], None]) -> tuple[Dataset, Splits]:
+    """The study's data set and its splits, made if they aren't there. Raises DataError."""
+    data = study.recipe.data
+    dataset = load_dataset(
+        study.source(data.name),
+        root=data.root,
+        cache_dir=data.cache_dir,
+        download=data.download,
+        image_size=data.image_size,
+        num_classes=data.num_classes,
+        train_images=data.train_images,
+        test_images=data.test_images,
+        seed=data.seed,
+        progress=progress,
+    )
+    splits = load_or_create_splits(
+        study.splits_dir,
+        dataset.train_labels.numpy(),
+        dataset_name=dataset.name,
+        fingerprint=dataset.fingerprint,
+        seed=data.seed,
+        holdout_fraction=data.holdout_fraction,
+        val_fraction=data.val_fraction,
+        num_experts=study.recipe.experts.count,
+        kind=data.split,
+        shared_fraction=data.shared_fraction,
+        unique_fraction=data.unique_fraction,
+    )
+    return dataset, splits
