@@ -41,6 +41,16 @@ class Splits:
         """What the experts or their fusion train on."""
         return np.unique(np.concatenate([*self.expert_train, self.fusion_train]))
 
+    @property
+    def hash(self) -> str:
+        """sha256 of who trains and who is selected on what, in hex; of the numbers alone.
+
+        The same for the same index sets, whatever integer type or byte order holds them, and from
+        whichever folder or seed they came.
+        """
+        parts = {name: _hash(indices) for name, indices in _named(self).items()}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class _Arguments:
