@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,39 @@ def test_impossible_arguments_are_refused_by_name(changes, named):
 def test_labels_must_be_class_numbers(labels):
     with pytest.raises(SplitError, match="labels"):
         make_splits(labels, seed=0)
+
+
+# ---------------------------------------------------------------- its hash
+
+
+def test_the_hash_is_of_the_numbers_alone(tmp_path):
+    splits = make_splits(labels_of(), seed=42)
+    assert len(splits.hash) == 64
+    assert splits.hash == make_splits(labels_of(), seed=42).hash == load(tmp_path).hash
+    assert load(tmp_path).hash == splits.hash  # read back
+    other_type = Splits(
+        tuple(part.astype(">i4") for part in splits.expert_train),
+        tuple(part.astype(">i4") for part in splits.expert_val),
+        splits.fusion_train.astype("u2"),
+        splits.fusion_val.astype("<i8"),
+    )
+    assert other_type.hash == splits.hash
+
+
+def test_the_hash_knows_whose_samples_they_are():
+    splits = make_splits(labels_of(), seed=42)
+    swapped = replace(splits, expert_train=splits.expert_train[::-1])
+    assert swapped.hash != splits.hash
+    assert make_splits(labels_of(), seed=43).hash != splits.hash
+    assert make_splits(labels_of(), seed=42, num_experts=3).hash != splits.hash
+
+
+@pytest.mark.parametrize("field", ["expert_train", "expert_val", "fusion_train", "fusion_val"])
+def test_the_hash_changes_with_one_sample_of_any_part(field):
+    splits = make_splits(labels_of(), seed=42)
+    part = getattr(splits, field)
+    less = part[:-1] if field.startswith("fusion") else (*part[:-1], part[-1][:-1])
+    assert replace(splits, **{field: less}).hash != splits.hash
 
 
 # ---------------------------------------------------------------- stored and reused
