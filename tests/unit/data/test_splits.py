@@ -1,10 +1,10 @@
 """Split facts by counting, and every way a stored split can fail to fit."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,7 +198,7 @@ def test_the_hash_is_of_the_numbers_alone(tmp_path):
 
 def test_the_hash_knows_whose_samples_they_are():
     splits = make_splits(labels_of(), seed=42)
-    swapped = replace(splits, expert_train=splits.expert_train[::-1])
+    swapped = dataclasses.replace(splits, expert_train=splits.expert_train[::-1])
     assert swapped.hash != splits.hash
     assert make_splits(labels_of(), seed=43).hash != splits.hash
     assert make_splits(labels_of(), seed=42, num_experts=3).hash != splits.hash
@@ -209,7 +209,7 @@ def test_the_hash_changes_with_one_sample_of_any_part(field):
     splits = make_splits(labels_of(), seed=42)
     part = getattr(splits, field)
     less = part[:-1] if field.startswith("fusion") else (*part[:-1], part[-1][:-1])
-    assert replace(splits, **{field: less}).hash != splits.hash
+    assert dataclasses.replace(splits, **{field: less}).hash != splits.hash
 
 
 # ---------------------------------------------------------------- stored and reused
