@@ -20,9 +20,9 @@ from fusionrun.launch.preflight import (
     missing_experts,
     split_message,
 )
-from fusionrun.launch.train_task import is_done, resume_path
-from fusionrun.study.queue import Task
+from fusionrun.launch.resume import is_done, resume_path
 from fusionrun.study.study import Study
+from fusionrun.study.tasks import Task
 from fusionrun.training.checkpoint import CheckpointError, ResumeFile
 from fusionrun.training.trainer import TaskError, check_settings
 

@@ -4,7 +4,7 @@ import heapq
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +13,9 @@ from fusionrun.common.text import plural, size
 from fusionrun.doctor.step_timing import Timing, time_task
 from fusionrun.launch.preflight import Finding, split_message, weight_bytes
 from fusionrun.study.context import RunContext
-from fusionrun.study.queue import Row, Task, simulate
+from fusionrun.study.rows import Row
+from fusionrun.study.schedule import simulate
+from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.trainer import TaskError
 
@@ -75,7 +77,7 @@ def estimate(
     rows = [
         _row_estimate(context, task, timings, spent, crowd)
         for task in context.study.tasks
-        if task.row
+        if isinstance(task, RowTask)
     ]
     findings += _check_memory(context, [timings[task.name] for task in tasks], ranks)
     return Estimate(ranks, rows, total, findings)
@@ -119,15 +121,16 @@ def _time_all(
 
 def _kind(task: Task) -> tuple[str, ...]:
     """Tasks of one kind take equally long steps."""
-    if task.trains_alone:
+    if isinstance(task, ExpertTask) or task.row.is_single:
         return (task.model,)
-    assert task.row is not None
     return task.model, task.row.method
 
 
 def _timed_as(task: Task) -> Task:
     """A single network is timed as an expert, with which it shares everything but the images."""
-    return replace(task, kind="expert", row=None, expert=0) if task.trains_alone else task
+    if task.trains_alone:
+        return ExpertTask(task.index, task.model, 0, task.cost, task.epochs)
+    return task
 
 
 def task_seconds(context: RunContext, task: Task, timing: Timing, epochs: int) -> float:
@@ -140,8 +143,7 @@ def task_seconds(context: RunContext, task: Task, timing: Timing, epochs: int) -
 def _images(context: RunContext, task: Task) -> tuple[int, int, int]:
     """Images that a task trains on and validates with in an epoch, and evaluates once."""
     splits = context.splits
-    if task.row is None:
-        assert task.expert is not None
+    if isinstance(task, ExpertTask):
         return len(splits.expert_train[task.expert]), len(splits.expert_val[task.expert]), 0
     validation, test = len(splits.fusion_val), len(context.data.test_labels)
     if task.row.is_single:
@@ -152,12 +154,11 @@ def _images(context: RunContext, task: Task) -> tuple[int, int, int]:
 
 def _row_estimate(
     context: RunContext,
-    task: Task,
+    task: RowTask,
     timings: Mapping[str, Timing | None],
     spent: Mapping[str, float | None],
     crowd: float,
 ) -> RowEstimate:
-    assert task.row is not None
     left = [name for name in task.needs if name in spent]
     each = [value for name in left if (value := spent[name]) is not None]
     timing = timings.get(task.name)

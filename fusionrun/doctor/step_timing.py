@@ -23,7 +23,7 @@ from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
 from fusionrun.study.context import RunContext
 from fusionrun.study.paths import Layout, expert_file
-from fusionrun.study.queue import Task
+from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.training.checkpoint import save
 
 MAX_STEPS = 200  # timed steps; more make no estimate better
@@ -129,7 +129,7 @@ def time_task(context: RunContext, task: Task, fixed: int, seconds: float, scrat
 
 def _full_batch(context: RunContext, task: Task) -> int:
     """Images of a real step; a part of the data may be smaller than the recipe's batch."""
-    if task.row is not None:
+    if isinstance(task, RowTask):
         return min(context.study.recipe.fusion.batch_size, max(2, len(context.splits.fusion_train)))
     batch_size = context.study.expert_defaults(task.model).batch_size
     return min(batch_size, *(len(part) for part in context.splits.expert_train))
@@ -141,7 +141,6 @@ def _rehearse(
     """The real task, cut short by the stopwatch: (that, bytes in use before, at the peak)."""
     watch = Stopwatch(context.device, seconds)
     stage = _stage(context, task, batch, scratch, watch)
-    execute = train_row if task.row is not None else train_expert
     hook: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if context.device.type == "cpu":  # on a GPU the full batch says it all
         hook = torch.autograd.graph.saved_tensors_hooks(watch.keep, lambda tensor: tensor)
@@ -149,7 +148,10 @@ def _rehearse(
     with TaskLog(stage.study.layout.task_log(task.name), task.name) as log:
         reporter = TaskReporter(stage.study, task, Record(), log, context.device)
         with contextlib.closing(reporter), contextlib.suppress(Enough), hook:
-            execute(stage, task, reporter)
+            if isinstance(task, RowTask):
+                train_row(stage, task, reporter)
+            else:
+                train_expert(stage, task, reporter)
     return watch, before, peak_memory(context.device)
 
 
@@ -158,7 +160,7 @@ def _stage(
 ) -> RunContext:
     """The context for a rehearsal: an endless epoch, little validation, files in `scratch`."""
     recipe, splits = context.study.recipe, context.splits
-    if task.row is not None:
+    if isinstance(task, RowTask):
         recipe = replace(recipe, fusion=replace(recipe.fusion, batch_size=batch))
     else:
         recipe = replace(recipe, experts=replace(recipe.experts, batch_size=batch))
@@ -182,7 +184,9 @@ def _stage(
 def _experts_for(context: RunContext, task: Task, scratch: Path) -> Path:
     """Where a row finds experts: the real ones, or untrained ones, which cost as much time."""
     study = context.study
-    if task.row is None or all(path.exists() for path in expert_paths(study)[task.model]):
+    if isinstance(task, ExpertTask) or all(
+        path.exists() for path in expert_paths(study)[task.model]
+    ):
         return study.checkpoint_dir
     folder = scratch / "experts"
     first = expert_file(folder, task.model, 0)

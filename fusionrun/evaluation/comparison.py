@@ -36,8 +36,8 @@ from fusionrun.evaluation.statistics.metrics import (
     reliability,
 )
 from fusionrun.evaluation.statistics.significance import bootstrap_difference, mcnemar, spread
-from fusionrun.study.queue import Row
 from fusionrun.study.recipe import SINGLE
+from fusionrun.study.rows import Row
 
 FUSED = "fused"
 

@@ -38,7 +38,7 @@ from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
 from fusionrun.logs.csv import write_csv
 from fusionrun.study.context import RunContext, open_context
-from fusionrun.study.queue import Row
+from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.trainer import TaskError, check_settings
@@ -160,7 +160,7 @@ def load_row(context: RunContext, row: Row) -> tuple[dict[str, Any], FusionModel
     """(manifest, model on the device) of a finished row of this study. Raises ROW_PROBLEMS."""
     files = context.study.layout.row(row.model, row.variant)
     manifest = read_manifest(files.manifest)
-    settings = context.study.settings(next(task for task in context.study.tasks if task.row == row))
+    settings = context.study.settings(context.study.row_task(row))
     check_settings(str(files.manifest), manifest["settings"], settings)
     model = load_single(files.directory) if row.is_single else load_model(files.directory)
     context.settle(model)

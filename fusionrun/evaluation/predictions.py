@@ -23,7 +23,7 @@ from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel, FusionOutput
 from fusionrun.study.context import EVALUATION_BATCH, RunContext
 from fusionrun.study.paths import expert_file
-from fusionrun.study.queue import Row
+from fusionrun.study.rows import Row
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.trainer import collect_logits
 

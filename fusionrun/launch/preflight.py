@@ -20,9 +20,10 @@ from torch import nn
 from fusionrun.common.distributed import LaunchError, RankInfo
 from fusionrun.common.text import plural, size
 from fusionrun.data.splits import META_FILE
-from fusionrun.launch.train_task import is_done, is_reusable, resume_path
+from fusionrun.launch.resume import is_done, is_reusable, resume_path
 from fusionrun.study.paths import expert_file
 from fusionrun.study.study import Study
+from fusionrun.study.tasks import ExpertTask
 from fusionrun.training.checkpoint import ResumeFile
 
 State = Literal["pass", "warn", "fail"]
@@ -96,7 +97,7 @@ def require_startable(study: Study, rank_info: RankInfo, warn: Callable[[str], N
 def check_folders(study: Study) -> Iterator[Finding]:
     """Whatever the launch will write to takes a file; nothing is left behind."""
     places = {"output_dir": study.layout.output_dir}
-    if any(task.kind == "expert" and not is_done(study, task) for task in study.tasks):
+    if any(isinstance(task, ExpertTask) and not is_done(study, task) for task in study.tasks):
         places["experts.checkpoint_dir"] = study.checkpoint_dir
     if not (study.splits_dir / META_FILE).is_file():
         places["data.splits_dir"] = study.splits_dir
@@ -175,7 +176,7 @@ def expected_bytes(study: Study, ranks: int) -> dict[Path, int]:
             continue
         everything, learning = weights[task.name]
         present = present_bytes(resume_path(study, task))
-        if task.row is None:
+        if isinstance(task, ExpertTask):
             state = 2 * everything + learning  # SGD keeps one number a weight
             passing.append(max(0, 2 * state - present))
             experts += everything
@@ -199,10 +200,9 @@ def weight_bytes(study: Study) -> dict[str, tuple[int, int]]:
             models[model] = study.build_expert(model, study.recipe.data.num_classes)
         for task in study.tasks:
             expert = models[task.model]
-            if task.trains_alone:
+            if isinstance(task, ExpertTask) or task.row.is_single:
                 sizes[task.name] = (_bytes(expert), _bytes(expert))
                 continue
-            assert task.row is not None
             heads = _bytes(study.build_fusion(task.row.fusion, expert.feature_dim))
             heads += _bytes(nn.Linear(expert.feature_dim, expert.num_classes))
             everything = count * _bytes(expert) + heads

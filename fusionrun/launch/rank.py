@@ -31,8 +31,9 @@ from fusionrun.common.exit_status import ExitStatus
 from fusionrun.data.datasets import DataError
 from fusionrun.evaluation.results import collect_results, results_tables, write_results
 from fusionrun.launch.preflight import require_startable
+from fusionrun.launch.resume import is_done, is_reusable, resume_path
 from fusionrun.launch.task_reporter import TaskReporter
-from fusionrun.launch.train_task import is_done, is_reusable, resume_path, train_expert, train_row
+from fusionrun.launch.train_task import train_expert, train_row
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.live import Display
 from fusionrun.monitor.record import (
@@ -48,9 +49,11 @@ from fusionrun.monitor.record import (
     write_outcome,
 )
 from fusionrun.study.context import RunContext, open_context
-from fusionrun.study.queue import Queue, Row, Task
+from fusionrun.study.queue import Queue
 from fusionrun.study.recipe_yaml import dump_recipe
+from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
+from fusionrun.study.tasks import RowTask, Task
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.trainer import StopRequested, TaskError
 
@@ -424,8 +427,10 @@ def _attempt(
             _require_needs(queue, task)
             is_done(context.study, task)  # says why when a result of other settings stands there
             _count_crashes(context.study, task)
-            execute = train_expert if task.kind == "expert" else train_row
-            execute(context, task, reporter)
+            if isinstance(task, RowTask):
+                train_row(context, task, reporter)
+            else:
+                train_expert(context, task, reporter)
             log.line("done")
         except StopRequested:
             log.line("stopped; the same command goes on from here")

@@ -15,8 +15,9 @@ from fusionrun.logs.tensorboard import NullLog, RunLog, TensorBoardLog
 from fusionrun.logs.text import TaskLog
 from fusionrun.logs.wandb import WandbLog
 from fusionrun.monitor.record import NAN, Outcome, Record, known
-from fusionrun.study.queue import Task
+from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
+from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.training.trainer import Best, EpochNumbers, Progress
 
 
@@ -113,48 +114,26 @@ class TaskReporter:
 
     def _write_csv(self, history: Sequence[EpochNumbers]) -> None:
         task, layout = self._task, self._study.layout
-        if task.row is not None:
+        if isinstance(task, RowTask):
             path = layout.row(task.model, task.row.variant).csv
         else:
-            assert task.expert is not None
             path = layout.expert_csv(task.model, task.expert)
-        if task.trains_alone:
+        if isinstance(task, ExpertTask) or task.row.is_single:
             columns: Sequence[str] = EXPERT_COLUMNS
             rows = [self._expert_cells(history[: i + 1]) for i in range(len(history))]
         else:
             columns = row_columns(self._study.recipe.experts.count)
-            rows = [self._row_cells(numbers) for numbers in history]
+            rows = [_row_cells(task.row, numbers) for numbers in history]
         write_csv(path, columns, rows)
 
-    def _row_cells(self, numbers: EpochNumbers) -> dict[str, object]:
-        row = self._task.row
-        assert row is not None
-        rates = numbers.rates
-        experts = list(zip(numbers.val_accuracies[1:], numbers.val_losses[1:], strict=True))
-        cells: dict[str, object] = {
-            **_common_cells(numbers),
-            "experts_lr": rates.get("experts", 0.0),  # 0: frozen
-            "fusion_lr": rates["fusion"],
-            "global_head_lr": rates["global_head"],
-            "loss_global": numbers.train_losses[0],
-            "loss_individual": sum(numbers.train_losses[1:]),
-            "loss_total": numbers.objective,
-            "alpha": row.alpha,
-            "model": row.model,
-            "fusion_type": row.method,
-        }
-        for k, (accuracy, loss) in enumerate(experts):
-            cells |= {f"expert_{k}_accuracy": accuracy, f"expert_{k}_loss": loss}
-        return cells
-
     def _expert_cells(self, history: Sequence[EpochNumbers]) -> dict[str, object]:
-        numbers = history[-1]
+        numbers, task = history[-1], self._task
         return {
             **_common_cells(numbers),
             "lr": numbers.rates["expert"],
             "best_val_accuracy": max(entry.val_accuracies[0] for entry in history),
-            "model": self._task.model,
-            "expert": self._task.expert,
+            "model": task.model,
+            "expert": task.expert if isinstance(task, ExpertTask) else None,
         }
 
     def _summary(self, numbers: EpochNumbers, best: Best) -> str:
@@ -229,6 +208,26 @@ def _open_wandb(study: Study, task: Task, mode: Any, settings: Mapping[str, Any]
         settings=settings,
         run_id=f"{hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:8]}-{task.name}",
     )
+
+
+def _row_cells(row: Row, numbers: EpochNumbers) -> dict[str, object]:
+    rates = numbers.rates
+    experts = list(zip(numbers.val_accuracies[1:], numbers.val_losses[1:], strict=True))
+    cells: dict[str, object] = {
+        **_common_cells(numbers),
+        "experts_lr": rates.get("experts", 0.0),  # 0: frozen
+        "fusion_lr": rates["fusion"],
+        "global_head_lr": rates["global_head"],
+        "loss_global": numbers.train_losses[0],
+        "loss_individual": sum(numbers.train_losses[1:]),
+        "loss_total": numbers.objective,
+        "alpha": row.alpha,
+        "model": row.model,
+        "fusion_type": row.method,
+    }
+    for k, (accuracy, loss) in enumerate(experts):
+        cells |= {f"expert_{k}_accuracy": accuracy, f"expert_{k}_loss": loss}
+    return cells
 
 
 def _common_cells(numbers: EpochNumbers) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from fusionrun.common.seeds import derive_seed
 from fusionrun.components.starting_experts import load_experts
 from fusionrun.components.store import (
     About,
-    read_manifest,
     save_component,
     save_model,
     save_single,
@@ -24,13 +22,15 @@ from fusionrun.data.loader import ResidentLoader
 from fusionrun.evaluation.alternatives import accuracy, compare
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
+from fusionrun.launch.resume import resume_path
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.study.context import EVALUATION_BATCH, RunContext
 from fusionrun.study.defaults import EXPERT_CLIP, HEAD_CLIP
 from fusionrun.study.paths import expert_file
-from fusionrun.study.queue import Row, Task
+from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
-from fusionrun.training.checkpoint import CheckpointError, ResumeFile
+from fusionrun.study.tasks import ExpertTask, RowTask, Task
+from fusionrun.training.checkpoint import ResumeFile
 from fusionrun.training.losses import head_weights
 from fusionrun.training.optim import (
     Group,
@@ -40,46 +40,14 @@ from fusionrun.training.optim import (
     sgd,
     warm_restarts,
 )
-from fusionrun.training.trainer import Best, TaskError, Trainer, check_settings, collect_logits
+from fusionrun.training.trainer import Best, Trainer, collect_logits
 
 SAMPLE = 12  # training images that TensorBoard shows
 
 
-def is_done(study: Study, task: Task) -> bool:
-    """Whether the task's result stands on disk, so that no launch does it again.
-
-    Raises TaskError when a row's result stands there but was made with other settings.
-    """
-    if task.row is None:
-        assert task.expert is not None
-        return expert_file(study.checkpoint_dir, task.model, task.expert).exists()
-    manifest = study.layout.row(task.model, task.row.variant).manifest
-    if not manifest.is_file():
-        return False
-    check_settings(str(manifest), read_manifest(manifest)["settings"], study.settings(task))
-    return True
-
-
-def is_reusable(study: Study, task: Task) -> bool:
-    """As `is_done`, but False where a foreign or damaged result stands: its task will say so."""
-    try:
-        return is_done(study, task)
-    except (TaskError, CheckpointError):
-        return False
-
-
-def resume_path(study: Study, task: Task) -> Path:
-    """Where the task's resume state lies."""
-    if task.row is not None:
-        return study.layout.row(task.model, task.row.variant).checkpoint
-    assert task.expert is not None
-    return study.layout.expert_resume(task.model, task.expert)
-
-
-def train_expert(context: RunContext, task: Task, reporter: TaskReporter) -> None:
+def train_expert(context: RunContext, task: ExpertTask, reporter: TaskReporter) -> None:
     """Train one expert on its part of the data and save its best epoch."""
     study, k = context.study, task.expert
-    assert k is not None
     trainer = expert_trainer(context, task, reporter)
     best = trainer.run()
     path = expert_file(study.checkpoint_dir, task.model, k)
@@ -91,10 +59,9 @@ def train_expert(context: RunContext, task: Task, reporter: TaskReporter) -> Non
     reporter.message(f"saved {path} (weights {state_hash(best.state)[:12]})")
 
 
-def expert_trainer(context: RunContext, task: Task, reporter: TaskReporter) -> Trainer:
+def expert_trainer(context: RunContext, task: ExpertTask, reporter: TaskReporter) -> Trainer:
     """What trains an expert: its network with new weights, its data, its optimizer."""
     k = task.expert
-    assert k is not None
     images = context.splits.expert_train[k]
     seed = derive_seed(context.study.recipe.seed, task.model, k)
     return _alone(context, task, reporter, images, context.splits.expert_val[k], seed)
@@ -132,18 +99,16 @@ def _alone(
     )
 
 
-def train_row(context: RunContext, task: Task, reporter: TaskReporter) -> None:
+def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> None:
     """Train a row's experts, fusion module and global head together; save, test, record."""
-    row = task.row
-    assert row is not None
-    if row.is_single:
-        _train_single(context, task, row, reporter)
+    if task.row.is_single:
+        _train_single(context, task, reporter)
     else:
-        _train_fusion(context, task, row, reporter)
+        _train_fusion(context, task, reporter)
 
 
-def _train_fusion(context: RunContext, task: Task, row: Row, reporter: TaskReporter) -> None:
-    study = context.study
+def _train_fusion(context: RunContext, task: RowTask, reporter: TaskReporter) -> None:
+    study, row = context.study, task.row
     torch.manual_seed(derive_seed(_row_seed(row), "weights"))
     experts, sources = load_experts(context, row.model)
     for source in sources:
@@ -175,9 +140,10 @@ def _train_fusion(context: RunContext, task: Task, row: Row, reporter: TaskRepor
     reporter.message(f"saved {files.directory} (weights {state_hash(best.state)[:12]})")
 
 
-def _train_single(context: RunContext, task: Task, row: Row, reporter: TaskReporter) -> None:
+def _train_single(context: RunContext, task: RowTask, reporter: TaskReporter) -> None:
     """The control without any experts: one network, trained as they are, on all their images."""
-    splits, seed = context.splits, _row_seed(row)
+    row, splits = task.row, context.splits
+    seed = _row_seed(row)
     trainer = _alone(context, task, reporter, splits.everything, splits.fusion_val, seed)
     best = trainer.run()
     network = trainer.model
@@ -221,7 +187,7 @@ def _row_seed(row: Row) -> int:
 
 def row_trainer(
     context: RunContext,
-    task: Task,
+    task: RowTask,
     reporter: TaskReporter,
     experts: Sequence[Expert],
     sources: Sequence[str],
@@ -231,7 +197,6 @@ def row_trainer(
     Their new weights come from torch's generator as it stands.
     """
     study, row = context.study, task.row
-    assert row is not None
     defaults = study.fusion_defaults(row.fusion)
     fusion = study.build_fusion(row.fusion, experts[0].feature_dim)
     classes, detached = len(context.data.classes), row.control == "detached"

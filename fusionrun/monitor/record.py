@@ -23,7 +23,7 @@ import torch.distributed as dist
 from fusionrun.common.atomic_files import write_json
 from fusionrun.common.distributed import PEER_TIMEOUT, RankInfo
 from fusionrun.study.paths import Layout
-from fusionrun.study.queue import Task
+from fusionrun.study.tasks import RowTask, Task
 
 RankState = Literal["starting", "working", "idle", "finished", "stopped", "failed"]
 RANK_STATES: tuple[RankState, ...] = (
@@ -520,7 +520,9 @@ def _running_view(task: Task, rank: int, record: Record) -> TaskView:
         best=known(record.best),
         best_epoch=None if math.isnan(record.best_epoch) else int(record.best_epoch),
         gain=known(record.gain),
-        experts=tuple(known(value) for value in record.experts) if task.kind == "row" else (),
+        experts=tuple(known(value) for value in record.experts)
+        if isinstance(task, RowTask)
+        else (),
         images_per_second=known(record.images_per_second),
         eta_seconds=known(record.eta_seconds),
         note=record.note,
@@ -533,7 +535,7 @@ def _open_view(task: Task, missing: Sequence[str]) -> TaskView:
 
 
 def _about(task: Task) -> dict[str, Any]:
-    fusion = task.row.variant if task.row else ""
+    fusion = task.row.variant if isinstance(task, RowTask) else ""
     return {
         "name": task.name,
         "kind": task.kind,

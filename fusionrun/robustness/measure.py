@@ -59,7 +59,7 @@ from fusionrun.robustness.ood_images import ForeignImages, built_in_sets, read_f
 from fusionrun.robustness.ood_metrics import Detection, detect, max_probability, negative_energy
 from fusionrun.robustness.tables import CSV_COLUMNS, long_rows, markdown, tables
 from fusionrun.study.context import EVALUATION_BATCH, RunContext, open_context
-from fusionrun.study.queue import Row
+from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.trainer import forward_heads

@@ -1,113 +1,21 @@
-"""Rows, the tasks they consist of, and which rank does what.
+"""Which rank does what: the launch's open tasks, claimed one by one.
 
 Rank i begins with row i. What comes then is claimed through the process group's store, each task
 exactly once, the longest remaining work first.
 """
 
-import heapq
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Literal
 
-from torch.distributed import HashStore, Store
+from torch.distributed import Store
 
-from fusionrun.study.recipe import SINGLE, RowConfig
+from fusionrun.study.tasks import RowTask, Task
 
 # How long a row that can start is kept for the rank it belongs to. A rank that is free takes it
 # within one poll; one that is busy with somebody's expert may be so for hours.
 OWNER_SECONDS = 2.0
-
-TaskKind = Literal["expert", "row"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One (model, fusion, seed, alpha, control) of the assignment table."""
-
-    index: int
-    model: str
-    fusion: str  # or SINGLE: one network on everything that experts and fusion see
-    seed: int
-    alpha: float
-    variant: str  # the method, with -seed<n> or -alpha<x> where they depart from the recipe's
-    control: str | None = None  # frozen, detached
-
-    @property
-    def name(self) -> str:
-        return f"task-{self.index}-{self.model}-{self.variant}"
-
-    @property
-    def is_single(self) -> bool:
-        return self.fusion == SINGLE
-
-    @property
-    def method(self) -> str:
-        """The fusion type, with its control."""
-        return f"{self.fusion}-{self.control}" if self.control else self.fusion
-
-
-@dataclass(frozen=True)
-class Task:
-    """What one rank executes at a time: one expert's training or one row's fusion training."""
-
-    index: int  # position in the launch's list of tasks, the same on every rank
-    name: str
-    kind: TaskKind
-    model: str
-    cost: float  # expected work, in any unit that all tasks share
-    epochs: int
-    needs: tuple[str, ...] = ()  # names of tasks that must be done before
-    row: Row | None = None
-    expert: int | None = None
-
-    @property
-    def trains_alone(self) -> bool:
-        """Whether it trains one network by itself: an expert, or a row that is a single one."""
-        return self.row is None or self.row.is_single
-
-
-def make_rows(entries: Sequence[RowConfig], *, seed: int, alpha: float) -> tuple[Row, ...]:
-    """The recipe's rows with its `seed` and `alpha` where they have none of their own."""
-    rows = []
-    for index, entry in enumerate(entries):
-        variant = f"{entry.fusion}-{entry.control}" if entry.control else entry.fusion
-        if entry.seed is not None and entry.seed != seed:
-            variant += f"-seed{entry.seed}"
-        if entry.alpha is not None and entry.alpha != alpha:
-            # all its digits: two rows that differ in the ninth must not share their files
-            variant += f"-alpha{entry.alpha!r}".removesuffix(".0")
-        own_seed = seed if entry.seed is None else entry.seed
-        own_alpha = alpha if entry.alpha is None else entry.alpha
-        names = entry.model, entry.fusion
-        rows.append(Row(index, *names, own_seed, own_alpha, variant, entry.control))
-    return tuple(rows)
-
-
-def make_tasks(
-    rows: Sequence[Row],
-    *,
-    num_experts: int,
-    expert_epochs: int,
-    fusion_epochs: int,
-    expert_cost: Callable[[str], float],
-    row_cost: Callable[[Row], float],
-) -> tuple[Task, ...]:
-    """A task for each of `rows`, the i-th being rank i's own, then one for each expert."""
-    tasks: list[Task] = []
-    models = list(dict.fromkeys(row.model for row in rows if not row.is_single))
-    experts = {model: [f"expert-{model}-{k}" for k in range(num_experts)] for model in models}
-    for row in rows:
-        needs = () if row.is_single else tuple(experts[row.model])
-        epochs = expert_epochs if row.is_single else fusion_epochs
-        cost = row_cost(row)
-        tasks.append(Task(len(tasks), row.name, "row", row.model, cost, epochs, needs, row=row))
-    for model in models:
-        for k, name in enumerate(experts[model]):
-            cost = expert_cost(model)
-            tasks.append(Task(len(tasks), name, "expert", model, cost, expert_epochs, expert=k))
-    return tuple(tasks)
 
 
 @dataclass
@@ -166,7 +74,7 @@ class Queue:
 
         That is a task with the row behind it: an expert of a slow row comes before a quick row.
         """
-        rows = [task for task in self.tasks if task.kind == "row"]
+        rows = [task for task in self.tasks if isinstance(task, RowTask)]
         own = {name for row in rows[self.rank : self.rank + 1] for name in (row.name, *row.needs)}
         paces = self._paces()
         expected = {task.name: task.cost * paces[task.model] for task in self.tasks}
@@ -177,7 +85,7 @@ class Queue:
 
         def preference(task: Task) -> tuple[bool, float, bool, int]:
             is_own = task.name in own
-            comes_first = is_own and (task.kind == "row" or not self._has_begun)
+            comes_first = is_own and (isinstance(task, RowTask) or not self._has_begun)
             remaining = expected[task.name] + behind.get(task.name, 0.0)
             return not comes_first, -remaining, not is_own, task.index
 
@@ -201,7 +109,7 @@ class Queue:
 
     def _may_take(self, task: Task) -> bool:
         """Another rank's row is left to it for a moment."""
-        owner = task.index if task.kind == "row" else self.rank
+        owner = task.index if isinstance(task, RowTask) else self.rank
         if owner == self.rank or owner >= self.world_size:
             return True
         now = self.clock()
@@ -223,50 +131,3 @@ class Queue:
         is_first = int(self.store.add(f"claim/{task.name}", 1)) == 1
         self._has_begun |= is_first
         return is_first
-
-
-@dataclass(frozen=True)
-class Run:
-    """One task in a schedule: which rank does it, from when to when (seconds)."""
-
-    task: Task
-    rank: int
-    start: float
-    end: float
-
-
-def simulate(tasks: Sequence[Task], seconds: Mapping[str, float], ranks: int) -> list[Run]:
-    """What `ranks` ranks do and when, if each task takes `seconds` of its own.
-
-    They claim from real queues by a clock that jumps from event to event. Needs that aren't among
-    `tasks` are done.
-    """
-    now = 0.0
-    store = HashStore()
-    for need in {need for task in tasks for need in task.needs} - {task.name for task in tasks}:
-        store.set(f"outcome/{need}", "done")
-    queues = [Queue(tasks, store, rank, ranks, clock=lambda: now) for rank in range(ranks)]
-    working: dict[int, Run] = {}
-    runs: list[Run] = []
-    events = [0.0]  # a heap
-    while events:
-        now = heapq.heappop(events)
-        for rank in [rank for rank, run in working.items() if run.end <= now]:
-            run = working.pop(rank)
-            queues[rank].close(run.task, "done", run.end - run.start)
-        for rank, queue in enumerate(queues):
-            if rank not in working and (task := queue.next()) is not None:
-                working[rank] = Run(task, rank, now, now + seconds[task.name])
-                runs.append(working[rank])
-                for moment in (working[rank].end, working[rank].end + OWNER_SECONDS):
-                    heapq.heappush(events, moment)
-    return runs
-
-
-def lower_bound(tasks: Sequence[Task], seconds: Mapping[str, float], ranks: int) -> float:
-    """Seconds that no schedule can beat: the work shared evenly, or a row after its experts."""
-    bound = sum(seconds[task.name] for task in tasks) / ranks
-    for task in tasks:
-        before = max((seconds.get(need, 0.0) for need in task.needs), default=0.0)
-        bound = max(bound, before + seconds[task.name])
-    return bound

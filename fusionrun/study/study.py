@@ -28,8 +28,9 @@ from fusionrun.study.defaults import (
     adapted_rates,
 )
 from fusionrun.study.paths import Layout
-from fusionrun.study.queue import Row, Task, make_rows, make_tasks
 from fusionrun.study.recipe import SINGLE, ExpertsConfig, FusionConfig, Recipe, RecipeError
+from fusionrun.study.rows import Row, make_rows
+from fusionrun.study.tasks import ExpertTask, RowTask, Task, make_tasks
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Study:
 
     def only(self, rows: Collection[Row]) -> "Study":
         """The same study for a launch that works on `rows` alone, and on the experts they need."""
-        kept = [task for task in self.tasks if task.row in rows]
+        kept: list[Task] = [t for t in self.tasks if isinstance(t, RowTask) and t.row in rows]
         needed = {name for task in kept for name in task.needs}
         kept += [task for task in self.tasks if task.name in needed]
         return replace(self, tasks=tuple(replace(task, index=i) for i, task in enumerate(kept)))
@@ -119,10 +120,14 @@ class Study:
         fusion_lr = _or(own.fusion_lr, heads)
         return _or(own.experts_lr, experts), fusion_lr, _or(own.global_head_lr, fusion_lr)
 
-    def expert_task(self, model: str, k: int) -> Task:
+    def expert_task(self, model: str, k: int) -> ExpertTask:
         """The task that trains expert `k` of `model`."""
-        (task,) = (t for t in self.tasks if t.model == model and t.expert == k)
-        return task
+        experts = (task for task in self.tasks if isinstance(task, ExpertTask))
+        return next(task for task in experts if (task.model, task.expert) == (model, k))
+
+    def row_task(self, row: Row) -> RowTask:
+        """The task that trains `row`."""
+        return next(t for t in self.tasks if isinstance(t, RowTask) and t.row == row)
 
     def settings(self, task: Task) -> dict[str, Any]:
         """What makes a task the experiment it is: the same settings, the same result."""
@@ -130,19 +135,19 @@ class Study:
         for place in ("root", "cache_dir", "splits_dir", "download"):
             del data[f"data.{place}"]
         model = flatten(self.model_arguments(task.model), f"models.{task.model}")
-        used = (data["data.name"], task.model, task.row.fusion if task.row else "")
+        row = task.row if isinstance(task, RowTask) else None
+        used = (data["data.name"], task.model, row.fusion if row else "")
         plugins = {f"plugins.{k}": v for k, v in self.recipe.plugins.items() if k in used}
         common = {**data, **model, **plugins, "experts.count": self.recipe.experts.count}
-        if task.trains_alone:
+        if row is None or row.is_single:
             experts = flatten(self.recipe.experts, "experts")
             del experts["experts.checkpoint_dir"]
-            seed = task.row.seed if task.row else self.recipe.seed
+            seed = row.seed if row else self.recipe.seed
             return {**common, **experts, "model": task.model, "seed": seed}
         fusion = flatten(self.recipe.fusion, "fusion")
         del fusion["fusion.alpha"]
-        assert task.row is not None
-        row = {name: getattr(task.row, name) for name in ("fusion", "control", "seed", "alpha")}
-        return {**common, **fusion, "model": task.model, **row}
+        own = {name: getattr(row, name) for name in ("fusion", "control", "seed", "alpha")}
+        return {**common, **fusion, "model": task.model, **own}
 
 
 def _mixed(

@@ -16,7 +16,6 @@ from fusionrun.launch.train_task import expert_trainer, row_trainer
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
 from fusionrun.study.context import RunContext, open_context
-from fusionrun.study.queue import Task
 from fusionrun.study.recipe import (
     DataConfig,
     ExpertsConfig,
@@ -26,6 +25,7 @@ from fusionrun.study.recipe import (
     RuntimeConfig,
 )
 from fusionrun.study.study import plan_study
+from fusionrun.study.tasks import Task
 from fusionrun.training.trainer import Trainer
 from tests.bench.measure import Bench
 from tests.bench.reference import Conventional, Mixed

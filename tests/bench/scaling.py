@@ -16,9 +16,11 @@ from fusionrun.common.distributed import RankInfo, read_rank_info
 from fusionrun.experts import build_expert
 from fusionrun.monitor import table as board
 from fusionrun.monitor.record import Channel, Observer, Record
-from fusionrun.study.queue import Queue, Task, lower_bound, simulate
+from fusionrun.study.queue import Queue
 from fusionrun.study.recipe import DataConfig, Recipe, RowConfig
+from fusionrun.study.schedule import lower_bound, simulate
 from fusionrun.study.study import Study, plan_study
+from fusionrun.study.tasks import Task
 from tests.bench.fusionrun_side import CLASSES
 from tests.bench.measure import MODELS, Bench, Row, share
 from tests.bench.steps import expert_step

@@ -23,6 +23,7 @@ from fusionrun.study.context import load_data
 from fusionrun.study.recipe import Recipe, RecipeError, RowConfig
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study, plan_study
+from fusionrun.study.tasks import RowTask
 from tests.tiny import alone, write_recipe
 
 ROWS = "rows=[{model: resnet, fusion: concatenation}, {model: resnet, fusion: simpleAddition}]"
@@ -97,7 +98,7 @@ def test_a_single_network_waits_for_nobody_and_needs_no_experts(tmp_path: Path) 
 
 def test_only_finds_controls(tmp_path: Path) -> None:
     study = plan_study(recipe(tmp_path, ALL), "r").matching(["resnet/*-frozen"])
-    rows = [task.name for task in study.tasks if task.row]
+    rows = [task.name for task in study.tasks if isinstance(task, RowTask)]
     assert rows == ["task-2-resnet-concatenation-frozen", "task-5-resnet-simpleAddition-frozen"]
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.fusions import FusionModel
 from fusionrun.study.context import EVALUATION_BATCH, RunContext
-from fusionrun.study.queue import Row
+from fusionrun.study.rows import Row
 
 PASSES = 50  # that are timed,
 SECONDS = 2.0  # or as many as begin in this time; one more goes before them to warm up

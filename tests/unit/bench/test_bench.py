@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fusionrun.data.augmentation.policies import AUGMENTATIONS
 from fusionrun.data.datasets import load_dataset
-from fusionrun.study.queue import lower_bound, simulate
+from fusionrun.study.schedule import lower_bound, simulate
 from tests.bench import GROUPS, fusionrun_side, reference, report, scaling
 from tests.bench.__main__ import parser
 from tests.bench.measure import Bench, Goal, Row, interleave, share, times_as_fast

@@ -35,9 +35,9 @@ from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
 from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.paths import expert_file
-from fusionrun.study.queue import Task
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study, plan_study
+from fusionrun.study.tasks import RowTask, Task
 from fusionrun.training import checkpoint
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.trainer import StopRequested, TaskError
@@ -86,7 +86,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def execute(context: RunContext, task: Task) -> None:
     with TaskLog(context.study.layout.task_log(task.name), task.name) as log:
         reporter = TaskReporter(context.study, task, Record(), log, CPU)
-        (train_row if task.row is not None else train_expert)(context, task, reporter)
+        if isinstance(task, RowTask):
+            train_row(context, task, reporter)
+        else:
+            train_expert(context, task, reporter)
 
 
 def plan(*overrides: str, text: str = ONE_ROW, folder: Path | None = None) -> Study:
@@ -467,7 +470,7 @@ def test_results_of_other_settings_fail(trained: Path) -> None:
 def begin_expert(study: Study) -> tuple[Task, Path]:
     """An expert's training, stopped in its second epoch."""
     context = open_context(study, CPU, 1, progress=lambda text: None)
-    task = next(task for task in study.tasks if task.expert == 0)
+    task = study.expert_task("resnet", 0)
     steps = iter(range(100))
     per_epoch = -(-len(context.splits.expert_train[0]) // 16)
     stopping = replace(context, stop_requested=lambda: next(steps) > per_epoch)

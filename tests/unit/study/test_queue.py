@@ -13,16 +13,11 @@ from hypothesis import strategies as st
 from torch.distributed import HashStore, Store
 
 from fusionrun.study import queue as assignment
-from fusionrun.study.queue import (
-    Queue,
-    Row,
-    Task,
-    lower_bound,
-    make_rows,
-    make_tasks,
-    simulate,
-)
+from fusionrun.study.queue import Queue
 from fusionrun.study.recipe import RowConfig
+from fusionrun.study.rows import Row, make_rows
+from fusionrun.study.schedule import lower_bound, simulate
+from fusionrun.study.tasks import ExpertTask, RowTask, Task, make_tasks
 
 MODELS = ("densenet", "resnet", "improved_wide_resnet", "resnext")
 FUSIONS = ("multiplicative", "multiplicativeAddition", "TransformerBase", "concatenation")
@@ -66,7 +61,7 @@ def take(queue: Queue) -> Task:
 
 def finish_experts(queue: Queue, outcome: str = "done") -> None:
     for task in queue.tasks:
-        if task.kind == "expert":
+        if isinstance(task, ExpertTask):
             queue.close(task, outcome)
 
 
@@ -150,8 +145,8 @@ def test_tasks_are_the_rows_then_each_expert_once() -> None:
     assert names(*tasks) == [row.name for row in rows] + experts
     assert [task.index for task in tasks] == list(range(len(tasks)))
     assert [task.kind for task in tasks] == 3 * ["row"] + 4 * ["expert"]
-    assert [task.row for task in tasks] == [*rows, None, None, None, None]
-    assert [task.expert for task in tasks] == [None, None, None, 0, 1, 0, 1]
+    assert [task.row for task in tasks if isinstance(task, RowTask)] == list(rows)
+    assert [task.expert for task in tasks if isinstance(task, ExpertTask)] == [0, 1, 0, 1]
     assert [task.model for task in tasks[:3]] == ["resnet", "densenet", "resnet"]
     assert [task.epochs for task in tasks] == 3 * [5] + 4 * [7]
     assert [task.cost for task in tasks] == [10, 30, 10, 1, 1, 3, 3]
@@ -160,9 +155,8 @@ def test_tasks_are_the_rows_then_each_expert_once() -> None:
 def test_a_row_needs_all_experts_of_its_model_and_an_expert_needs_nothing() -> None:
     tasks = tasks_of(rows_of("resnet", "densenet", "resnet"), experts=3)
     for task in tasks:
-        wanted = [other.name for other in tasks if task.row and other.kind == "expert"
-                  and other.model == task.model]  # fmt: skip
-        assert sorted(task.needs) == sorted(wanted)
+        experts = (t.name for t in tasks if isinstance(t, ExpertTask) and t.model == task.model)
+        assert sorted(task.needs) == (sorted(experts) if isinstance(task, RowTask) else [])
     assert len(tasks[0].needs) == 3
 
 
@@ -579,4 +573,4 @@ def test_four_free_ranks_each_run_their_own_row(monkeypatch: pytest.MonkeyPatch)
     rng = random.Random(1)
     for _ in range(20):
         claims = play(queues_of(tasks, 4), set(), rng)
-        assert all(rank == task.row.index for rank, task in claims if task.row is not None)
+        assert all(rank == task.row.index for rank, task in claims if isinstance(task, RowTask))

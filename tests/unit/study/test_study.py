@@ -18,10 +18,10 @@ from fusionrun.data.splits import make_splits
 from fusionrun.experts import BUILDERS, build_expert
 from fusionrun.fusions import FUSIONS
 from fusionrun.study.defaults import EXPERT_DEFAULTS, FUSION_DEFAULTS
-from fusionrun.study.queue import Task
 from fusionrun.study.recipe import Recipe, RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study, plan_study
+from fusionrun.study.tasks import RowTask, Task
 
 SMALL = """
 output_dir: out
@@ -343,7 +343,7 @@ def test_a_launch_can_do_some_of_the_rows(tmp_path: Path) -> None:
 )
 def test_patterns_are_the_shells(tmp_path: Path, patterns: list[str], models: list[str]) -> None:
     tasks = plan(tmp_path).matching(patterns).tasks
-    assert [task.model for task in tasks if task.row] == models
+    assert [task.model for task in tasks if isinstance(task, RowTask)] == models
 
 
 def test_a_pattern_that_fits_no_row_is_named(tmp_path: Path) -> None:

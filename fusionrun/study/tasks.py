@@ -1,0 +1,82 @@
+"""What ranks execute: the training of a study's experts and of its rows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fusionrun.study.rows import Row
+
+TaskKind = Literal["expert", "row"]
+
+
+@dataclass(frozen=True)
+class ExpertTask:
+    """One expert's training."""
+
+    index: int  # position in the launch's list of tasks, the same on every rank
+    model: str
+    expert: int
+    cost: float  # expected work, in any unit that all tasks share
+    epochs: int
+
+    kind: ClassVar[TaskKind] = "expert"
+    needs: ClassVar[tuple[str, ...]] = ()
+    trains_alone: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        return f"expert-{self.model}-{self.expert}"
+
+
+@dataclass(frozen=True)
+class RowTask:
+    """One row's training: of its experts with a fusion module, or of a single network."""
+
+    index: int  # position in the launch's list of tasks, the same on every rank
+    row: Row
+    cost: float  # expected work, in any unit that all tasks share
+    epochs: int
+    needs: tuple[str, ...] = ()  # names of tasks that must be done before
+
+    kind: ClassVar[TaskKind] = "row"
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+    @property
+    def model(self) -> str:
+        return self.row.model
+
+    @property
+    def trains_alone(self) -> bool:
+        """Whether it trains one network by itself, as an expert's task does."""
+        return self.row.is_single
+
+
+Task = ExpertTask | RowTask
+
+
+def make_tasks(
+    rows: Sequence[Row],
+    *,
+    num_experts: int,
+    expert_epochs: int,
+    fusion_epochs: int,
+    expert_cost: Callable[[str], float],
+    row_cost: Callable[[Row], float],
+) -> tuple[Task, ...]:
+    """A task for each of `rows`, the i-th being rank i's own, then one for each expert."""
+    models = dict.fromkeys(row.model for row in rows if not row.is_single)
+    experts = [
+        ExpertTask(len(rows) + index, model, k, expert_cost(model), expert_epochs)
+        for index, (model, k) in enumerate((m, k) for m in models for k in range(num_experts))
+    ]
+    tasks = []
+    for index, row in enumerate(rows):
+        if row.is_single:
+            tasks.append(RowTask(index, row, row_cost(row), expert_epochs))
+        else:
+            needs = tuple(task.name for task in experts if task.model == row.model)
+            tasks.append(RowTask(index, row, row_cost(row), fusion_epochs, needs))
+    return (*tasks, *experts)
