@@ -12,7 +12,7 @@ from fusionrun.common.text import nearest
 from fusionrun.components.store import (
     component_paths,
     file_hash,
-    fit_weights,
+    load_checked_state,
     load_component,
     load_expert,
     load_fusion_module,
@@ -185,7 +185,7 @@ def join(plan: Plan, parts: Sequence[Part]) -> FusionModel:
         modules = [part.module for part in experts]
         model = FusionModel(modules, fusion.module, first.about["num_classes"])
     with blame(plan, head.field):
-        fit_weights(model.global_head, head.module.state_dict(), head.path)
+        load_checked_state(model.global_head, head.module.state_dict(), head.path)
     return model.eval()
 
 

@@ -46,7 +46,7 @@ OF_TRAINING = ("epoch", "val_accuracy")
 
 
 @dataclass(frozen=True)
-class About:
+class ComponentInfo:
     """What a component's file says of it, beside its weights."""
 
     component: str  # expert, fusion_module, global_head
@@ -66,7 +66,9 @@ class About:
     settings: dict[str, Any] = field(default_factory=dict)  # that it was trained with
 
 
-def save_component(path: Path, module: nn.Module | Mapping[str, Tensor], about: About) -> None:
+def save_component(
+    path: Path, module: nn.Module | Mapping[str, Tensor], about: ComponentInfo
+) -> None:
     """Write a module's (or a state dict's) weights and what they are, atomically."""
     state = module.state_dict() if isinstance(module, nn.Module) else module
     weights = {name: value.detach().cpu() for name, value in state.items()}
@@ -87,7 +89,7 @@ def load_component(path: str | Path, component: str) -> tuple[dict[str, Any], di
         raise CheckpointError(
             f"{path}: found a component of kind {found!r}, expected {component!r}"
         )
-    lacking = sorted({field.name for field in fields(About)} - payload.keys())
+    lacking = sorted({field.name for field in fields(ComponentInfo)} - payload.keys())
     if lacking:
         raise CheckpointError(f"{path}: {_some('lacks', lacking)}, expected in every component")
     weights = payload.pop("state_dict")
@@ -99,7 +101,7 @@ def load_expert(path: str | Path) -> Expert:
     about, weights = load_component(path, "expert")
     with _fitting(path):
         expert = build_expert(about["model"], about["num_classes"], **about["arguments"])
-    fit_weights(expert, weights, path)
+    load_checked_state(expert, weights, path)
     return expert.eval()
 
 
@@ -111,13 +113,13 @@ def load_expert_weights(expert: Expert, path: Path) -> dict[str, Any]:
     """
     payload = load(path)
     if not isinstance(payload.get("state_dict"), dict):
-        fit_weights(expert, payload, path)
+        load_checked_state(expert, payload, path)
         return {}
     weights = payload.pop("state_dict")
     found, expected = payload.get("num_classes"), expert.num_classes
     if found is not None and found != expected:
         raise CheckpointError(f"{path}: is for {found} classes, this study has {expected}")
-    fit_weights(expert, weights, path)
+    load_checked_state(expert, weights, path)
     return payload
 
 
@@ -126,7 +128,7 @@ def load_fusion_module(path: str | Path) -> FusionModule:
     about, weights = load_component(path, "fusion_module")
     with _fitting(path):
         fusion = build_fusion(about["fusion"], about["num_experts"], about["feature_dim"])
-    fit_weights(fusion, weights, path)
+    load_checked_state(fusion, weights, path)
     return fusion.eval()
 
 
@@ -135,7 +137,7 @@ def load_global_head(path: str | Path) -> nn.Linear:
     about, weights = load_component(path, "global_head")
     with _fitting(path):
         head = nn.Linear(about["feature_dim"], about["num_classes"])
-    fit_weights(head, weights, path)
+    load_checked_state(head, weights, path)
     return head.eval()
 
 
@@ -154,7 +156,7 @@ def load_model(directory: str | Path) -> FusionModel:
     head = load_global_head(files.global_head)
     with _fitting(files.manifest):
         model = FusionModel(experts, fusion, manifest["num_classes"])
-    fit_weights(model.global_head, head.state_dict(), files.global_head)
+    load_checked_state(model.global_head, head.state_dict(), files.global_head)
     return model.eval()
 
 
@@ -188,7 +190,7 @@ def _recorded_hash(manifest: Mapping[str, Any], component: str) -> object:
     return entry.get("sha256") if isinstance(entry, dict) else None
 
 
-def fit_weights(module: nn.Module, weights: Mapping[str, Any], path: str | Path) -> None:
+def load_checked_state(module: nn.Module, weights: Mapping[str, Any], path: str | Path) -> None:
     """Load `weights` into `module`, or raise CheckpointError naming what doesn't fit."""
     own = module.state_dict()
     missing = sorted(own.keys() - weights.keys())
@@ -225,7 +227,7 @@ def component_paths(files: RowFiles, num_experts: int) -> dict[str, Path]:
 def save_model(
     files: RowFiles,
     model: FusionModel,
-    about: About,
+    about: ComponentInfo,
     expert_accuracies: Sequence[float],
     manifest: Mapping[str, Any],
 ) -> None:
@@ -241,7 +243,7 @@ def save_model(
 
 
 def save_single(
-    files: RowFiles, network: Expert, about: About, manifest: Mapping[str, Any]
+    files: RowFiles, network: Expert, about: ComponentInfo, manifest: Mapping[str, Any]
 ) -> None:
     """As `save_model` for a row that is one network; it loads as an expert."""
     save_component(files.network, network, replace(about, component="expert"))
@@ -249,7 +251,7 @@ def save_single(
 
 
 def _write_manifest(
-    files: RowFiles, about: About, manifest: Mapping[str, Any], paths: Mapping[str, Path]
+    files: RowFiles, about: ComponentInfo, manifest: Mapping[str, Any], paths: Mapping[str, Path]
 ) -> None:
     components = {
         name: {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fusionrun.common.seeds import derive_seed
 from fusionrun.components.starting_experts import load_experts
 from fusionrun.components.store import (
-    About,
+    ComponentInfo,
     save_component,
     save_model,
     save_single,
@@ -53,7 +53,7 @@ def train_expert(context: RunContext, task: ExpertTask, reporter: TaskReporter) 
     path = expert_file(study.checkpoint_dir, task.model, k)
     assert isinstance(trainer.model, Expert)
     origin = {**context.about(task.model, trainer.model, best), "settings": study.settings(task)}
-    about = About(component="expert", expert=k, **origin)
+    about = ComponentInfo(component="expert", expert=k, **origin)
     save_component(path, best.state, about)
     trainer.resume_file.remove()
     reporter.message(f"saved {path} (weights {state_hash(best.state)[:12]})")
@@ -125,7 +125,7 @@ def _train_fusion(context: RunContext, task: RowTask, reporter: TaskReporter) ->
     selected = trainer.history[best.epoch - 1]
     results = test_row(context, row, model, selected.val_accuracies[1:], before)
     origin = context.about(row.model, experts[0], best)
-    about = About(component="row", fusion=study.source(row.fusion), **origin)
+    about = ComponentInfo(component="row", fusion=study.source(row.fusion), **origin)
     validation = {
         "fused": selected.val_accuracies[0],
         "experts": selected.val_accuracies[1:],
@@ -152,7 +152,9 @@ def _train_single(context: RunContext, task: RowTask, reporter: TaskReporter) ->
     logits, labels = collect_logits(
         network, context.test_loader(EVALUATION_BATCH), bf16=context.bf16
     )
-    about = About(component="row", fusion=row.fusion, **context.about(row.model, network, best))
+    about = ComponentInfo(
+        component="row", fusion=row.fusion, **context.about(row.model, network, best)
+    )
     measured = {
         "validation": {"fused": best.val_accuracy},
         "test": {"fused": accuracy(logits[:, 0], labels)},

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from fusionrun.cli import main
-from fusionrun.components.store import About, save_component
+from fusionrun.components.store import ComponentInfo, save_component
 from fusionrun.experts import Expert, build_expert
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -577,7 +577,7 @@ class Intruder:
 
 def other_classes(path: Path) -> None:
     """A checkpoint of ours, but for five classes."""
-    about = About(
+    about = ComponentInfo(
         component="expert", model="resnet", arguments={"width": 8, "blocks": [1]}, num_classes=5,
         feature_dim=8, num_experts=2, classes=list("abcde"), mean=[0.5] * 3, std=[0.2] * 3,
         image_size=16, epoch=1, val_accuracy=50.0, expert=0,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fusionrun.cli import main
 from fusionrun.components.store import (
-    About,
+    ComponentInfo,
     component_paths,
     load_expert,
     load_model,
@@ -39,7 +39,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "resnet": {"width": 8, "blocks": [1]},
     "improved_wide_resnet": {"depth": 10, "widen": 1, "width": 2},
 }
-ABOUT = About(
+ABOUT = ComponentInfo(
     component="row",
     model="resnet",
     arguments=ARGUMENTS["resnet"],
@@ -68,7 +68,7 @@ class Saved:
         return str(self.files.directory)
 
 
-def make_row(directory: Path, seed: int, about: About = ABOUT) -> Saved:
+def make_row(directory: Path, seed: int, about: ComponentInfo = ABOUT) -> Saved:
     """A row as training saves it, of weights that no constructor makes."""
     torch.manual_seed(seed)
     experts = [

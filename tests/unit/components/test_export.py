@@ -12,7 +12,7 @@ from fusionrun.cli import main
 from fusionrun.components import export as exporting
 from fusionrun.components.export import FORMATS, Deployed, Format, compare
 from fusionrun.components.store import (
-    About,
+    ComponentInfo,
     load_expert,
     load_fusion_module,
     load_global_head,
@@ -44,7 +44,7 @@ def make_row(directory: Path, fusion: str, name: str = "resnet") -> RowFiles:
             parameter.add_(0.1 * torch.randn_like(parameter))
         for _ in range(3):
             model.train()(torch.randn(6, 3, SIZE, SIZE))
-    about = About(
+    about = ComponentInfo(
         component="row",
         model=name,
         arguments=ARGUMENTS[name],

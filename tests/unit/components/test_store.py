@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fusionrun.components.store import (
-    About,
+    ComponentInfo,
     component_paths,
     file_hash,
-    fit_weights,
+    load_checked_state,
     load_component,
     load_expert,
     load_expert_weights,
@@ -41,8 +41,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_about(model: str = "resnet", dim: int = 8, fusion: str = "concatenation") -> About:
-    return About(
+def make_about(model: str = "resnet", dim: int = 8, fusion: str = "concatenation") -> ComponentInfo:
+    return ComponentInfo(
         component="row",
         model=model,
         arguments=ARGUMENTS[model],
@@ -77,7 +77,7 @@ def make_images() -> Tensor:
     return torch.randn(6, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 
 
-def write(files: RowFiles, model: FusionModel, about: About) -> None:
+def write(files: RowFiles, model: FusionModel, about: ComponentInfo) -> None:
     manifest = {"settings": {"seed": 1}, "row": "a row", "validation": {}, "test": {}}
     save_model(files, model, about, [50.0, 55.0], manifest)
 
@@ -438,7 +438,7 @@ def test_weights_fit_or_nothing_is_loaded() -> None:
     layer = nn.Linear(2, 3)
     before = state_hash(layer.state_dict())
     with pytest.raises(CheckpointError, match=r"^file: bias: found shape \(4,\), expected \(3,\)"):
-        fit_weights(layer, {"weight": torch.ones(3, 2), "bias": torch.ones(4)}, "file")
+        load_checked_state(layer, {"weight": torch.ones(3, 2), "bias": torch.ones(4)}, "file")
     assert state_hash(layer.state_dict()) == before
 
 
