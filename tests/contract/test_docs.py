@@ -36,7 +36,7 @@ def test_it_names_every_architecture_and_fusion() -> None:
 def test_its_commands_have_complete_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
     text = capsys.readouterr().out
-    assert "usage: python -m fusionrun" in text
+    assert f"usage: fusionrun {verb}" in text
     for flag in re.findall(rf"-m fusionrun {verb} .*?`", README):
         assert all(word in text for word in re.findall(r"--\w+", flag))
 

@@ -1,0 +1,46 @@
+"""`fusionrun doctor`: before spending hours."""
+
+import argparse
+from pathlib import Path
+
+from fusionrun.commands.options import OVERRIDES, Verbs, make_console, recipe_and_overrides
+from fusionrun.common.distributed import RankInfo
+from fusionrun.common.exit_status import ExitStatus
+from fusionrun.study.recipe import RecipeError
+from fusionrun.study.recipe_yaml import load_recipe
+
+
+def add_parser(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "doctor",
+        help="check everything a launch needs before spending hours, and estimate its time",
+        description="Check folders, disk, devices, data, splits and experts, time a few training "
+        "steps of every row and add up how long the launch will take. Writes nothing but the data "
+        "set's cache. Exit status: 0 nothing failed, 1 something would make the launch fail, "
+        "2 wrong recipe or command line.",
+    )
+    verb.add_argument("words", nargs="+", metavar="RECIPE key=value", help=OVERRIDES)
+    verb.add_argument(
+        "--ranks", type=int, default=4, help="of the launch on this machine (default 4)"
+    )
+    verb.add_argument(
+        "--seconds", type=float, default=10.0, help="of timing for each kind of task (default 10)"
+    )
+    verb.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
+    """Check and estimate; under torchrun one process does it for all."""
+    recipe_word, overrides = recipe_and_overrides(options.words)
+    if recipe_word is None:
+        raise RecipeError("doctor needs a RECIPE")
+    if options.ranks < 1 or not options.seconds > 0:
+        raise RecipeError("--ranks and --seconds: expected a number above 0")
+    recipe = load_recipe(Path(recipe_word), overrides)
+    if rank_info.rank > 0:
+        return ExitStatus.DONE
+    from fusionrun.doctor.doctor import doctor
+    from fusionrun.study.study import plan_study
+
+    study = plan_study(recipe, recipe_word)
+    return doctor(study, rank_info, make_console(), ranks=options.ranks, seconds=options.seconds)

@@ -1,0 +1,50 @@
+"""`fusionrun prepare`: the data and its splits, before any training."""
+
+import argparse
+from pathlib import Path
+
+from fusionrun.commands.options import OVERRIDES, Verbs, recipe_and_overrides
+from fusionrun.common.distributed import LaunchError, RankInfo
+from fusionrun.common.exit_status import ExitStatus
+from fusionrun.study.recipe import RecipeError
+from fusionrun.study.recipe_yaml import load_recipe
+
+
+def add_parser(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "prepare",
+        help="fetch or check the data, write the splits",
+        description="Load the recipe's data set (fetching it when data.download is true), prepare "
+        "its cache and write the splits that `train` uses.",
+    )
+    verb.add_argument("words", nargs="+", metavar="RECIPE key=value", help=OVERRIDES)
+    verb.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
+    """Load the data, write the splits and say what they hold."""
+    recipe_word, overrides = recipe_and_overrides(options.words)
+    if recipe_word is None:
+        raise RecipeError("prepare needs a RECIPE")
+    recipe = load_recipe(Path(recipe_word), overrides)
+    from fusionrun.data.datasets import DataError
+    from fusionrun.study.context import load_data
+    from fusionrun.study.study import plan_study
+
+    study = plan_study(recipe, recipe_word)
+    try:
+        data, splits = load_data(study, lambda text: print(text, flush=True))
+    except (DataError, OSError) as error:
+        raise LaunchError(str(error)) from None
+    for note in data.notes:
+        print(note)
+    experts = ", ".join(str(len(part)) for part in splits.expert_train)
+    print(
+        f"{data.name}: {len(data.train_labels)} training and {len(data.test_labels)} test images, "
+        f"{len(data.classes)} classes"
+    )
+    print(
+        f"splits in {study.splits_dir}: experts {experts}; fusion {len(splits.fusion_train)} for "
+        f"training, {len(splits.fusion_val)} for validation"
+    )
+    return ExitStatus.DONE

@@ -1,0 +1,50 @@
+"""`fusionrun robustness`: saved models on changed images and on images of something else."""
+
+import argparse
+from pathlib import Path
+
+from fusionrun.commands.options import Verbs, make_console
+from fusionrun.common.distributed import RankInfo
+from fusionrun.study.recipe import RecipeError
+from fusionrun.study.recipe_yaml import load_recipe
+
+
+def add_parser(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "robustness",
+        help="measure a study's saved models on noisy, corrupted and foreign images",
+        description="Ask every finished row of OUTPUT_DIR about the test images clean, with noise "
+        "and under fifteen corruptions at five severities, and compare how sure it is of them and "
+        "of images of something else. Writes robustness.json, .md and .csv, which `report` shows. "
+        "Exit status: as evaluate's.",
+    )
+    verb.add_argument("output_dir", metavar="OUTPUT_DIR")
+    verb.add_argument(
+        "--corrupted",
+        metavar="FOLDER",
+        help="the unpacked CIFAR-10-C or CIFAR-100-C: measure on its images too",
+    )
+    verb.add_argument(
+        "--foreign",
+        metavar="FOLDER",
+        help="images of something else, directly in it or in folders directly inside it; without "
+        "it built-in ones: noise, clouds, shapes",
+    )
+    verb.add_argument("--images", type=int, metavar="N", help="of the test set; default all")
+    verb.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
+    """Measure the finished rows of the output directory."""
+    if options.images is not None and options.images < 1:
+        raise RecipeError(f"--images: found {options.images}, expected a number above 0")
+    folder = Path(options.output_dir)
+    path = folder / "recipe.yaml"
+    recipe = load_recipe(path, preset={"output_dir": str(folder)})
+    from fusionrun.robustness.measure import Asked, robustness
+    from fusionrun.study.study import plan_study
+
+    given = (options.corrupted, options.foreign)
+    corrupted, foreign = (None if name is None else Path(name).expanduser() for name in given)
+    asked = Asked(corrupted, foreign, options.images)
+    return robustness(plan_study(recipe, str(path)), rank_info, make_console(), asked)

@@ -1,0 +1,25 @@
+"""`fusionrun watch`: the live table from another shell or a login node."""
+
+import argparse
+from pathlib import Path
+
+from fusionrun.commands.options import Verbs
+from fusionrun.common.distributed import RankInfo
+
+
+def add_parser(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "watch",
+        help="show a running launch's table from another shell",
+        description="Show the live table of the launch that writes to OUTPUT_DIR, from any "
+        "machine that sees the folder.",
+    )
+    verb.add_argument("output_dir", metavar="OUTPUT_DIR")
+    verb.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
+    """Show the table until the launch ends."""
+    from fusionrun.monitor.live import watch
+
+    return watch(Path(options.output_dir))
