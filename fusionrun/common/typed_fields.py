@@ -2,7 +2,7 @@
 
 The one reader of recipes, manifests and results: a schema is a dataclass, which its writer fills
 and `read_json` gives back. A field that a file lacks has its default, so files written before it
-existed stay readable.
+existed stay readable; one that was renamed names the file's own word as its metadata's `key`.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ def read_json(path: Path, kind: type[T]) -> T:
 def plain(value: Any) -> Any:
     """Dataclasses, mappings and tuples as the dicts and lists that YAML and JSON know."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {spec.name: getattr(value, spec.name) for spec in dataclasses.fields(value)}
+        value = {key: getattr(value, spec.name) for key, spec in _by_key(value).items()}
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -83,23 +83,28 @@ def kind_of(value: object) -> str:
     return "nothing" if value is None else names.get(type(value), type(value).__name__)
 
 
+def _by_key(kind: Any) -> dict[str, "dataclasses.Field[Any]"]:
+    """A dataclass's fields by their names in a file."""
+    return {spec.metadata.get("key", spec.name): spec for spec in dataclasses.fields(kind)}
+
+
 def _build(kind: Any, tree: Any, path: str, strict: bool) -> object:
     """One dataclass from a mapping, every key known and every value of the declared type."""
+    specs = _by_key(kind)
     if not isinstance(tree, dict):
-        names = ", ".join(spec.name for spec in dataclasses.fields(kind))
+        names = ", ".join(specs)
         raise FieldError(path, f"found {kind_of(tree)}, expected fields of: {names}")
-    specs = {spec.name: spec for spec in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     for key in tree if strict else ():
         if key not in specs:
             problem = f"unknown key {shown(key)}; {nearest(str(key), specs)}"
             raise FieldError(_join(path, str(key)), problem)
     values: dict[str, object] = {}
-    for name, spec in specs.items():
-        if name in tree:
-            values[name] = _convert(hints[name], tree[name], _join(path, name), strict)
+    for key, spec in specs.items():
+        if key in tree:
+            values[spec.name] = _convert(hints[spec.name], tree[key], _join(path, key), strict)
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise FieldError(_join(path, name), "found nothing, expected a value")
+            raise FieldError(_join(path, key), "found nothing, expected a value")
     try:
         return kind(**values)
     except FieldError as error:
@@ -135,7 +140,7 @@ def _convert(hint: Any, value: Any, path: str, strict: bool) -> object:
     if dataclasses.is_dataclass(hint):
         # `data:` with nothing below it is an empty section
         return _build(hint, {} if value is None else value, path, strict)
-    return value if hint is Any else _convert_scalar(hint, value, path)
+    return value if hint is Any else _convert_scalar(hint, value, path, strict)
 
 
 def _convert_mapping(inner: Any, value: Any, path: str, strict: bool) -> dict[str, object]:
@@ -148,7 +153,7 @@ def _convert_mapping(inner: Any, value: Any, path: str, strict: bool) -> dict[st
     }
 
 
-def _convert_scalar(hint: type, value: Any, path: str) -> object:
+def _convert_scalar(hint: type, value: Any, path: str, strict: bool) -> object:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     problem = f"found {shown(value)} ({kind_of(value)}), expected {names[hint]}"
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
@@ -163,7 +168,8 @@ def _convert_scalar(hint: type, value: Any, path: str) -> object:
         raise FieldError(path, f"found {value!r}, expected a finite number")
     if isinstance(value, int) and abs(value) >= 2**63:
         raise FieldError(path, f"found {shown(value)}, expected a whole number of 64 bits")
-    if isinstance(value, str) and any(c < " " or "\ud800" <= c <= "\udfff" for c in value):
+    odd = isinstance(value, str) and any(c < " " or "\ud800" <= c <= "\udfff" for c in value)
+    if odd and strict:
         # no path can hold the one and no UTF-8 file the other
         raise FieldError(path, f"found {shown(value)}, expected text of printable characters")
     return value

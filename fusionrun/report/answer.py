@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from fusionrun.evaluation.schema import Difference, Evaluation, RowResult
 from fusionrun.report import charts
 from fusionrun.report.blocks import (
     Block,
@@ -13,7 +14,7 @@ from fusionrun.report.blocks import (
     Verdicts,
     p_value,
 )
-from fusionrun.report.load import Difference, Evaluation, Findings, Row
+from fusionrun.report.load import Findings
 from fusionrun.report.markup import Markup
 
 ROW = Column("row", "text", lambda row: row.name)
@@ -25,8 +26,8 @@ COLUMNS = (
     Column("alpha", "plain", lambda row: row.alpha),
     Column("epoch", "plain", lambda row: row.epoch),
     Column("fused", "percent", lambda row: row.fused.top1),
-    Column("against", "text", lambda row: row.rival.label),
-    Column("its accuracy", "percent", lambda row: row.rival.top1),
+    Column("against", "text", lambda row: row.best_alternative.label),
+    Column("its accuracy", "percent", lambda row: row.best_alternative.top1),
     Column("difference", "points", lambda row: row.difference.points),
     Column("low", "points", lambda row: row.difference.low),
     Column("high", "points", lambda row: row.difference.high),
@@ -89,12 +90,12 @@ def answer(study: Findings) -> list[Block]:
     ]
 
 
-def _controls(rows: Sequence[Row]) -> list[Block]:
+def _controls(rows: Sequence[RowResult]) -> list[Block]:
     """Whether it's fusion that helps: each row against the rows that were trained to settle it."""
     pairs = [
         (row, contender, contender.difference)
         for row in rows
-        for contender in row.contenders
+        for contender in row.methods
         if contender.stage == "control" and contender.difference
     ]
     found: dict[str, list[Outcome]] = {}
@@ -108,12 +109,12 @@ def _controls(rows: Sequence[Row]) -> list[Block]:
     return [Table("Against its controls", CONTROLS, pairs, " ".join(sentences))] if pairs else []
 
 
-def _verdict(row: Row, ticks: charts.Ticks) -> Verdict:
+def _verdict(row: RowResult, ticks: charts.Ticks) -> Verdict:
     found, d = outcome(row.difference), row.difference
     over = "over" if found == "beats" else "against"
     p = p_value(d.p_value)
     finding = (
-        f"{d.points:+.2f} points [{d.low:.2f}, {d.high:.2f}] {over} {row.rival.label}, "
+        f"{d.points:+.2f} points [{d.low:.2f}, {d.high:.2f}] {over} {row.best_alternative.label}, "
         f"p {p if p.startswith('<') else f'= {p}'}"
     )
     picture = charts.interval(ticks, found, d.low, d.points, d.high, f"{row.name}: {finding}")

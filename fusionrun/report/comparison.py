@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fusionrun.evaluation.schema import RowResult
 from fusionrun.report.answer import summary
 from fusionrun.report.blocks import Block, Column, Table, Text
-from fusionrun.report.load import Findings, Row
+from fusionrun.report.load import Findings
 
 Studies = Sequence[Findings]
 # of a recipe: rows are matched by name, places differ anyway
@@ -36,7 +37,7 @@ def side_by_side(studies: Studies) -> list[Block]:
 
 
 def _columns(index: int, label: str, contest: bool) -> list[Column]:
-    def of(value: Callable[[Row], float]) -> Callable[[Any], float | None]:
+    def of(value: Callable[[RowResult], float]) -> Callable[[Any], float | None]:
         return lambda item: None if item[1][index] is None else value(item[1][index])
 
     return [

@@ -3,11 +3,19 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fusionrun.evaluation.schema import (
+    Bin,
+    Cost,
+    MethodResult,
+    PathGradients,
+    RowResult,
+    TrainingTime,
+)
 from fusionrun.report import charts
 from fusionrun.report.answer import DIFFERENCE, ROW, answer, count
 from fusionrun.report.blocks import Block, Column, Figure, Gallery, Listing, Table, Text
 from fusionrun.report.charts import SHAPES, Axis, Dot, Grid, Line, heat_map, round_ticks
-from fusionrun.report.load import Bin, Contender, Cost, Findings, Gradients, Row, Training
+from fusionrun.report.load import Findings
 from fusionrun.report.robustness import robustness
 
 MOST_CLASSES = 20  # in a chart; of more only those at both ends
@@ -19,21 +27,21 @@ REFERENCE = "before_mean_probabilities"  # what the experts give without any fus
 
 def accuracy(study: Findings) -> list[Block]:
     rows = study.evaluation.rows
-    labels = {c.key: c.label for row in rows for c in row.contenders}
+    labels = {c.key: c.label for row in rows for c in row.methods}
     note = (
         "Percent of test images; the highest of each row stands out. Best experts and weights are "
         "chosen on validation; before: the experts without any fusion training."
     )
     contenders = [Column(label, "percent", _top1(key), True) for key, label in labels.items()]
     main = Table("Top-1 accuracy", [ROW, *contenders], rows, note)
-    pairs = [(row, c, c.difference) for row in rows for c in row.contenders if c.difference]
+    pairs = [(row, c, c.difference) for row in rows for c in row.methods if c.difference]
     note = "Fused minus each alternative, image by image. No correction for many comparisons."
     return [main, Table("Every comparison", COMPARISON, pairs, note, folded=True)] if rows else []
 
 
-def _top1(key: str) -> Callable[[Row], float | None]:
-    def of(row: Row) -> float | None:
-        found = row.contender(key)
+def _top1(key: str) -> Callable[[RowResult], float | None]:
+    def of(row: RowResult) -> float | None:
+        found = row.method(key)
         return None if found is None else found.top1
 
     return of
@@ -57,7 +65,7 @@ COMPARISON = (
 def over_seeds(study: Findings) -> list[Block]:
     groups = study.evaluation.over_seeds
     names = dict.fromkeys(name for group in groups for name in group.columns)
-    labels = {c.key: c.label for row in study.evaluation.rows for c in row.contenders}
+    labels = {c.key: c.label for row in study.evaluation.rows for c in row.methods}
     columns = [
         Column("model", "text", lambda group: group.model),
         Column("fusion", "text", lambda group: group.fusion),
@@ -126,7 +134,7 @@ def calibration(study: Findings) -> list[Block]:
         "NLL: negative log-likelihood in nats. ECE: expected calibration error in percent. Brier: "
         "0 to 2. after: divided by the temperature that was fitted on validation."
     )
-    pairs = [(row, contender) for row in rows for contender in row.contenders]
+    pairs = [(row, contender) for row in rows for contender in row.methods]
     table = Table("Quality of the probabilities", CALIBRATION, pairs, table_note, folded=True)
     return [Gallery([_reliability(row) for row in rows], legend, note), table] if rows else []
 
@@ -144,10 +152,10 @@ CALIBRATION = (
 )
 
 
-def _reliability(row: Row) -> Figure:
+def _reliability(row: RowResult) -> Figure:
     lines = [Line("muted dashed", [(0, 0), (100, 100)])]
     dots: list[Dot] = []
-    for style, contender in ((FUSED, row.fused), (RIVAL, row.rival)):
+    for style, contender in ((FUSED, row.fused), (RIVAL, row.best_alternative)):
         own = _reliability_dots(style, contender)
         lines.append(Line(f"{style} thin", [(dot.x, dot.y) for dot in own]))
         if contender.calibrated:
@@ -156,10 +164,10 @@ def _reliability(row: Row) -> Figure:
         dots += own
     x, y = Axis("confidence, %", PERCENTS), Axis("accuracy, %", PERCENTS)
     picture = charts.plot(f"{row.name}: reliability diagram", x, y, lines, dots)
-    return Figure(row.name, picture, f"{_ece(row.fused)}; {_ece(row.rival)}")
+    return Figure(row.name, picture, f"{_ece(row.fused)}; {_ece(row.best_alternative)}")
 
 
-def _reliability_dots(style: str, contender: Contender) -> list[Dot]:
+def _reliability_dots(style: str, contender: MethodResult) -> list[Dot]:
     total = sum(part.samples for part in contender.reliability)
     dots = []
     for samples, confidence, accuracy in _points(contender.reliability):
@@ -181,14 +189,14 @@ def _points(bins: Sequence[Bin]) -> list[tuple[int, float, float]]:
     ]
 
 
-def _ece(contender: Contender) -> str:
+def _ece(contender: MethodResult) -> str:
     after = contender.calibrated
     return f"{contender.label}: ECE {contender.ece:.2f}{f' → {after.ece:.2f}' if after else ''}"
 
 
 def per_class(study: Findings) -> list[Block]:
     data, rows = study.evaluation.data, study.evaluation.rows
-    items: list[tuple[Row, str, Any, Any, Any]] = []
+    items: list[tuple[RowResult, str, Any, Any, Any]] = []
     charted: list[tuple[str, charts.Bars]] = []
     for row in rows:
         of = row.per_class
@@ -245,7 +253,7 @@ def cost(study: Findings) -> list[Block]:
     return [*gallery, table, *_training(study.evaluation.training)] if rows else []
 
 
-def _training(of: Training | None) -> list[Text]:
+def _training(of: TrainingTime | None) -> list[Text]:
     if of is None:
         return []
     serial, parallel = of.serial_seconds / 60, of.parallel_seconds / 60
@@ -302,7 +310,7 @@ COST_AXES: tuple[tuple[str, str, Amount, Amount | None], ...] = (
 
 
 def _cost_plot(
-    rows: Sequence[Row], title: str, unit: str, whole: Amount, experts: Amount | None
+    rows: Sequence[RowResult], title: str, unit: str, whole: Amount, experts: Amount | None
 ) -> Figure | None:
     """A dot a row, joined with what its experts gave before fusion training, at their cost."""
     models, fusions = _palette(rows)
@@ -310,7 +318,7 @@ def _cost_plot(
     lines: list[Line] = []
     for row in rows:
         after, before = whole(row.cost), experts(row.cost) if experts else None
-        reference = row.contender(REFERENCE)
+        reference = row.method(REFERENCE)
         if after is None:
             continue
         colour, shape = models[row.model], fusions[row.fusion]
@@ -328,7 +336,7 @@ def _cost_plot(
     return Figure(title, charts.plot(f"accuracy against {unit}", x, y, lines, dots))
 
 
-def _palette(rows: Sequence[Row]) -> tuple[dict[str, str], dict[str, str]]:
+def _palette(rows: Sequence[RowResult]) -> tuple[dict[str, str], dict[str, str]]:
     """Colours by model, shapes by fusion."""
     models = dict.fromkeys(row.model for row in rows)
     fusions = dict.fromkeys(row.fusion for row in rows)
@@ -342,7 +350,9 @@ def xray(study: Findings) -> list[Block]:
     rows = study.evaluation.rows
     if not rows:
         return []
-    squares = [[[100 * share for share in line] for line in row.xray.disagreement] for row in rows]
+    squares = [
+        [[100 * share for share in line] for line in row.contributions.disagreement] for row in rows
+    ]
     most = max(value for square in squares for line in square for value in line)
     maps = []
     for row, square in zip(rows, squares, strict=True):
@@ -354,7 +364,11 @@ def xray(study: Findings) -> list[Block]:
         (charts.swatch(RIVAL, "bar"), "mean of probabilities"),
     )
     return [
-        *(Text(f"{row.name}: {row.xray.alarm}", True) for row in rows if row.xray.alarm),
+        *(
+            Text(f"{row.name}: {row.contributions.alarm}", True)
+            for row in rows
+            if row.contributions.alarm
+        ),
         Gallery(maps, note="Percent of test images that two experts answer differently."),
         Gallery(_bars([_left_out(row) for row in rows], "without each expert"), legend, LEFT_OUT),
         Table("What the experts know together", TOGETHER, rows, TOGETHER_NOTE),
@@ -367,10 +381,12 @@ def xray(study: Findings) -> list[Block]:
     ]
 
 
-def _left_out(row: Row) -> tuple[str, charts.Bars]:
+def _left_out(row: RowResult) -> tuple[str, charts.Bars]:
     groups = []
-    mean = row.contender("mean_probabilities")
-    parts = zip(row.xray.fused_without_expert, row.xray.without_expert, strict=True)
+    mean = row.method("mean_probabilities")
+    parts = zip(
+        row.contributions.fused_without_expert, row.contributions.without_expert, strict=True
+    )
     for k, (fused, others) in enumerate(parts):
         bars = [(FUSED, fused - row.fused.top1)]
         if mean is not None:
@@ -386,9 +402,11 @@ LEFT_OUT = (
 TOGETHER = (
     ROW,
     Column("fused", "percent", lambda row: row.fused.top1),
-    Column("oracle", "percent", lambda row: row.xray.oracle),
-    Column("right though no expert is", "percent", lambda row: row.xray.credit.no_expert),
-    Column("contested images", "count", lambda row: row.xray.dominance.contested),
+    Column("oracle", "percent", lambda row: row.contributions.oracle),
+    Column(
+        "right though no expert is", "percent", lambda row: row.contributions.attribution.no_expert
+    ),
+    Column("contested images", "count", lambda row: row.contributions.dominance.contested),
 )
 TOGETHER_NOTE = (
     "oracle: percent of images that any expert gets right. right though no expert is: percent of "
@@ -396,35 +414,43 @@ TOGETHER_NOTE = (
 )
 
 
-def _differs(row: Row, k: int) -> float:
+def _differs(row: RowResult, k: int) -> float:
     """Percent of images that expert k answers unlike another one, mean over the others."""
-    shares = row.xray.disagreement[k]
+    shares = row.contributions.disagreement[k]
     return 100 * sum(shares) / (len(shares) - 1)
 
 
-def _gradients(row: Row, k: int) -> Gradients:
-    gradients = row.xray.gradients
-    return gradients[k] if gradients else Gradients(None, None)
+def _gradients(row: RowResult, k: int) -> PathGradients:
+    gradients = row.contributions.gradients
+    return gradients[k] if gradients else PathGradients(None, None)
 
 
 EXPERTS = (  # of (row, k)
-    Column("row", "text", lambda pair: pair[0].name),
-    Column("expert", "plain", lambda pair: pair[0].experts[pair[1]].expert),
-    Column("before", "percent", lambda pair: pair[0].experts[pair[1]].before_top1),
-    Column("after", "percent", lambda pair: pair[0].experts[pair[1]].top1),
-    Column("weight", "score", lambda pair: pair[0].weights[pair[1]]),
-    Column("mean without it", "percent", lambda pair: pair[0].xray.without_expert[pair[1]]),
-    Column("fused without it", "percent", lambda pair: pair[0].xray.fused_without_expert[pair[1]]),
-    Column("only it knows", "percent", lambda pair: pair[0].xray.credit.only_expert[pair[1]]),
-    Column("differs", "percent", lambda pair: _differs(*pair)),
-    Column("fused agrees", "percent", lambda pair: pair[0].xray.dominance.agreement[pair[1]]),
+    Column("row", "text", lambda of: of[0].name),
+    Column("expert", "plain", lambda of: of[0].experts[of[1]].expert),
+    Column("before", "percent", lambda of: of[0].experts[of[1]].before_top1),
+    Column("after", "percent", lambda of: of[0].experts[of[1]].top1),
+    Column("weight", "score", lambda of: of[0].weights[of[1]]),
+    Column("mean without it", "percent", lambda of: of[0].contributions.without_expert[of[1]]),
+    Column(
+        "fused without it",
+        "percent",
+        lambda of: of[0].contributions.fused_without_expert[of[1]],
+    ),
+    Column(
+        "only it knows",
+        "percent",
+        lambda of: of[0].contributions.attribution.only_expert[of[1]],
+    ),
+    Column("differs", "percent", lambda of: _differs(*of)),
+    Column("fused agrees", "percent", lambda of: of[0].contributions.dominance.agreement[of[1]]),
     Column(
         "attention",
         "score",
-        lambda pair: pair[0].xray.attention and pair[0].xray.attention[pair[1]],
+        lambda of: of[0].contributions.attention and of[0].contributions.attention[of[1]],
     ),
-    Column("fused gradient", "percent", lambda pair: _gradients(*pair).fused_share),
-    Column("cosine", "cosine", lambda pair: _gradients(*pair).cosine),
+    Column("fused gradient", "percent", lambda of: _gradients(*of).fused_share),
+    Column("cosine", "cosine", lambda of: _gradients(*of).cosine),
 )
 EXPERTS_NOTE = (
     "before, after: its accuracy around fusion training. weight: fitted on validation. only it "

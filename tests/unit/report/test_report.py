@@ -692,7 +692,7 @@ def test_the_command_says_what_is_missing(
         ("[]", "format: found 'no evaluation', expected 1"),
         ("{}", "format: found 'nothing', expected 1"),
         ('{"format": 2}', "format: found 2, expected 1"),
-        ('{"format": 1}', "rows: found None, expected list"),
+        ('{"format": 1}', "study: found nothing, expected a value"),
         ('{"format": 1, "rows": []}', "study: found nothing, expected a value"),
     ],
 )
@@ -707,10 +707,14 @@ def test_other_files_are_refused(tmp_path: Path, text: str, said: str) -> None:
     ("place", "value", "said"),
     [
         (("contenders", 2, "top1"), "high", "rows.1.contenders.2.top1: found 'high'"),
-        (("cost", "macs"), 2.5, "rows.1.cost.macs: found 2.5, expected int"),
-        (("cost",), None, "rows.1.cost: found None, expected Cost"),
-        (("contenders", 0, "key"), "first", "contenders: found no 'fused'"),
-        (("best_alternative",), "fused", "fused: found no difference"),
+        (("cost", "macs"), 2.5, "rows.1.cost.macs: found 2.5 (float), expected a whole number"),
+        (("cost",), None, "rows.1.cost.parameters: found nothing, expected a value"),
+        (("contenders", 0, "key"), "first", "rows.1.contenders: found ['first', 'best_expert'"),
+        (
+            ("best_alternative",),
+            "fused",
+            "rows.1.best_alternative: found 'fused', expected the key of",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(

@@ -1,0 +1,293 @@
+"""evaluation.json, format 1: what `evaluate` measured, written and read by the same classes.
+
+Accuracies, confidences, calibration errors and shares are percent, differences points, NLL nats;
+None, in the file null, is what was not measured. Names are the file's, but for three that a field
+keeps under its older `key`. Needs no torch.
+"""
+
+from dataclasses import dataclass, field
+
+from fusionrun.common.typed_fields import require
+
+FORMAT = 1  # of all files that measure a study
+FUSED = "fused"  # key of the method that a row is about
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Samples of like confidence; no means without samples."""
+
+    samples: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Fused minus another method in points, with its 95 % interval and McNemar's p-value."""
+
+    points: float
+    low: float
+    high: float
+    only_fused: int  # images that it alone gets right
+    only_other: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The same answers with the temperature that was fitted on validation."""
+
+    nll: float
+    ece: float
+    brier: float
+    reliability: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What is said of one method on the test set."""
+
+    key: str
+    label: str
+    stage: str
+    top1: float
+    top5: float | None  # None: fewer than six classes, where it says nothing
+    nll: float
+    ece: float
+    brier: float  # 0 to 2
+    temperature: float | None
+    calibrated: Calibrated | None
+    reliability: tuple[Bin, ...]
+    difference: Difference | None  # None: the fused model itself
+
+
+@dataclass(frozen=True)
+class ExpertResult:
+    """An expert's accuracies around fusion training, on the test set and on validation."""
+
+    expert: int
+    top1: float
+    before_top1: float
+    validation: float
+    before_validation: float
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """Of each class; None: no test images of it."""
+
+    fused: tuple[float | None, ...]
+    best_alternative: tuple[float | None, ...]
+    gain: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Of the fused model's right answers, the percent that hang on one; None: it has none."""
+
+    only_expert: tuple[float | None, ...]  # that expert k gets right and no other does
+    no_expert: float | None  # that every expert gets wrong
+
+
+@dataclass(frozen=True)
+class Dominance:
+    """Whose answers the fused model gives where the experts don't all give the same."""
+
+    contested: int  # images on which they don't
+    agreement: tuple[float | None, ...]  # of the fused answers with each expert's on those
+    carried_by: int | None  # the expert that alone would decide the same: an alarm
+
+
+@dataclass(frozen=True)
+class PathGradients:
+    """Of an expert's gradient: what comes from the fused loss, and whether it agrees with the rest.
+
+    None where one of the two paths reaches nothing.
+    """
+
+    fused_share: float | None
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What each expert brings, and whether the fusion needs more than one."""
+
+    disagreement: tuple[tuple[float, ...], ...]  # fractions, expert by expert
+    oracle: float
+    without_expert: tuple[float, ...]  # the mean of the others' probabilities
+    attribution: Attribution = field(metadata={"key": "credit"})
+    dominance: Dominance
+    fused_without_expert: tuple[float, ...]
+    attention: tuple[float, ...] | None
+    gradients: tuple[PathGradients, ...] | None  # None: not two paths
+    alarm: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counted, timed on the device of the evaluation, and read from the training logs."""
+
+    parameters: int | None
+    macs: int | None  # multiply-accumulates for one image
+    train_seconds: float | None
+    expert_seconds: tuple[float | None, ...]
+    latency_ms: float | None  # for one image: median, 5th and 95th percentile
+    latency_low: float | None
+    latency_high: float | None
+    images_per_second: float | None
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowName:
+    """Whose an entry is, in every file that measures rows."""
+
+    task: str
+    model: str
+    fusion: str
+    variant: str
+    control: str | None = None  # frozen, detached: the row is there to be compared with
+    seed: int
+    alpha: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} + {self.variant}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedRow(RowName):
+    """A row that could not be measured."""
+
+    epoch: int | None = None
+    problem: str
+
+    def __post_init__(self) -> None:
+        require(bool(self.problem), "problem", self.problem, "what went wrong")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowResult(RowName):
+    """A row that was measured. Raises FieldError: nothing to compare."""
+
+    epoch: int  # that validation selected
+    methods: tuple[MethodResult, ...] = field(metadata={"key": "contenders"})
+    weights: tuple[float, ...]  # of the weighted mean, fitted on validation
+    before_weights: tuple[float, ...]
+    experts: tuple[ExpertResult, ...]
+    per_class: PerClass
+    best_alternative_key: str = field(metadata={"key": "best_alternative"})  # by validation
+    contributions: Contributions = field(metadata={"key": "xray"})
+    cost: Cost
+    problem: str = ""
+
+    def __post_init__(self) -> None:
+        keys = [method.key for method in self.methods]
+        require(FUSED in keys, "contenders", keys, f"one with the key {FUSED!r}")
+        best = self.method(self.best_alternative_key)
+        known = best is not None and best.difference is not None
+        expected = "the key of a contender that has a difference to fused"
+        require(known, "best_alternative", self.best_alternative_key, expected)
+
+    def method(self, key: str) -> MethodResult | None:
+        return next((method for method in self.methods if method.key == key), None)
+
+    @property
+    def fused(self) -> MethodResult:
+        return next(method for method in self.methods if method.key == FUSED)
+
+    @property
+    def best_alternative(self) -> MethodResult:
+        """The cheap alternative with the highest validation accuracy."""
+        return next(m for m in self.methods if m.key == self.best_alternative_key)
+
+    @property
+    def difference(self) -> Difference:
+        """Fused minus the best alternative."""
+        difference = self.best_alternative.difference
+        assert difference is not None, "checked when the row was made"
+        return difference
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (n - 1) over seeds; a single value has none."""
+
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """Rows that differ in nothing but their seed, by column of numbers."""
+
+    model: str
+    fusion: str
+    alpha: float
+    seeds: int
+    columns: dict[str, Spread | None]
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    name: str
+    classes: tuple[str, ...]
+    test_images: int
+    val_images: int
+    image_size: int
+
+
+@dataclass(frozen=True)
+class TrainingTime:
+    """Of all experts and rows: their seconds in sum, and those in which any of them trained."""
+
+    tasks: int
+    serial_seconds: float
+    parallel_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunHeader:
+    """What was measured, when and on what: the beginning of every file that measures a study."""
+
+    format: int
+    study: str
+    output_dir: str
+    evaluated: str  # when
+    data: DataInfo
+    device: str
+    threads: int | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(RunHeader):
+    """evaluation.json, every row in the study's order."""
+
+    training: TrainingTime | None
+    entries: tuple[FailedRow | RowResult, ...] = field(metadata={"key": "rows"})
+    over_seeds: tuple[OverSeeds, ...]
+
+    @property
+    def rows(self) -> tuple[RowResult, ...]:
+        """Those that were measured."""
+        return tuple(entry for entry in self.entries if isinstance(entry, RowResult))
+
+    @property
+    def failures(self) -> tuple[FailedRow, ...]:
+        return tuple(entry for entry in self.entries if isinstance(entry, FailedRow))
+
+    @property
+    def in_question(self) -> tuple[RowResult, ...]:
+        """The rows that are asked whether fusion helps; controls are part of the answer."""
+        return tuple(row for row in self.rows if row.control is None)
+
+    @property
+    def subtitle(self) -> str:
+        data = self.data
+        return (
+            f"{self.study} · {data.name}, {len(data.classes):,} classes, {data.test_images:,} test "
+            f"images · evaluated {self.evaluated}"
+        )

@@ -1,0 +1,56 @@
+"""evaluation.json's classes: what a file says, and back word for word."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fusionrun.common.typed_fields import FieldError, build, plain
+from fusionrun.evaluation.schema import Evaluation, FailedRow, RowResult
+from tests.unit.report.test_report import CLASSES, make_evaluation
+
+FAILED = {
+    "task": "task-4-resnet-concatenation",
+    "model": "resnet",
+    "fusion": "concatenation",
+    "variant": "concatenation",
+    "control": None,
+    "seed": 42,
+    "alpha": 1.0,
+    "epoch": None,
+    "problem": "fusion_module_best.pth: no such file\nit was there when the row ended",
+}
+
+
+def test_the_files_words_go_in_and_come_out() -> None:
+    tree = make_evaluation(CLASSES)
+    tree["rows"].append(FAILED)
+    for row in tree["rows"]:
+        row.setdefault("control", None)
+    found = build(Evaluation, json.loads(json.dumps(tree)), strict=False)
+    assert plain(found) == tree
+    assert [type(entry) for entry in found.entries] == [RowResult] * 4 + [FailedRow]
+    assert [row.problem for row in found.failures] == [FAILED["problem"]]
+
+
+def test_what_is_left_out_has_its_default_and_what_is_not_known_is_left_aside() -> None:
+    tree = make_evaluation(CLASSES)
+    tree["rows"][0]["later"] = 1
+    (first, *_) = build(Evaluation, tree, strict=False).rows
+    assert first.control is None
+    with pytest.raises(FieldError, match=r"rows\.0\.later: unknown key"):
+        build(Evaluation, tree)
+
+
+def test_a_row_without_a_problem_must_be_whole() -> None:
+    tree = make_evaluation(CLASSES)
+    tree["rows"].append({**FAILED, "problem": ""})
+    with pytest.raises(FieldError, match=r"rows\.4\.epoch: found None"):
+        build(Evaluation, tree, strict=False)
+
+
+def test_it_needs_no_torch() -> None:
+    code = "import sys, fusionrun.evaluation.schema; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
