@@ -1,4 +1,4 @@
-"""`fusionrun robustness`: saved models on changed images and on images of something else."""
+"""`fusionrun robustness`: saved models on changed and on out-of-distribution images."""
 
 import argparse
 from pathlib import Path
@@ -12,11 +12,11 @@ from fusionrun.study.recipe_yaml import load_recipe
 def add_parser(verbs: Verbs) -> None:
     verb = verbs.add_parser(
         "robustness",
-        help="measure a study's saved models on noisy, corrupted and foreign images",
+        help="measure a study's saved models on noisy, corrupted and OOD images",
         description="Ask every finished row of OUTPUT_DIR about the test images clean, with noise "
         "and under fifteen corruptions at five severities, and compare how sure it is of them and "
-        "of images of something else. Writes robustness.json, .md and .csv, which `report` shows. "
-        "Exit status: as evaluate's.",
+        "of out-of-distribution (OOD) images. Writes robustness.json, .md and .csv, which `report` "
+        "shows. Exit status: as evaluate's.",
     )
     verb.add_argument("output_dir", metavar="OUTPUT_DIR")
     verb.add_argument(
@@ -25,11 +25,13 @@ def add_parser(verbs: Verbs) -> None:
         help="the unpacked CIFAR-10-C or CIFAR-100-C: measure on its images too",
     )
     verb.add_argument(
-        "--foreign",
+        "--ood",
         metavar="FOLDER",
-        help="images of something else, directly in it or in folders directly inside it; without "
-        "it built-in ones: noise, clouds, shapes",
+        help="OOD images, directly in it or in folders directly inside it; without it built-in "
+        "ones: noise, clouds, shapes",
     )
+    # its name in the first edition
+    verb.add_argument("--foreign", dest="ood", help=argparse.SUPPRESS)
     verb.add_argument("--images", type=int, metavar="N", help="of the test set; default all")
     verb.set_defaults(run=run)
 
@@ -41,10 +43,11 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     folder = Path(options.output_dir)
     path = folder / "recipe.yaml"
     recipe = load_recipe(path, preset={"output_dir": str(folder)})
-    from fusionrun.robustness.measure import Asked, robustness
+    from fusionrun.robustness.measure import RobustnessOptions
+    from fusionrun.robustness.run import robustness
     from fusionrun.study.study import plan_study
 
-    given = (options.corrupted, options.foreign)
-    corrupted, foreign = (None if name is None else Path(name).expanduser() for name in given)
-    asked = Asked(corrupted, foreign, options.images)
-    return robustness(plan_study(recipe, str(path)), rank_info, make_console(), asked)
+    given = (options.corrupted, options.ood)
+    corrupted, ood = (None if name is None else Path(name).expanduser() for name in given)
+    wanted = RobustnessOptions(corrupted, ood, options.images)
+    return robustness(plan_study(recipe, str(path)), rank_info, make_console(), wanted)

@@ -14,7 +14,7 @@ Tree = Mapping[str, Any]
 
 HEADINGS = ("model", "fusion", "fused", "best alternative", "its", "difference", "p", "NLL", "ECE")
 LINES = ("row", "contender", "top-1", "difference", "p", "NLL", "ECE")
-LEFT = ("model", "fusion", "control", "best alternative", "row", "contender")
+LEFT = ("model", "fusion", "control", "best alternative", "row", "contender", "method")
 CONTROLS = ("model", "fusion", "fused", "control", "its", "difference", "p")
 SEEDS = ("fused", "best_expert", "mean_probabilities", "mean_logits", "weighted", "gain")
 

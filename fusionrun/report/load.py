@@ -4,12 +4,13 @@ import csv
 import dataclasses
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fusionrun.common.typed_fields import FieldError, build, flatten
-from fusionrun.evaluation.schema import FORMAT, Evaluation, FailedRow, RowName
+from fusionrun.evaluation.schema import FORMAT, Evaluation
+from fusionrun.robustness.schema import Robustness
 from fusionrun.study.paths import Layout
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
@@ -19,87 +20,6 @@ T = TypeVar("T")
 
 class ReportError(Exception):
     """There is nothing to report from, or nowhere to put it; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class NoiseLevel:
-    sigma: float
-    top1: float
-
-
-@dataclass(frozen=True)
-class Corruption:
-    name: str
-    top1: tuple[float, ...]  # of severity 1 to 5
-    mean: float
-
-
-@dataclass(frozen=True)
-class Suite:
-    corruptions: tuple[Corruption, ...]
-    mean: float | None  # of all fifteen
-    kept: float | None  # percent of the clean accuracy
-
-
-@dataclass(frozen=True)
-class Tested:
-    """A contender on changed test images."""
-
-    key: str
-    label: str
-    clean: float
-    noise: tuple[NoiseLevel, ...]
-    made: Suite | None
-    published: Suite | None
-
-
-@dataclass(frozen=True)
-class Detected:
-    """How well a score of a contender tells foreign images from the study's own; percent."""
-
-    set: str
-    contender: str
-    score: str
-    auroc: float | None
-    aupr_in: float | None
-    aupr_out: float | None
-    fpr_at_95_tpr: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TestedRow(RowName):
-    contenders: tuple[Tested, ...]
-    detection: tuple[Detected, ...]
-
-    def contender(self, key: str) -> Tested | None:
-        return next((c for c in self.contenders if c.key == key), None)
-
-
-@dataclass(frozen=True)
-class ForeignSet:
-    name: str
-    about: str
-    images: int
-
-
-@dataclass(frozen=True)
-class Robustness:
-    """robustness.json, as `robustness` writes it."""
-
-    evaluated: str
-    images: int
-    corrupted: str | None
-    foreign: tuple[ForeignSet, ...]
-    notes: tuple[str, ...]
-    entries: tuple[FailedRow | TestedRow, ...] = field(metadata={"key": "rows"})
-
-    @property
-    def rows(self) -> tuple[TestedRow, ...]:
-        return tuple(entry for entry in self.entries if isinstance(entry, TestedRow))
-
-    @property
-    def failures(self) -> tuple[FailedRow, ...]:
-        return tuple(entry for entry in self.entries if isinstance(entry, FailedRow))
 
 
 @dataclass(frozen=True)

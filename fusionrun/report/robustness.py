@@ -1,4 +1,4 @@
-"""What the report says of noisy, corrupted and foreign images."""
+"""What the report says of noisy, corrupted and OOD images."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,22 +6,23 @@ from typing import Any
 from fusionrun.report import charts
 from fusionrun.report.blocks import Block, Column, Figure, Gallery, Table, Text
 from fusionrun.report.charts import Axis, Dot, Grid, Line, round_ticks
-from fusionrun.report.load import Detected, Findings, Robustness, Suite, Tested, TestedRow
+from fusionrun.report.load import Findings
+from fusionrun.robustness.schema import CorruptionResult, OODResult, Robustness, Suite, TestedRow
 
-# contender -> (heading, heading of a narrow column, style of its line)
-CONTENDERS = {
+# method -> (heading, heading of a narrow column, style of its line)
+METHODS = {
     "fused": ("fused", "fused", "fused"),
     "mean_probabilities": ("mean of probabilities", "mean", "rival"),
     "best_expert": ("best expert", "best", "muted dashed"),
 }
 DETECTORS = {
-    **{key: name for key, (name, _, _) in CONTENDERS.items()},
+    **{key: name for key, (name, _, _) in METHODS.items()},
     "mean_logits": "mean of logits",
 }
 SCORES = {"max_probability": "largest probability", "energy": "energy"}
 
 MISSING = "Not measured: `python -m fusionrun robustness OUTPUT_DIR` asks the saved models about "
-MISSING += "noisy, corrupted and foreign images; then run `report` again."
+MISSING += "noisy, corrupted and OOD images; then run `report` again."
 NOISE_NOTE = (
     "Test accuracy with Gaussian noise of that standard deviation added to the normalised images."
 )
@@ -32,13 +33,13 @@ TOTALS_NOTE = (
 )
 EACH_NOTE = "Accuracy under each corruption, mean over five severities, percent."
 DETECTION_NOTE = (
-    "AUROC in percent: how often a clean test image gets a higher score than a foreign one; 50 is "
+    "AUROC in percent: how often a clean test image gets a higher score than an OOD image; 50 is "
     "chance, the highest stands out. largest probability: of the answer. energy: log of the sum of "
     "exponentials of the logits; averaged probabilities have none."
 )
 DETECTED_NOTE = (
-    "AUPR: average precision of finding the own images (in) or the foreign ones (out). FPR: "
-    "foreign images that pass where 95 % of the own do. Percent."
+    "AUPR: average precision of finding the in-distribution images (in) or the OOD ones (out). "
+    "FPR: OOD images that pass where 95 % of the in-distribution do. Percent."
 )
 
 
@@ -60,14 +61,12 @@ def _asked(found: Robustness) -> str:
 
 
 def _noise(found: Robustness) -> list[Block]:
-    levels = [level for row in found.rows for c in row.contenders for level in c.noise]
+    levels = [level for row in found.rows for c in row.methods for level in c.noise]
     x = Axis("sigma of the noise", round_ticks(level.sigma for level in levels))
     y = Axis("accuracy, %", round_ticks(level.top1 for level in levels))
     figures = []
     for row in found.rows:
-        drawn = [
-            (style, c) for key, (_, _, style) in CONTENDERS.items() if (c := row.contender(key))
-        ]
+        drawn = [(style, c) for key, (_, _, style) in METHODS.items() if (c := row.method(key))]
         lines = [Line(style, [(n.sigma, n.top1) for n in c.noise]) for style, c in drawn]
         dots = [
             Dot(style, n.sigma, n.top1, f"{c.label}, sigma {n.sigma:g}: {n.top1:.2f} %", 3)
@@ -76,11 +75,11 @@ def _noise(found: Robustness) -> list[Block]:
         ]
         picture = charts.plot(f"{row.name}: accuracy against noise", x, y, lines, dots)
         figures.append(Figure(row.name, picture))
-    legend = [(charts.swatch(style, "line"), name) for name, _, style in CONTENDERS.values()]
-    items = [(row, level) for row in found.rows for level in range(len(row.contenders[0].noise))]
+    legend = [(charts.swatch(style, "line"), name) for name, _, style in METHODS.values()]
+    items = [(row, level) for row in found.rows for level in range(len(row.methods[0].noise))]
     columns = [
         ROW,
-        Column("sigma", "plain", lambda item: item[0].contenders[0].noise[item[1]].sigma),
+        Column("sigma", "plain", lambda item: item[0].methods[0].noise[item[1]].sigma),
         *_columns(lambda tested, item: tested.noise[item[1]].top1, ""),
     ]
     table = Table("Accuracy with noise", columns, items, NOISE_NOTE, folded=True)
@@ -91,18 +90,18 @@ ROW = Column("row", "text", lambda item: item[0].name)  # of (row, ...)
 
 
 def _columns(
-    value: Callable[[Tested, Any], float | None], before: str, contest: bool = True
+    value: Callable[[CorruptionResult, Any], float | None], before: str, contest: bool = True
 ) -> Iterator[Column]:
-    """One for each contender, of items (row, ...)."""
+    """One for each method, of items (row, ...)."""
 
     def of(key: str) -> Callable[[Any], float | None]:
         def read(item: Any) -> float | None:
-            tested = item[0].contender(key)
+            tested = item[0].method(key)
             return None if tested is None else value(tested, item)
 
         return read
 
-    for key, (name, _, _) in CONTENDERS.items():
+    for key, (name, _, _) in METHODS.items():
         yield Column(f"{before}{name}", "percent", of(key), contest)
 
 
@@ -135,22 +134,22 @@ def _corruptions(found: Robustness) -> list[Block]:
 HEAT_NOTE = "mean: of the experts' probabilities. best: the best expert."
 
 
-def _made(tested: Tested) -> Suite | None:
+def _made(tested: CorruptionResult) -> Suite | None:
     return tested.made
 
 
-def _published(tested: Tested) -> Suite | None:
+def _published(tested: CorruptionResult) -> Suite | None:
     return tested.published
 
 
 def _of_suite(
-    suite: Callable[[Tested], Suite | None], field: str
-) -> Callable[[Tested, Any], float | None]:
+    suite: Callable[[CorruptionResult], Suite | None], field: str
+) -> Callable[[CorruptionResult, Any], float | None]:
     return lambda tested, item: getattr(suite(tested), field, None)
 
 
-def _names(row: TestedRow, suite: Callable[[Tested], Suite | None]) -> list[str]:
-    found = suite(row.contenders[0])
+def _names(row: TestedRow, suite: Callable[[CorruptionResult], Suite | None]) -> list[str]:
+    found = suite(row.methods[0])
     return [corruption.name for corruption in found.corruptions] if found else []
 
 
@@ -172,15 +171,15 @@ def _heat_maps(found: Robustness) -> list[Figure]:
 def _grid(row: TestedRow) -> Grid:
     known = {
         short: [corruption.mean for corruption in tested.made.corruptions]
-        for key, (_, short, _) in CONTENDERS.items()
-        if (tested := row.contender(key)) and tested.made
+        for key, (_, short, _) in METHODS.items()
+        if (tested := row.method(key)) and tested.made
     }
     return Grid("", _names(row, _made), list(known), list(zip(*known.values(), strict=True)))
 
 
 def _detection(found: Robustness) -> list[Block]:
     """A table to look at, one that has everything."""
-    sets = [of.name for of in found.foreign]
+    sets = [of.name for of in found.ood_sets]
     items = [(row, name, score) for row in found.rows for name in sets for score in SCORES]
     columns = [
         ROW,
@@ -188,19 +187,25 @@ def _detection(found: Robustness) -> list[Block]:
         Column("score", "text", lambda item: SCORES[item[2]]),
         *(Column(label, "percent", _auroc(key), True) for key, label in DETECTORS.items()),
     ]
-    entries = [(row, entry) for row in found.rows for entry in row.detection]
-    about = [f"{of.name}: {of.images:,} images: {of.about}." for of in found.foreign]
+    entries = [(row, entry) for row in found.rows for entry in row.ood]
+    about = [f"{of.name}: {of.images:,} images: {of.about}." for of in found.ood_sets]
     return [
-        Table("Telling foreign images apart", columns, items, " ".join([DETECTION_NOTE, *about])),
-        Table("Foreign images, every number", DETECTED, entries, DETECTED_NOTE, folded=True),
+        Table("Out-of-distribution detection", columns, items, " ".join([DETECTION_NOTE, *about])),
+        Table(
+            "Out-of-distribution detection, every number",
+            DETECTED,
+            entries,
+            DETECTED_NOTE,
+            folded=True,
+        ),
     ]
 
 
 def _auroc(key: str) -> Callable[[Any], float | None]:
     def of(item: tuple[TestedRow, str, str]) -> float | None:
         row, *place = item
-        entries: tuple[Detected, ...] = row.detection
-        known = (e.auroc for e in entries if [e.set, e.score] == place and e.contender == key)
+        entries: tuple[OODResult, ...] = row.ood
+        known = (e.auroc for e in entries if [e.set, e.score] == place and e.method == key)
         return next(known, None)
 
     return of
@@ -209,7 +214,7 @@ def _auroc(key: str) -> Callable[[Any], float | None]:
 DETECTED = (
     ROW,
     Column("images", "text", lambda pair: pair[1].set),
-    Column("contender", "text", lambda pair: _label(*pair)),
+    Column("method", "text", lambda pair: _label(*pair)),
     Column("score", "text", lambda pair: SCORES[pair[1].score]),
     Column("AUROC", "percent", lambda pair: pair[1].auroc),
     Column("AUPR in", "percent", lambda pair: pair[1].aupr_in),
@@ -218,6 +223,6 @@ DETECTED = (
 )
 
 
-def _label(row: TestedRow, entry: Detected) -> str:
-    tested = row.contender(entry.contender)
-    return tested.label if tested else entry.contender
+def _label(row: TestedRow, entry: OODResult) -> str:
+    tested = row.method(entry.method)
+    return tested.label if tested else entry.method

@@ -1,12 +1,15 @@
-"""The fifteen common corruptions of Hendrycks and Dietterich (2019), made on the images' device.
+"""The fifteen common corruptions, made on the images' device.
+
+Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and
+perturbations", 2019 (arXiv:1903.12261).
 
 Definitions and constants are those published for CIFAR-10-C (github.com/hendrycks/robustness,
-make_cifar_c.py), written anew for batches. Beside the draws only rounding differs, by a level here
-and there, so accuracies should agree with those on the published files within chance, except where
-NOTES says otherwise. Constants in pixels stay what they are at other sizes than 32x32; there the
-results aren't those of ImageNet-C.
+make_cifar_c.py), written for batches. Beside the random numbers only rounding differs, by a level
+here and there, so accuracies should agree with those on the published files within chance, except
+where NOTES says otherwise. Constants in pixels stay what they are at other sizes than 32x32; there
+the results aren't those of ImageNet-C.
 
-An image's draws follow from (seed, corruption, severity, its number in the set) alone.
+An image's random numbers follow from (seed, corruption, severity, its number in the set) alone.
 """
 
 import io
@@ -19,7 +22,7 @@ from torch import Tensor
 
 from fusionrun.common.seeds import derive_seed
 from fusionrun.robustness import image_filters as filters
-from fusionrun.robustness.counter_rng import Draws, plasma
+from fusionrun.robustness.counter_rng import CounterRNG, plasma
 
 SEVERITIES = range(1, 6)
 # of severity 1 to 5; what they are stands at the function
@@ -55,7 +58,7 @@ CONSTANTS: dict[str, tuple[tuple[float, ...], ...]] = {
 NOTES: dict[str, str] = {
     "frost": "drawn texture, no photographs: not comparable with published numbers",
 }
-# standard deviations of `add_noise`, in units of normalised pixels (fact sheet, section 9)
+# standard deviations of `add_noise`, in units of normalised pixels
 NOISE_SIGMAS = (0.0, 0.05, 0.1, 0.2, 0.3)
 NOISE_LIMIT = 3.0
 
@@ -87,9 +90,9 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int, *, first_index:
     output = torch.empty_like(images)
     for start in range(0, len(images), CHUNK):
         chunk = images[start : start + CHUNK]
-        draws = Draws(key, first_index + start, len(chunk), images.device)
+        rng = CounterRNG(key, first_index + start, len(chunk), images.device)
         pixels = chunk.to(torch.float32, memory_format=torch.contiguous_format)
-        pixels = CORRUPTIONS[name](pixels, draws, *constants)
+        pixels = CORRUPTIONS[name](pixels, rng, *constants)
         # published images are cut off, not rounded
         output[start : start + CHUNK] = pixels.clamp(0, 255).add(filters.TOLERANCE).to(torch.uint8)
     return output
@@ -98,11 +101,13 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int, *, first_index:
 def add_noise(images: Tensor, sigma: float, seed: int, *, first_index: int = 0) -> Tensor:
     """Normalised images (N, 3, H, W) float32 plus Gaussian noise, clamped to +-3.
 
-    Not the corruption `gaussian_noise`: this one is added after normalisation (fact sheet,
-    section 9, with the sigmas NOISE_SIGMAS). Draws follow from the arguments as in `corrupt`.
+    Not the corruption `gaussian_noise`: this one is added after normalisation, at the levels
+    NOISE_SIGMAS. Its random numbers follow from the arguments as in `corrupt`.
     """
-    draws = Draws(derive_seed(seed, "noise", str(sigma)), first_index, len(images), images.device)
-    noise = draws.normal("pixels", *images.shape[1:])
+    rng = CounterRNG(
+        derive_seed(seed, "noise", str(sigma)), first_index, len(images), images.device
+    )
+    noise = rng.normal("pixels", *images.shape[1:])
     return (images + noise * sigma).clamp_(-NOISE_LIMIT, NOISE_LIMIT)
 
 
@@ -112,12 +117,12 @@ def add_noise(images: Tensor, sigma: float, seed: int, *, first_index: int = 0) 
 # ---------------------------------------------------------------- noise
 
 
-def gaussian_noise(pixels: Tensor, draws: Draws, sigma: float) -> Tensor:
+def gaussian_noise(pixels: Tensor, rng: CounterRNG, sigma: float) -> Tensor:
     """Normal noise of standard deviation `sigma`, as part of the range."""
-    return pixels + draws.normal("pixels", *pixels.shape[1:]) * (255 * sigma)
+    return pixels + rng.normal("pixels", *pixels.shape[1:]) * (255 * sigma)
 
 
-def shot_noise(pixels: Tensor, draws: Draws, photons: float) -> Tensor:
+def shot_noise(pixels: Tensor, rng: CounterRNG, photons: float) -> Tensor:
     """Each pixel is a Poisson count, of which white has `photons` on average."""
     rate = torch.arange(256, dtype=torch.float64).unsqueeze(1) * (photons / 255)
     # ten standard deviations above white: no more is left than double precision resolves
@@ -128,15 +133,15 @@ def shot_noise(pixels: Tensor, draws: Draws, photons: float) -> Tensor:
     # one rising sequence for all levels, so that one search inverts the distribution of each pixel
     steps = (cumulative + torch.arange(256).unsqueeze(1)).flatten().to(pixels.device)
     level = pixels.to(torch.float64)
-    chance = draws.uniform("pixels", *pixels.shape[1:])
+    chance = rng.uniform("pixels", *pixels.shape[1:])
     place = torch.searchsorted(steps, level + chance, right=True)
     counts = (place - level.to(torch.int64) * limit).clamp_(max=limit - 1)
     return counts.to(torch.float32) * (255 / photons)
 
 
-def impulse_noise(pixels: Tensor, draws: Draws, amount: float) -> Tensor:
+def impulse_noise(pixels: Tensor, rng: CounterRNG, amount: float) -> Tensor:
     """That share of all values (not pixels) becomes 0 or 255, with equal probability."""
-    chance = draws.uniform("pixels", *pixels.shape[1:])
+    chance = rng.uniform("pixels", *pixels.shape[1:])
     white = torch.where(chance < amount / 2, 255.0, pixels)
     return torch.where(chance >= 1 - amount / 2, 0.0, white)
 
@@ -144,12 +149,12 @@ def impulse_noise(pixels: Tensor, draws: Draws, amount: float) -> Tensor:
 # ---------------------------------------------------------------- blur
 
 
-def defocus_blur(pixels: Tensor, draws: Draws, radius: float, sigma: float) -> Tensor:
+def defocus_blur(pixels: Tensor, rng: CounterRNG, radius: float, sigma: float) -> Tensor:
     """A disc of that radius, smoothed by a Gaussian of that standard deviation."""
     return filters.convolve(pixels, filters.disc_kernel(radius, sigma))
 
 
-def glass_blur(pixels: Tensor, draws: Draws, sigma: float, repeats: float) -> Tensor:
+def glass_blur(pixels: Tensor, rng: CounterRNG, sigma: float, repeats: float) -> Tensor:
     """Smooth, take each pixel from itself or a neighbour up or to the left, smooth again.
 
     The paper swaps pixels. In its code the swap of two views copies one way, always from pixels
@@ -163,18 +168,18 @@ def glass_blur(pixels: Tensor, draws: Draws, sigma: float, repeats: float) -> Te
     x = torch.arange(width, device=pixels.device).view(1, 1, width)
     inside = (y > 1) & (x > 1)
     for number in range(int(repeats)):
-        moves = draws.uniform(f"moves {number}", 2, height, width) < 0.5
+        moves = rng.uniform(f"moves {number}", 2, height, width) < 0.5
         up, left = (moves & inside).to(torch.int64).unbind(1)
         output = filters.gather(output, y - up, x - left)
     return filters.apply_matrices(output, *smooth)
 
 
-def motion_blur(pixels: Tensor, draws: Draws, radius: float, sigma: float) -> Tensor:
+def motion_blur(pixels: Tensor, rng: CounterRNG, radius: float, sigma: float) -> Tensor:
     """A one-sided Gaussian along a line of -45 to 45 degrees."""
-    return filters.blur_along(pixels, draws.uniform("angle") * 90 - 45, int(radius), sigma)
+    return filters.blur_along(pixels, rng.uniform("angle") * 90 - 45, int(radius), sigma)
 
 
-def zoom_blur(pixels: Tensor, draws: Draws, end: float) -> Tensor:
+def zoom_blur(pixels: Tensor, rng: CounterRNG, end: float) -> Tensor:
     """Mean of the image and its enlargements by 1, 1.01, ... up to `end`."""
     # the end is among them only by a rounding error, but it is in the published images too
     factors = np.arange(1, end, 0.01).tolist()
@@ -191,7 +196,7 @@ def _zoom(pixels: Tensor, factor: float) -> Tensor:
 
 def snow(
     pixels: Tensor,
-    draws: Draws,
+    rng: CounterRNG,
     mean: float,
     spread: float,
     zoom: float,
@@ -205,9 +210,9 @@ def snow(
     `keep` is the weight of the image, the rest is whitened.
     """
     height, width = pixels.shape[2:]
-    layer = _zoom(draws.normal("flakes", 1, height, width) * spread + mean, zoom)
+    layer = _zoom(rng.normal("flakes", 1, height, width) * spread + mean, zoom)
     flakes = torch.where(layer < threshold, 0.0, (layer.clamp(0, 1) * 255).floor())
-    angle = draws.uniform("angle") * 90 - 135
+    angle = rng.uniform("angle") * 90 - 135
     flakes = filters.blur_along(flakes, angle, int(radius), sigma)
     red, green, blue = pixels.unsqueeze(2).unbind(1)
     grey = red * 0.299 + green * 0.587 + blue * 0.114
@@ -215,7 +220,7 @@ def snow(
     return pixels * keep + whitened * (1 - keep) + flakes + flakes.rot90(2, (2, 3))
 
 
-def frost(pixels: Tensor, draws: Draws, image_weight: float, frost_weight: float) -> Tensor:
+def frost(pixels: Tensor, rng: CounterRNG, image_weight: float, frost_weight: float) -> Tensor:
     """Image and ice crystals, blended with the published weights.
 
     A STAND-IN: the published images show cut-outs of photographs of frost, which don't come with
@@ -224,17 +229,17 @@ def frost(pixels: Tensor, draws: Draws, image_weight: float, frost_weight: float
     """
     height, width = pixels.shape[2:]
     size = _power_of_two(max(height, width))
-    ridges = 1 - (2 * plasma(draws, size, 1.6, "ridges") - 1).abs()
-    cover = plasma(draws, size, 2.5, "cover")
+    ridges = 1 - (2 * plasma(rng, size, 1.6, "ridges") - 1).abs()
+    cover = plasma(rng, size, 2.5, "cover")
     ice = (ridges**2 * (0.35 + 0.65 * cover))[:, None, :height, :width].to(torch.float32)
     tint = torch.tensor([0.86, 0.94, 1.0], device=pixels.device).view(1, 3, 1, 1)
     return pixels * image_weight + (70 * tint + 185 * ice) * frost_weight
 
 
-def fog(pixels: Tensor, draws: Draws, amount: float, decay: float) -> Tensor:
+def fog(pixels: Tensor, rng: CounterRNG, amount: float, decay: float) -> Tensor:
     """A plasma is added, and the sum scaled back to the brightest value of the image."""
     height, width = pixels.shape[2:]
-    clouds = plasma(draws, _power_of_two(max(height, width)), decay)[:, None, :height, :width]
+    clouds = plasma(rng, _power_of_two(max(height, width)), decay)[:, None, :height, :width]
     brightest = pixels.amax(dim=(1, 2, 3), keepdim=True)
     thick = pixels + clouds.to(torch.float32) * (255 * amount)
     return thick * (brightest / (brightest + 255 * amount))
@@ -248,7 +253,7 @@ def _power_of_two(size: int) -> int:
 # ---------------------------------------------------------------- digital
 
 
-def brightness(pixels: Tensor, draws: Draws, shift: float) -> Tensor:
+def brightness(pixels: Tensor, rng: CounterRNG, shift: float) -> Tensor:
     """The value of HSV rises by `shift`; hue and saturation stay."""
     value = pixels.amax(dim=1, keepdim=True)
     risen = (value + 255 * shift).clamp(max=255)
@@ -256,7 +261,7 @@ def brightness(pixels: Tensor, draws: Draws, shift: float) -> Tensor:
     return torch.where(value > 0, pixels * (risen / value.clamp(min=1)), risen)
 
 
-def contrast(pixels: Tensor, draws: Draws, factor: float) -> Tensor:
+def contrast(pixels: Tensor, rng: CounterRNG, factor: float) -> Tensor:
     """Distances from the mean of each channel shrink to `factor`."""
     # sums of whole numbers: the same on every device
     total = pixels.to(torch.int64).sum(dim=(2, 3), keepdim=True).to(torch.float64)
@@ -265,7 +270,7 @@ def contrast(pixels: Tensor, draws: Draws, factor: float) -> Tensor:
 
 
 def elastic_transform(
-    pixels: Tensor, draws: Draws, amplitude: float, sigma: float, corners: float
+    pixels: Tensor, rng: CounterRNG, amplitude: float, sigma: float, corners: float
 ) -> Tensor:
     """A random affine map, then a smooth random displacement; all in parts of the shorter side.
 
@@ -274,20 +279,20 @@ def elastic_transform(
     """
     height, width = pixels.shape[2:]
     side = min(height, width)
-    y, x = _random_affine(draws, height, width, corners * side)
+    y, x = _random_affine(rng, height, width, corners * side)
     pixels = filters.sample(pixels, y, x, border_twice=False)
     if not amplitude:
         return pixels
     sigma, reach = sigma * side, int(3 * sigma * side + 0.5)
     smooth = [filters.gaussian_matrix(n, sigma, reach, filters.mirrored) for n in (height, width)]
-    noise = draws.uniform("displacement", 2, height, width) * 2 - 1
+    noise = rng.uniform("displacement", 2, height, width) * 2 - 1
     move_y, move_x = (filters.apply_matrices(noise, *smooth) * (amplitude * side)).unbind(1)
     y = torch.arange(height, device=pixels.device).view(height, 1) + move_y
     x = torch.arange(width, device=pixels.device) + move_x
     return filters.sample(pixels, y, x, border_twice=True)
 
 
-def _random_affine(draws: Draws, height: int, width: int, limit: float) -> tuple[Tensor, Tensor]:
+def _random_affine(rng: CounterRNG, height: int, width: int, limit: float) -> tuple[Tensor, Tensor]:
     """Where each pixel comes from, y and x (N, H, W), when three points move by up to `limit`."""
     centre_x, centre_y, reach = width // 2, height // 2, min(height, width) // 3
     points = torch.tensor(
@@ -297,26 +302,26 @@ def _random_affine(draws: Draws, height: int, width: int, limit: float) -> tuple
             [centre_x - reach, centre_y - reach],
         ],
         dtype=torch.float64,
-        device=draws.device,
+        device=rng.device,
     )
-    moved = points + (draws.uniform("corners", 3, 2) * 2 - 1) * limit
+    moved = points + (rng.uniform("corners", 3, 2) * 2 - 1) * limit
     ones = torch.ones_like(moved[..., :1])
     back = torch.linalg.solve(torch.cat([moved, ones], dim=2), points)  # (N, 3, 2)
-    y = torch.arange(height, device=draws.device).view(1, height, 1)
-    x = torch.arange(width, device=draws.device).view(1, 1, width)
+    y = torch.arange(height, device=rng.device).view(1, height, 1)
+    x = torch.arange(width, device=rng.device).view(1, 1, width)
     by_x, by_y, constant = back.view(-1, 3, 2, 1, 1).unbind(1)
     from_x, from_y = (by_x * x + by_y * y + constant).unbind(1)
     return from_y, from_x
 
 
-def pixelate(pixels: Tensor, draws: Draws, scale: float) -> Tensor:
+def pixelate(pixels: Tensor, rng: CounterRNG, scale: float) -> Tensor:
     """Resized to `scale` and back, with PIL's box filter."""
     height, width = pixels.shape[2:]
     coarse = filters.box_resize(pixels, int(height * scale), int(width * scale))
     return filters.box_resize(coarse, height, width)
 
 
-def jpeg_compression(pixels: Tensor, draws: Draws, quality: float) -> Tensor:
+def jpeg_compression(pixels: Tensor, rng: CounterRNG, quality: float) -> Tensor:
     """Encoded and decoded as JPEG with colours at half the resolution; on the host, by PIL."""
     from PIL import Image
 

@@ -19,7 +19,7 @@ PLASMA_WOBBLE = 100.0  # of the largest squares; what it is hardly matters, the 
 
 
 @dataclass(frozen=True)
-class Draws:
+class CounterRNG:
     """The random numbers of `count` images, of which the first is number `first` of its set."""
 
     seed: int
@@ -61,18 +61,18 @@ def _upper(bits: Tensor, number: int) -> Tensor:
     return (bits >> (64 - number)) & ((1 << number) - 1)
 
 
-def plasma(draws: Draws, size: int, decay: float, purpose: str = "plasma") -> Tensor:
+def plasma(rng: CounterRNG, size: int, decay: float, purpose: str = "plasma") -> Tensor:
     """Clouds (N, size, size) float64, each from 0 to 1; `size` is a power of two.
 
     Diamond-square (Fournier, Fussell and Carpenter 1982) on a torus: each midpoint is the mean
     of its four neighbours plus uniform noise. Its range is the square of a number that shrinks
     by `decay` at every halving, as Hendrycks and Dietterich have it.
     """
-    heights = torch.zeros(draws.count, size, size, dtype=torch.float64, device=draws.device)
+    heights = torch.zeros(rng.count, size, size, dtype=torch.float64, device=rng.device)
     step, wobble = size, PLASMA_WOBBLE
     while step >= 2:
         half, cells = step // 2, size // step
-        noise = draws.uniform(f"{purpose} {step}", 3, cells, cells).unbind(1)
+        noise = rng.uniform(f"{purpose} {step}", 3, cells, cells).unbind(1)
         squares, above, beside = ((2 * field - 1) * wobble**2 for field in noise)
         corners = heights[:, ::step, ::step]
         pairs = corners + corners.roll(-1, 1)

@@ -1,4 +1,4 @@
-"""Images of something else than a study's classes: does a model notice that it can't know them?
+"""Out-of-distribution images, of none of a study's classes: is a model less sure of them?
 
 Built-in sets follow from a seed; a folder of the user's own images is read as it is.
 """
@@ -17,7 +17,7 @@ from fusionrun.common.seeds import derive_seed
 from fusionrun.data.datasets import load_dataset
 from fusionrun.data.datasets.image_folder import decode_images
 from fusionrun.data.errors import DataError
-from fusionrun.robustness.counter_rng import Draws, plasma
+from fusionrun.robustness.counter_rng import CounterRNG, plasma
 
 LAYOUT = "image files directly in it, in folders directly inside it, or both"
 SHAPES_CLASSES = 25  # of the synthetic data set: every shape with every texture
@@ -27,7 +27,7 @@ CHUNK = 256  # images at a time
 
 
 @dataclass(frozen=True)
-class ForeignImages:
+class OODImages:
     """Images of none of the study's classes."""
 
     name: str
@@ -35,18 +35,18 @@ class ForeignImages:
     images: Tensor  # (M, 3, S, S) uint8
 
 
-def built_in_sets(data_name: str, count: int, size: int, seed: int) -> list[ForeignImages]:
-    """`count` images of each built-in set that is foreign to the data set called `data_name`."""
+def built_in_sets(data_name: str, count: int, size: int, seed: int) -> list[OODImages]:
+    """`count` images of each built-in set that is OOD for the data set called `data_name`."""
     return [
-        ForeignImages(name, about, draw(count, size, derive_seed(seed, name)))
+        OODImages(name, about, draw(count, size, derive_seed(seed, name)))
         for name, (about, draw) in BUILT_IN.items()
         if name != "shapes" or (data_name != "synthetic" and size >= SHAPES_SIZE)
     ]
 
 
-def read_foreign(
+def read_ood_images(
     folder: Path, count: int, size: int, seed: int, progress: Callable[[str], None] = ignore
-) -> ForeignImages:
+) -> OODImages:
     """Images in `folder` or in folders directly inside it, of more than `count` a seeded choice.
 
     Resized to cover `size` squared and cropped at the centre, as a data set from a folder is. Files
@@ -64,7 +64,7 @@ def read_foreign(
         raise DataError(f"{folder}: found {found}; expected {LAYOUT}")
     skipped = len(paths) - len(usable)
     about = f"images of {folder}" + (f" ({skipped} other files skipped)" if skipped else "")
-    return ForeignImages(folder.resolve().name, about, torch.from_numpy(images[usable]))
+    return OODImages(folder.resolve().name, about, torch.from_numpy(images[usable]))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -88,24 +88,27 @@ def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
 
-def _noise(count: int, size: int, seed: int) -> Tensor:
+def uniform_noise(count: int, size: int, seed: int) -> Tensor:
+    """(count, 3, size, size) uint8, as all built-in sets are."""
     values = np.random.default_rng(seed).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
     return torch.from_numpy(values)
 
 
-def _clouds(count: int, size: int, seed: int) -> Tensor:
+def clouds(count: int, size: int, seed: int) -> Tensor:
+    """Plasma fractals, each channel its own."""
     images = torch.empty(count, 3, size, size, dtype=torch.uint8)
     cpu = torch.device("cpu")
     whole = 1 << (size - 1).bit_length()  # plasma is drawn in powers of two
     for start in range(0, count, CHUNK):
-        draws = Draws(seed, start, min(CHUNK, count - start), cpu)
+        rng = CounterRNG(seed, start, min(CHUNK, count - start), cpu)
         for channel in range(3):
-            cloud = plasma(draws, whole, CLOUD_DECAY, f"clouds {channel}")[:, :size, :size]
+            cloud = plasma(rng, whole, CLOUD_DECAY, f"clouds {channel}")[:, :size, :size]
             images[start : start + CHUNK, channel] = (cloud * 255).round().to(torch.uint8)
     return images
 
 
-def _shapes(count: int, size: int, seed: int) -> Tensor:
+def shapes(count: int, size: int, seed: int) -> Tensor:
+    """Every shape with every texture of the package's synthetic data set."""
     data = load_dataset(
         "synthetic",
         root=".",
@@ -120,7 +123,7 @@ def _shapes(count: int, size: int, seed: int) -> Tensor:
 
 # name -> (what they are, how `count` of them are drawn from a seed)
 BUILT_IN: dict[str, tuple[str, Callable[[int, int, int], Tensor]]] = {
-    "uniform_noise": ("every value of every pixel drawn evenly from 0 to 255", _noise),
-    "clouds": ("smooth random clouds (plasma fractals) in each colour channel", _clouds),
-    "shapes": ("textured shapes on a plain background, fusionrun's synthetic images", _shapes),
+    "uniform_noise": ("every value of every pixel drawn evenly from 0 to 255", uniform_noise),
+    "clouds": ("smooth random clouds (plasma fractals) in each colour channel", clouds),
+    "shapes": ("textured shapes on a plain background, fusionrun's synthetic images", shapes),
 }

@@ -1,7 +1,8 @@
-"""How well a model's confidence tells images of its classes from images of something else.
+"""Out-of-distribution detection: how well a model's confidence tells what it can't know.
 
-Scores are high for what the model takes for its own. AUROC and AUPR don't depend on where the
-line between the two is drawn, FPR at 95 % TPR draws it where 95 % of the own images pass.
+Scores are high for what the model takes for in-distribution. AUROC and AUPR don't depend on a
+threshold; FPR at 95 % TPR sets it where 95 % of the in-distribution images pass (Hendrycks and
+Gimpel, "A baseline for detecting misclassified and out-of-distribution examples", 2017).
 """
 
 from dataclasses import dataclass
@@ -17,13 +18,13 @@ Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Detection:
+class DetectionMetrics:
     """All in percent. Chance is 50 for auroc, and the share of its side for aupr."""
 
-    auroc: float  # probability that an own image scores higher than a foreign one; ties count half
-    aupr_in: float  # average precision of finding the own images by high scores
-    aupr_out: float  # average precision of finding the foreign images by low scores
-    fpr_at_95_tpr: float  # foreign images that pass where at least 95 % of the own do
+    auroc: float  # probability that an in-distribution image outscores an OOD one; ties count half
+    aupr_in: float  # average precision of finding the in-distribution images by high scores
+    aupr_out: float  # average precision of finding the OOD images by low scores
+    fpr_at_95_tpr: float  # OOD images that pass where at least 95 % of the in-distribution do
 
 
 def max_probability(logits: Tensor) -> Tensor:
@@ -42,31 +43,31 @@ def negative_energy(logits: Tensor) -> Tensor:
     return check_scores("logits", logits, "NC").logsumexp(dim=1)
 
 
-def detect(own: Tensor, foreign: Tensor) -> Detection:
-    """Scores (N,) of own and (M,) of foreign images, compared exactly, ties included.
+def detection_metrics(in_distribution: Tensor, ood: Tensor) -> DetectionMetrics:
+    """Scores (N,) of in-distribution and (M,) of OOD images, compared exactly, ties included.
 
     Average precision is the sum of precision over steps of recall, without interpolation. Raises
     ValueError for no scores, another shape or values that aren't finite.
     """
-    for name, scores in (("own", own), ("foreign", foreign)):
+    for name, scores in (("in-distribution", in_distribution), ("OOD", ood)):
         if scores.ndim != 1 or not len(scores) or not scores.isfinite().all():
             found = f"{tuple(scores.shape)}, {int((~scores.isfinite()).sum())} of them not finite"
             raise ValueError(f"{name} scores: expected (N,) finite numbers, found {found}")
-    both = torch.cat([own.double(), foreign.double()]).cpu().numpy()
+    both = torch.cat([in_distribution.double(), ood.double()]).cpu().numpy()
     levels, index = np.unique(both, return_inverse=True)  # rising
-    own_at = np.bincount(index[: len(own)], minlength=len(levels))
-    foreign_at = np.bincount(index[len(own) :], minlength=len(levels))
+    id_at = np.bincount(index[: len(in_distribution)], minlength=len(levels))
+    ood_at = np.bincount(index[len(in_distribution) :], minlength=len(levels))
     # pairs that are in the right order, twice, so that a tie is a whole number
-    below = foreign_at.cumsum() - foreign_at
-    ordered = int((own_at * (2 * below + foreign_at)).sum())
-    # what passes when the line is drawn at each level, from the strictest on
-    own_pass, foreign_pass = own_at[::-1].cumsum(), foreign_at[::-1].cumsum()
-    enough = int((20 * own_pass >= 19 * len(own)).argmax())
-    return Detection(
-        auroc=50 * ordered / (len(own) * len(foreign)),
-        aupr_in=_average_precision(own_at[::-1], foreign_at[::-1]),
-        aupr_out=_average_precision(foreign_at, own_at),
-        fpr_at_95_tpr=100 * int(foreign_pass[enough]) / len(foreign),
+    below = ood_at.cumsum() - ood_at
+    ordered = int((id_at * (2 * below + ood_at)).sum())
+    # what passes when the threshold is each level, from the strictest on
+    id_pass, ood_pass = id_at[::-1].cumsum(), ood_at[::-1].cumsum()
+    enough = int((20 * id_pass >= 19 * len(in_distribution)).argmax())
+    return DetectionMetrics(
+        auroc=50 * ordered / (len(in_distribution) * len(ood)),
+        aupr_in=_average_precision(id_at[::-1], ood_at[::-1]),
+        aupr_out=_average_precision(ood_at, id_at),
+        fpr_at_95_tpr=100 * int(ood_pass[enough]) / len(ood),
     )
 
 

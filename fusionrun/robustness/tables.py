@@ -1,19 +1,18 @@
 """robustness.json for people: tables in Markdown and on the terminal, every accuracy as CSV."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fusionrun.common.text import NOT_AVAILABLE
+from fusionrun.evaluation.schema import FailedRow
 from fusionrun.evaluation.tables import markdown_table, rich_table
+from fusionrun.robustness.schema import CorruptionResult, Robustness, TestedRow
 
-Tree = Mapping[str, Any]
-
-MAIN = ("fused", "best_expert", "mean_probabilities")  # contenders of the main table
-RIVAL = "mean_probabilities"
+MAIN = ("fused", "best_expert", "mean_probabilities")  # methods of the main table
+REFERENCE = "mean_probabilities"
 
 TITLE = "Accuracy on noisy and corrupted images"
 LEGEND = (
@@ -25,185 +24,192 @@ LEGEND = (
 PUBLISHED_LEGEND = " published: the same on the published images of the folder given."
 EACH_TITLE = "Corruption by corruption"
 EACH_LEGEND = "Test accuracy in percent, mean over five severities."
-DETECTION_TITLE = "Telling foreign images from the study's own"
+DETECTION_TITLE = "Out-of-distribution detection"
 DETECTION_LEGEND = (
-    "AUROC in percent (50: chance): how often a clean test image gets a higher score than a "
-    "foreign one. Energy is the log of the sum of exponentials of the logits; averaged "
-    "probabilities have none."
+    "AUROC in percent (50: chance): how often a clean test image gets a higher score than an OOD "
+    "image. Energy is the log of the sum of exponentials of the logits; averaged probabilities "
+    "have none."
 )
 SCORES = {"max_probability": "largest probability", "energy": "energy"}
-DETECTED = ("images", "contender", "score", "AUROC", "AUPR in", "AUPR out", "FPR at 95 % TPR")
+DETECTED = ("images", "method", "score", "AUROC", "AUPR in", "AUPR out", "FPR at 95 % TPR")
 MORE_LEGEND = (
-    "AUPR: average precision of finding the own images (in) or the foreign ones (out). FPR at 95 % "
-    "TPR: foreign images that pass where 95 % of the own do."
+    "AUPR: average precision of finding the in-distribution images (in) or the OOD ones (out). FPR "
+    "at 95 % TPR: OOD images that pass where 95 % of the in-distribution do."
 )
 
 CSV_COLUMNS = ("task", "model", "fusion", "set", "severity", "contender", "top1")
 
+Lines = list[list[str]]
+Cells = Callable[[Robustness, TestedRow], Lines]
 
-def tables(tree: Tree) -> Group:
+
+def tables(results: Robustness) -> Group:
     """For the terminal."""
-    headings, legend = _headings(tree)
-    main = [_stacked(row, _accuracy_lines(tree, row)) for row in tree["rows"]]
+    headings, legend = _main_headings(results)
+    main = _stacked(results, accuracy_lines, len(headings))
     parts: list[RenderableType] = [rich_table(TITLE, ["row", *headings], main, caption=legend)]
-    names = ["row", "contender", *(of["name"].replace("_", " ") for of in tree["foreign"])]
-    lines = [_stacked(row, _detection_lines(tree, row)) for row in tree["rows"]]
+    names = ["row", "method", *(of.name.replace("_", " ") for of in results.ood_sets)]
+    lines = _stacked(results, detection_lines, 1 + len(results.ood_sets))
     legend = f"{DETECTION_LEGEND} By {' / by '.join(SCORES.values())}."
     parts.append(rich_table(DETECTION_TITLE, names, lines, caption=legend))
-    return Group(*parts, *(Text(line) for line in _remarks(tree)))
+    return Group(*parts, *(Text(line) for line in _remarks(results)))
 
 
-def markdown(tree: Tree) -> str:
+def markdown(results: Robustness) -> str:
     """robustness.md."""
-    headings, legend = _headings(tree)
+    headings, legend = _main_headings(results)
     parts = [
-        f"# {TITLE}\n\n{tree['study']}, {tree['evaluated']}: {tree['data']['name']}, "
-        f"{tree['images']} of {tree['data']['test_images']} test images.\n",
-        markdown_table(["model", "fusion", *headings], _lines(tree, _accuracy_lines)),
+        f"# {TITLE}\n\n{results.study}, {results.evaluated}: {results.data.name}, "
+        f"{results.images} of {results.data.test_images} test images.\n",
+        markdown_table(
+            ["model", "fusion", *headings], _lines(results, accuracy_lines, len(headings))
+        ),
         f"{legend}\n",
-        "".join(f"- {line}\n" for line in _remarks(tree)),
+        "".join(f"- {line}\n" for line in _remarks(results)),
     ]
     for suite, what in (("made", "made by fusionrun"), ("published", "published images")):
-        if names := _corruptions(tree, suite):
-            lines = _lines(tree, partial(_corruption_lines, suite))
-            table = markdown_table(["model", "fusion", "contender", *names], lines)
+        measured = [s for row in results.rows for m in row.methods if (s := m.suite(suite))]
+        if measured:
+            names = [corruption.name for corruption in measured[0].corruptions]
+            lines = _lines(results, partial(corruption_lines, suite), 1 + len(names))
+            table = markdown_table(["model", "fusion", "method", *names], lines)
             parts += [f"## {EACH_TITLE}, {what}\n", table, f"{EACH_LEGEND}\n"]
-    detection = markdown_table(["model", "fusion", *DETECTED], _lines(tree, _every_detection))
+    lines = _lines(results, every_detection, len(DETECTED))
+    detection = markdown_table(["model", "fusion", *DETECTED], lines)
     parts += [f"## {DETECTION_TITLE}\n", detection, f"{DETECTION_LEGEND} {MORE_LEGEND}\n"]
     return "\n".join(part for part in parts if part)
 
 
-def long_rows(tree: Tree) -> Iterator[dict[str, object]]:
+def long_rows(results: Robustness) -> Iterator[dict[str, object]]:
     """A line for every accuracy, by CSV_COLUMNS; severity is sigma where the set is noise."""
-    for row in tree["rows"]:
-        for contender in row.get("contenders", ()):
-            common = {column: row[column] for column in ("task", "model", "fusion")}
-            for name, severity, top1 in _accuracies(contender):
-                of = {"set": name, "severity": severity, "contender": contender["key"]}
-                yield {**common, **of, "top1": top1}
+    for row in results.rows:
+        for method in row.methods:
+            for name, severity, top1 in _accuracies(method):
+                values = (row.task, row.model, row.fusion, name, severity, method.key, top1)
+                yield dict(zip(CSV_COLUMNS, values, strict=True))
 
 
-def _accuracies(contender: Tree) -> Iterator[tuple[str, float | None, float]]:
+def _accuracies(method: CorruptionResult) -> Iterator[tuple[str, float | None, float]]:
     """(set, severity, top1)."""
-    yield "clean", None, contender["clean"]
-    for of in contender["noise"]:
-        yield "noise", of["sigma"], of["top1"]
-    for suite, prefix in (("made", ""), ("published", "published:")):
-        for corruption in (contender[suite] or {"corruptions": ()})["corruptions"]:
-            for severity, top1 in enumerate(corruption["top1"], 1):
-                yield f"{prefix}{corruption['name']}", severity, top1
+    yield "clean", None, method.clean
+    for level in method.noise:
+        yield "noise", level.sigma, level.top1
+    for suite, prefix in ((method.made, ""), (method.published, "published:")):
+        for corruption in suite.corruptions if suite else ():
+            for severity, top1 in enumerate(corruption.top1, 1):
+                yield f"{prefix}{corruption.name}", severity, top1
 
 
-def _headings(tree: Tree) -> tuple[list[str], str]:
+def _main_headings(results: Robustness) -> tuple[list[str], str]:
     """(headings of the main table, its legend)."""
-    sigmas = next((c["noise"] for row in tree["rows"] for c in row.get("contenders", ())), ())
-    noise = [f"noise {of['sigma']:g}" for of in sigmas if of["sigma"]]
-    headings = ["contender", "clean", *noise, "corrupted", "kept"]
-    if tree["corrupted"]:
+    levels = next((method.noise for row in results.rows for method in row.methods), ())
+    noise = [f"noise {level.sigma:g}" for level in levels if level.sigma]
+    headings = ["method", "clean", *noise, "corrupted", "kept"]
+    if results.corrupted:
         return [*headings, "published", "kept of it"], LEGEND + PUBLISHED_LEGEND
     return headings, LEGEND
 
 
-Cells = Callable[[Tree, Tree], Sequence[Sequence[str]]]
+def _lines(results: Robustness, cells: Cells, width: int) -> Lines:
+    """Of all rows, each method's line after the row's model and variant."""
+    return [
+        [row.model, row.variant, *line]
+        for row in results.entries
+        for line in _cells(results, row, cells, width)
+    ]
 
 
-def _lines(tree: Tree, cells: Cells) -> list[list[str]]:
-    """Of all rows, each contender's line after the row's model and variant."""
-    return [[row["model"], row["variant"], *of] for row in tree["rows"] for of in cells(tree, row)]
+def _stacked(results: Robustness, cells: Cells, width: int) -> Lines:
+    """The lines of each row as one, its name before them."""
+    return [
+        [f"{row.model}\n{row.variant}", *map("\n".join, zip(*lines, strict=True))]
+        for row in results.entries
+        if (lines := _cells(results, row, cells, width))
+    ]
 
 
-def _stacked(row: Tree, lines: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a row as one, its name before them."""
-    columns = zip(*lines, strict=True)
-    return [f"{row['model']}\n{row['variant']}", *("\n".join(column) for column in columns)]
+def _cells(results: Robustness, row: TestedRow | FailedRow, cells: Cells, width: int) -> Lines:
+    return [[NOT_AVAILABLE] * width] if isinstance(row, FailedRow) else cells(results, row)
 
 
-def _accuracy_lines(tree: Tree, row: Tree) -> list[list[str]]:
+def accuracy_lines(results: Robustness, row: TestedRow) -> Lines:
     """The main table's part of a row."""
-    if row["problem"]:
-        return [[NOT_AVAILABLE] * len(_headings(tree)[0])]
-    suites = ["made", "published"] if tree["corrupted"] else ["made"]
+    suites = ["made", "published"] if results.corrupted else ["made"]
     return [
         [
-            contender["label"],
-            _text(contender["clean"]),
-            *(_text(of["top1"]) for of in contender["noise"] if of["sigma"]),
-            *(_text(contender[suite][key]) for suite in suites for key in ("mean", "kept")),
+            method.label,
+            _percent(method.clean),
+            *(_percent(level.top1) for level in method.noise if level.sigma),
+            *(
+                _percent(value)
+                for suite in map(method.suite, suites)
+                for value in ((suite.mean, suite.kept) if suite else (None, None))
+            ),
         ]
-        for contender in row["contenders"]
-        if contender["key"] in MAIN
+        for method in row.methods
+        if method.key in MAIN
     ]
 
 
-def _corruptions(tree: Tree, suite: str) -> list[str]:
-    """Names of those that some row was asked about."""
-    measured = [c[suite] for row in tree["rows"] for c in row.get("contenders", ()) if c[suite]]
-    return [corruption["name"] for corruption in measured[0]["corruptions"]] if measured else []
-
-
-def _corruption_lines(suite: str, tree: Tree, row: Tree) -> list[list[str]]:
-    if row["problem"]:
-        return [[NOT_AVAILABLE] * (1 + len(_corruptions(tree, suite)))]
+def corruption_lines(suite: str, results: Robustness, row: TestedRow) -> Lines:
     return [
-        [contender["label"], *(_text(of["mean"]) for of in contender[suite]["corruptions"])]
-        for contender in row["contenders"]
-        if contender["key"] in MAIN
+        [method.label, *(_percent(corruption.mean) for corruption in found.corruptions)]
+        for method in row.methods
+        if method.key in MAIN and (found := method.suite(suite))
     ]
 
 
-def _detection_lines(tree: Tree, row: Tree) -> list[list[str]]:
-    """AUROC by both scores, for each contender and foreign set."""
-    if row["problem"]:
-        return [[NOT_AVAILABLE] * (1 + len(tree["foreign"]))]
-    labels = {contender["key"]: contender["label"] for contender in row["contenders"]}
-    found = {(of["contender"], of["set"], of["score"]): of["auroc"] for of in row["detection"]}
+def detection_lines(results: Robustness, row: TestedRow) -> Lines:
+    """AUROC by both scores, for each method and OOD set."""
+    labels = {method.key: method.label for method in row.methods}
+    found = {(of.method, of.set, of.score): of.auroc for of in row.ood}
     return [
         [
             labels[key],
             *(
-                " / ".join(_text(found[key, of["name"], score]) for score in SCORES)
-                for of in tree["foreign"]
+                " / ".join(_percent(found[key, of.name, score]) for score in SCORES)
+                for of in results.ood_sets
             ),
         ]
         for key in dict.fromkeys(key for key, _, _ in found)
     ]
 
 
-def _every_detection(tree: Tree, row: Tree) -> list[list[str]]:
+def every_detection(results: Robustness, row: TestedRow) -> Lines:
     """By DETECTED."""
-    if row["problem"]:
-        return [[NOT_AVAILABLE] * len(DETECTED)]
-    labels = {contender["key"]: contender["label"] for contender in row["contenders"]}
-    numbers = ("auroc", "aupr_in", "aupr_out", "fpr_at_95_tpr")
+    labels = {method.key: method.label for method in row.methods}
     return [
-        [of["set"], labels[of["contender"]], SCORES[of["score"]], *(_text(of[n]) for n in numbers)]
-        for of in row["detection"]
+        [
+            of.set,
+            labels[of.method],
+            SCORES[of.score],
+            *map(_percent, (of.auroc, of.aupr_in, of.aupr_out, of.fpr_at_95_tpr)),
+        ]
+        for of in row.ood
     ]
 
 
-def _text(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return NOT_AVAILABLE if value is None else f"{value:.2f}"
 
 
-def _remarks(tree: Tree) -> list[str]:
-    """The verdict, what the foreign images are, then what a reader must not overlook."""
-    measured = [row for row in tree["rows"] if not row["problem"]]
-    verdict = _verdict(measured)
-    foreign = [f"{of['name']}: {of['images']} images: {of['about']}" for of in tree["foreign"]]
-    problems = [
-        f"{row['task']}: not measured: {row['problem']}" for row in tree["rows"] if row["problem"]
-    ]
-    return [*([verdict] if verdict else []), *foreign, *tree["notes"], *problems]
+def _remarks(results: Robustness) -> list[str]:
+    """The verdict, what the OOD images are, then what a reader must not overlook."""
+    verdict = _verdict(results.rows)
+    ood = [f"{of.name}: {of.images} images: {of.about}" for of in results.ood_sets]
+    problems = [f"{row.task}: not measured: {row.problem}" for row in results.failures]
+    return [*([verdict] if verdict else []), *ood, *results.notes, *problems]
 
 
-def _verdict(rows: Sequence[Tree]) -> str:
+def _verdict(rows: Sequence[TestedRow]) -> str:
     """How often fused keeps ahead of the experts' mean when images are corrupted."""
     pairs = []
     for row in rows:
-        means = {contender["key"]: contender["made"]["mean"] for contender in row["contenders"]}
-        if RIVAL in means:
-            pairs.append((means["fused"], means[RIVAL]))
-    ahead = sum(fused > rival for fused, rival in pairs)
+        means = {method.key: method.made.mean for method in row.methods if method.made}
+        fused, reference = means.get("fused"), means.get(REFERENCE)
+        if fused is not None and reference is not None:
+            pairs.append((fused, reference))
+    ahead = sum(fused > reference for fused, reference in pairs)
     return (
         f"On corrupted images fused is more accurate than the mean of its experts' probabilities "
         f"in {ahead} of {len(pairs)} rows (plain means, without intervals)."

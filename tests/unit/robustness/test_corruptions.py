@@ -30,7 +30,7 @@ from fusionrun.robustness.corruptions import (
     add_noise,
     corrupt,
 )
-from fusionrun.robustness.counter_rng import Draws, plasma
+from fusionrun.robustness.counter_rng import CounterRNG, plasma
 from fusionrun.robustness.image_filters import (
     box_resize,
     disc_kernel,
@@ -91,14 +91,14 @@ def splitmix(state: int, count: int) -> list[int]:
     return found
 
 
-def draws(count: int = 1, first: int = 0, seed: int = 0) -> Draws:
-    return Draws(seed, first, count, torch.device("cpu"))
+def counter_rng(count: int = 1, first: int = 0, seed: int = 0) -> CounterRNG:
+    return CounterRNG(seed, first, count, torch.device("cpu"))
 
 
 def test_an_image_has_a_splitmix_sequence_of_its_own() -> None:
     # the sequence everybody's implementation is checked with
     assert splitmix(1234567, 3) == [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    found = draws(count=3, first=5, seed=11).uniform("here", 2, 7)
+    found = counter_rng(count=3, first=5, seed=11).uniform("here", 2, 7)
     assert found.shape == (3, 2, 7)
     key = derive_seed(11, "here")
     for row, image in enumerate((5, 6, 7)):
@@ -110,18 +110,18 @@ def test_an_image_has_a_splitmix_sequence_of_its_own() -> None:
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
 def test_draws_have_their_distribution_and_no_neighbours(kind: str) -> None:
-    numbers: Tensor = getattr(draws(count=40, seed=3), kind)("x", 50, 50)
+    numbers: Tensor = getattr(counter_rng(count=40, seed=3), kind)("x", 50, 50)
     distribution = {"uniform": "uniform", "normal": "norm"}[kind]
     assert scipy.stats.kstest(numbers.flatten().numpy(), distribution).pvalue > 0.01
     assert len(numbers.unique()) > 0.99 * numbers.numel()
     # rows: images, neighbouring positions, another purpose, another seed
-    other: Tensor = getattr(draws(count=40, seed=3), kind)("y", 50, 50)
-    foreign: Tensor = getattr(draws(count=40, seed=4), kind)("x", 50, 50)
+    other: Tensor = getattr(counter_rng(count=40, seed=3), kind)("y", 50, 50)
+    reseeded: Tensor = getattr(counter_rng(count=40, seed=4), kind)("x", 50, 50)
     pairs = [
         (numbers[1:], numbers[:-1]),
         (numbers[..., 1:], numbers[..., :-1]),
         (numbers, other),
-        (numbers, foreign),
+        (numbers, reseeded),
     ]
     for one, two in pairs:
         correlation = np.corrcoef(one.flatten().numpy(), two.flatten().numpy())[0, 1]
@@ -129,7 +129,7 @@ def test_draws_have_their_distribution_and_no_neighbours(kind: str) -> None:
 
 
 def test_plasma_is_the_diamond_square_algorithm() -> None:
-    size, decay, source = 16, 2.5, draws(count=3, seed=8)
+    size, decay, source = 16, 2.5, counter_rng(count=3, seed=8)
     found = plasma(source, size, decay)
     for image in range(3):
         heights, step, wobble = np.zeros((size, size)), size, 100.0
@@ -162,7 +162,7 @@ def test_plasma_is_the_diamond_square_algorithm() -> None:
 
 def test_plasma_is_rougher_with_less_decay() -> None:
     def roughness(decay: float) -> float:
-        heights = plasma(draws(count=50), 32, decay)
+        heights = plasma(counter_rng(count=50), 32, decay)
         assert heights.amin() == 0 and heights.amax() == 1
         # of midpoints made last, against the mean of their four neighbours
         around = sum(heights.roll(move, dim) for move in (1, -1) for dim in (1, 2))
@@ -175,11 +175,11 @@ def test_plasma_is_rougher_with_less_decay() -> None:
 # ---------------------------------------------------------------- published definitions
 
 
-def source_of(name: str, severity: int, image: int, seed: int = 0) -> Draws:
-    return draws(first=image, seed=derive_seed(seed, name, severity))
+def source_of(name: str, severity: int, image: int, seed: int = 0) -> CounterRNG:
+    return counter_rng(first=image, seed=derive_seed(seed, name, severity))
 
 
-def defocus_blur(image: Any, source: Draws, radius: float, sigma: float) -> Any:
+def defocus_blur(image: Any, source: CounterRNG, radius: float, sigma: float) -> Any:
     """Kernel by counting and by direct sums, then a direct convolution."""
     disc = np.array(
         [[float(a * a + b * b <= radius**2) for a in range(-4, 5)] for b in range(-4, 5)]
@@ -199,7 +199,7 @@ def smoothed(image: Any, sigma: float) -> Any:
     )
 
 
-def glass_blur(image: Any, source: Draws, sigma: float, repeats: int) -> Any:
+def glass_blur(image: Any, source: CounterRNG, sigma: float, repeats: int) -> Any:
     """The loop of the published code, with its swap of two views of one array."""
     image = (smoothed(image, sigma) + 1e-3).astype(np.uint8)
     height, width = image.shape[:2]
@@ -227,7 +227,7 @@ def blurred_along(image: Any, degrees: float, radius: int, sigma: float) -> Any:
     return np.floor(output / sum(weights) + 0.5)
 
 
-def motion_blur(image: Any, source: Draws, radius: int, sigma: float) -> Any:
+def motion_blur(image: Any, source: CounterRNG, radius: int, sigma: float) -> Any:
     degrees = -45 + 90 * float(source.uniform("angle")[0])
     return blurred_along(image.astype(float), degrees, radius, sigma)
 
@@ -244,13 +244,13 @@ def zoomed(image: Any, factor: float) -> Any:
     return large[top : top + image.shape[0], left : left + image.shape[1]]
 
 
-def zoom_blur(image: Any, source: Draws, end: float) -> Any:
+def zoom_blur(image: Any, source: CounterRNG, end: float) -> Any:
     factors = np.arange(1, end, 0.01)
     total = image + sum(zoomed(image, factor) for factor in factors)
     return total / (len(factors) + 1)
 
 
-def snow(image: Any, source: Draws, *constants: float) -> Any:
+def snow(image: Any, source: CounterRNG, *constants: float) -> Any:
     mean, spread, zoom, threshold, radius, sigma, keep = constants
     height, width = image.shape[:2]
     layer = source.normal("flakes", 1, height, width)[0, 0].double().numpy() * spread + mean
@@ -264,7 +264,7 @@ def snow(image: Any, source: Draws, *constants: float) -> Any:
     return keep * image + (1 - keep) * white + layer + np.rot90(layer, 2)
 
 
-def fog(image: Any, source: Draws, amount: float, decay: float) -> Any:
+def fog(image: Any, source: CounterRNG, amount: float, decay: float) -> Any:
     height, width = image.shape[:2]
     size = {32: 32, 40: 64}[max(height, width)]
     layer = plasma(source, size, decay)[0].numpy()[:height, :width, None]
@@ -272,7 +272,7 @@ def fog(image: Any, source: Draws, amount: float, decay: float) -> Any:
     return (image / 255 + amount * layer) * high / (high + amount) * 255
 
 
-def brightness(image: Any, source: Draws, shift: float) -> Any:
+def brightness(image: Any, source: CounterRNG, shift: float) -> Any:
     output = np.zeros(image.shape)
     for place in np.ndindex(image.shape[:2]):
         hue, saturation, value = colorsys.rgb_to_hsv(*(image[place] / 255))
@@ -280,12 +280,12 @@ def brightness(image: Any, source: Draws, shift: float) -> Any:
     return output * 255
 
 
-def contrast(image: Any, source: Draws, factor: float) -> Any:
+def contrast(image: Any, source: CounterRNG, factor: float) -> Any:
     means = image.mean(axis=(0, 1), keepdims=True)
     return (image - means) * factor + means
 
 
-def elastic_transform(image: Any, source: Draws, *constants: float) -> Any:
+def elastic_transform(image: Any, source: CounterRNG, *constants: float) -> Any:
     height, width = image.shape[:2]
     side = min(height, width)
     amplitude, sigma, corners = (side * constant for constant in constants)
@@ -314,14 +314,14 @@ def elastic_transform(image: Any, source: Draws, *constants: float) -> Any:
     return sample(image, y + down, x + right, "reflect")
 
 
-def pixelate(image: Any, source: Draws, scale: float) -> Any:
+def pixelate(image: Any, source: CounterRNG, scale: float) -> Any:
     height, width = image.shape[:2]
     box = Image.Resampling.BOX
     small = Image.fromarray(image).resize((int(width * scale), int(height * scale)), box)
     return np.asarray(small.resize((width, height), box))
 
 
-def jpeg_compression(image: Any, source: Draws, quality: int) -> Any:
+def jpeg_compression(image: Any, source: CounterRNG, quality: int) -> Any:
     """What a file has that any program wrote by way of PIL, as the published code did."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="JPEG", quality=quality)

@@ -1,4 +1,4 @@
-"""`robustness` on a real finished study: its numbers anew with plain loops, its sets by hand."""
+"""`robustness` on a real finished study: its numbers again with plain loops, its sets by hand."""
 
 import csv
 import json
@@ -19,12 +19,13 @@ from torch import Tensor
 from fusionrun.cli import main
 from fusionrun.components.store import load_model, load_single
 from fusionrun.data.datasets import Dataset
+from fusionrun.data.datasets.subset import even_subset
 from fusionrun.data.errors import DataError
 from fusionrun.data.splits import Splits
 from fusionrun.robustness import cifar_c as corrupted
-from fusionrun.robustness import measure as robustness
+from fusionrun.robustness import conditions, measure, run
 from fusionrun.robustness.corruptions import CORRUPTIONS, NOISE_SIGMAS, add_noise, corrupt
-from fusionrun.robustness.ood_images import BUILT_IN, built_in_sets, read_foreign
+from fusionrun.robustness.ood_images import BUILT_IN, built_in_sets, read_ood_images
 from fusionrun.study.context import load_data
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import plan_study
@@ -235,7 +236,7 @@ def test_it_agrees_with_evaluate_and_with_itself(
         made.append((name, severity))
         return corrupt(images, name, severity, seed)
 
-    monkeypatch.setattr(robustness, "corrupt", counted)
+    monkeypatch.setattr(conditions, "corrupt", counted)
     assert main(["robustness", str(out)]) == 0
     assert made == [(name, level) for name in CORRUPTIONS for level in SEVERITIES]
     first, second = tree_of(measured), tree_of(out)
@@ -251,7 +252,7 @@ def test_it_agrees_with_evaluate_and_with_itself(
 
 
 def test_batches_change_nothing(measured: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(robustness, "EVALUATION_BATCH", 25)
+    monkeypatch.setattr(conditions, "EVALUATION_BATCH", 25)
     assert main(["robustness", str(out)]) == 0
     for row, other in zip(tree_of(out)["rows"], tree_of(measured)["rows"], strict=True):
         assert row["contenders"] == other["contenders"]
@@ -266,7 +267,7 @@ def test_a_subset_is_even_and_said(
         shown.append(images)
         return images
 
-    monkeypatch.setattr(robustness, "corrupt", seen)
+    monkeypatch.setattr(conditions, "corrupt", seen)
     assert main(["robustness", str(out), "--images", "18"]) == 0
     data, _ = loaded(out)
     where = {image.numpy().tobytes(): i for i, image in enumerate(data.test_images)}
@@ -294,7 +295,7 @@ def test_a_subset_is_even_and_said(
 @pytest.fixture
 def published(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like CIFAR-10-C of this study's images: fog is none at all, snow is black."""
-    monkeypatch.setattr(robustness, "PUBLISHED_FOR", ("synthetic",))
+    monkeypatch.setattr(run, "PUBLISHED_FOR", ("synthetic",))
     monkeypatch.setattr(corrupted, "IMAGES", N)
     monkeypatch.setattr(corrupted, "SHAPE", (5 * N, SIZE, SIZE, 3))
     data, _ = loaded(out)
@@ -334,18 +335,18 @@ def test_published_images_of_a_study_of_some(monkeypatch: pytest.MonkeyPatch) ->
     labels = torch.from_numpy(np.random.default_rng(3).permutation(np.arange(120) % C))
     images = torch.arange(120, dtype=torch.uint8).view(120, 1, 1, 1).expand(120, 3, 8, 8)
     part = corrupted.CorruptedImages("fog", 2, images, labels)
-    monkeypatch.setattr(robustness, "read_corrupted", lambda folder, classes: iter([part]))
-    whole = robustness.even_subset(labels.numpy(), 30, 7, "")
+    monkeypatch.setattr(conditions, "read_corrupted", lambda folder, classes: iter([part]))
+    whole = even_subset(labels.numpy(), 30, 7, "")
     chosen = torch.tensor([0, 4, 29])
-    data = SimpleNamespace(test_labels=labels[whole][chosen], classes=range(C), name="cifar10")
+    data = SimpleNamespace(test_labels=labels[whole], classes=range(C), name="cifar10")
     recipe = SimpleNamespace(data=SimpleNamespace(test_images=30, seed=7))
-    some: Any = SimpleNamespace(data=data, study=SimpleNamespace(recipe=recipe))
-    ((name, severity, found),) = robustness._published(some, Path(), chosen)
+    context: Any = SimpleNamespace(data=data, study=SimpleNamespace(recipe=recipe))
+    ((name, severity, found),) = conditions.published_images(context, chosen, Path())
     assert (name, severity) == ("fog", 2)
     assert found[:, 0, 0, 0].tolist() == whole[[0, 4, 29]].tolist()
     data.test_labels = (data.test_labels + 1) % C
     with pytest.raises(DataError, match="other labels than the test set of cifar10"):
-        list(robustness._published(some, Path(), chosen))
+        list(conditions.published_images(context, chosen, Path()))
 
 
 def spoil_labels(folder: Path) -> str:
@@ -387,10 +388,10 @@ def test_what_cannot_be_asked_for_is_refused(
     assert "this study's data set is synthetic" in said and "cifar10 and cifar100" in said
     assert "--images: found 0, expected a number above 0" in complaint(2, "--images", "0")
     assert "--images is 61, but the data set has 60" in complaint(1, "--images", "61")
-    assert f"{tmp_path / 'no'}: cannot be listed" in complaint(1, "--foreign", str(tmp_path / "no"))
+    assert f"{tmp_path / 'no'}: cannot be listed" in complaint(1, "--ood", str(tmp_path / "no"))
     (tmp_path / "empty").mkdir()
     assert "empty: found no file; expected image files directly in it" in complaint(
-        1, "--foreign", str(tmp_path / "empty")
+        1, "--ood", str(tmp_path / "empty")
     )
     (out / "robustness.json").mkdir()
     assert str(out / "robustness.json") in complaint(1, "--images", "6")
@@ -402,11 +403,11 @@ def write_images(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
         Image.new("RGB", size, (10 * number, 200, 30)).save(folder / name)
 
 
-def test_foreign_images_are_read_from_both_layouts(tmp_path: Path) -> None:
+def test_ood_images_are_read_from_both_layouts(tmp_path: Path) -> None:
     names = {"b/two.png": (40, 20), "one.png": (8, 8), "a/three.png": (16, 30)}
     write_images(tmp_path, {**names, "a/deeper/four.png": (8, 8), ".hidden/five.png": (8, 8)})
     (tmp_path / "a" / "notes.txt").write_text("not an image")
-    found = read_foreign(tmp_path, 10, 12, seed=0)
+    found = read_ood_images(tmp_path, 10, 12, seed=0)
     assert found.name == tmp_path.name and found.images.shape == (3, 3, 12, 12)
     assert found.images.dtype == torch.uint8
     # by path: a/three, b/two, one
@@ -414,24 +415,28 @@ def test_foreign_images_are_read_from_both_layouts(tmp_path: Path) -> None:
     assert (found.images[:, 1] == 200).all()
     assert "1 other files skipped" in found.about and str(tmp_path) in found.about
     (tmp_path / "a" / "notes.txt").unlink()
-    two, again, other = (read_foreign(tmp_path, 2, 12, seed=seed) for seed in (0, 0, 1))
+    two, again, other = (read_ood_images(tmp_path, 2, 12, seed=seed) for seed in (0, 0, 1))
     assert len(two.images) == 2 and torch.equal(two.images, again.images)
     assert not torch.equal(two.images, other.images)
     for path in tmp_path.rglob("*.png"):
         path.write_text("broken")
     with pytest.raises(DataError, match="found 3 files, none of them an image"):
-        read_foreign(tmp_path, 10, 12, seed=0)
+        read_ood_images(tmp_path, 10, 12, seed=0)
 
 
-def test_a_folder_replaces_the_built_in_sets(out: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", ["--ood", "--foreign"])  # the name that older scripts have
+def test_a_folder_replaces_the_built_in_sets(
+    out: Path, tmp_path: Path, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_images(tmp_path / "pets", {f"{k}.png": (SIZE, SIZE) for k in range(5)})
-    assert (
-        main(["robustness", str(out), "--images", "12", "--foreign", str(tmp_path / "pets")]) == 0
-    )
+    assert main(["robustness", str(out), "--images", "12", flag, str(tmp_path / "pets")]) == 0
     tree = tree_of(out)
     assert [(of["name"], of["images"]) for of in tree["foreign"]] == [("pets", 5)]
     for row in tree["rows"]:
         assert {entry["set"] for entry in row["detection"]} == {"pets"}
+    assert main(["robustness", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--ood FOLDER" in said and "--foreign" not in said
 
 
 def test_built_in_sets() -> None:
@@ -479,7 +484,7 @@ def test_answers_that_are_not_finite_stop_one_row(
     measured: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle: what was measured before isn't told."""
-    ask, calls = robustness.forward_heads, Counter[int]()
+    ask, calls = measure.forward_heads, Counter[int]()
 
     def diverge(model: Any, images: Tensor) -> Tensor:
         calls[id(model)] += 1
@@ -487,7 +492,7 @@ def test_answers_that_are_not_finite_stop_one_row(
         is_first = id(model) == next(iter(calls))
         return heads * float("inf") if is_first and calls[id(model)] == 9 else heads
 
-    monkeypatch.setattr(robustness, "forward_heads", diverge)
+    monkeypatch.setattr(measure, "forward_heads", diverge)
     assert main(["robustness", str(out)]) == 3
     broken, *whole = tree_of(out)["rows"]
     assert "not finite" in broken["problem"] and "contenders" not in broken
@@ -521,12 +526,12 @@ def test_the_report_shows_it(measured: Path, tmp_path: Path) -> None:
     assert lines[1][3:] == [text(c["made"]["corruptions"][1]["mean"]) for c in cells[0] if c]
     _, *lines = page.tables["Accuracy with noise"]
     assert lines[3] == [names[0], "0.2", *(text(c["noise"][3]["top1"]) for c in cells[0] if c)]
-    _, *lines = page.tables["Foreign images, every number"]
+    _, *lines = page.tables["Out-of-distribution detection, every number"]
     entries = [entry for row in rows for entry in row["detection"]]
     for line, entry in zip(lines, entries, strict=True):
         numbers = [text(entry[k]) for k in ("auroc", "aupr_in", "aupr_out", "fpr_at_95_tpr")]
         assert line[4:] == numbers
-    _, *lines = page.tables["Telling foreign images apart"]
+    _, *lines = page.tables["Out-of-distribution detection"]
     assert lines[1][:3] == [names[0], SETS[0], "energy"] and lines[1][4] == "n/a"
     tiles = page.chart(f"{names[0]}: corruptions", "rect", "heat")
     assert len(tiles) == 3 * len(CORRUPTIONS)
@@ -541,7 +546,7 @@ def test_the_report_shows_it(measured: Path, tmp_path: Path) -> None:
         assert read_off(x, float(across)) == pytest.approx(noise["sigma"], abs=0.001)
         assert read_off(y, float(up)) == pytest.approx(noise["top1"], abs=0.1)
     assert "frost: drawn texture" in page.text and "Not measured" not in page.text
-    assert "Telling foreign images apart" in (out / "report.md").read_text()
+    assert "Out-of-distribution detection" in (out / "report.md").read_text()
 
     (out / "robustness.json").unlink()
     assert main(["report", str(out)]) == 0
@@ -560,7 +565,7 @@ def test_the_report_says_what_it_cannot_read(
     tree = tree_of(out)
     for spoiled, said in (
         ({**tree, "format": 2}, "format: found 2, expected 1; run this version's robustness again"),
-        ({**tree, "notes": [1]}, "notes.0: found 1, expected str"),
+        ({**tree, "notes": [1]}, "notes.0: found 1 (a number), expected text"),
     ):
         path.write_text(json.dumps(spoiled))
         capsys.readouterr()

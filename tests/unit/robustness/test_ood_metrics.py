@@ -1,4 +1,4 @@
-"""Telling own images from foreign ones, against scikit-learn and against counted pairs."""
+"""Out-of-distribution detection, against scikit-learn and against counted pairs."""
 
 import math
 
@@ -8,7 +8,12 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
-from fusionrun.robustness.ood_metrics import Detection, detect, max_probability, negative_energy
+from fusionrun.robustness.ood_metrics import (
+    DetectionMetrics,
+    detection_metrics,
+    max_probability,
+    negative_energy,
+)
 
 
 def random_scores(count: int, shift: float, digits: int | None, seed: int) -> Tensor:
@@ -21,15 +26,15 @@ def random_scores(count: int, shift: float, digits: int | None, seed: int) -> Te
 @pytest.mark.parametrize("shift", [-0.5, 0.0, 1.0, 3.0])
 @pytest.mark.parametrize("counts", [(400, 150), (30, 700), (20, 20)])
 def test_equals_scikit_learn(counts: tuple[int, int], shift: float, digits: int | None) -> None:
-    own = random_scores(counts[0], shift, digits, seed=1)
-    foreign = random_scores(counts[1], 0, digits, seed=2)
-    found = detect(own, foreign)
-    scores = torch.cat([own, foreign]).numpy()
-    is_own = np.arange(len(scores)) < len(own)
-    false_rate, true_rate, _ = roc_curve(is_own, scores, drop_intermediate=False)
-    assert found.auroc == pytest.approx(100 * roc_auc_score(is_own, scores), abs=1e-9)
-    assert found.aupr_in == pytest.approx(100 * average_precision_score(is_own, scores), abs=1e-9)
-    expected = 100 * average_precision_score(~is_own, -scores)
+    known = random_scores(counts[0], shift, digits, seed=1)
+    ood = random_scores(counts[1], 0, digits, seed=2)
+    found = detection_metrics(known, ood)
+    scores = torch.cat([known, ood]).numpy()
+    is_known = np.arange(len(scores)) < len(known)
+    false_rate, true_rate, _ = roc_curve(is_known, scores, drop_intermediate=False)
+    assert found.auroc == pytest.approx(100 * roc_auc_score(is_known, scores), abs=1e-9)
+    assert found.aupr_in == pytest.approx(100 * average_precision_score(is_known, scores), abs=1e-9)
+    expected = 100 * average_precision_score(~is_known, -scores)
     assert found.aupr_out == pytest.approx(expected, abs=1e-9)
     # scikit-learn's rates are quotients, of which 0.95 may be just below itself
     first = int(np.flatnonzero(true_rate >= 0.95 - 1e-12)[0])
@@ -37,10 +42,10 @@ def test_equals_scikit_learn(counts: tuple[int, int], shift: float, digits: int 
 
 
 def test_counted_by_hand() -> None:
-    own, foreign = torch.tensor([3.0, 2.0, 2.0]), torch.tensor([2.0, 1.0])
+    known, ood = torch.tensor([3.0, 2.0, 2.0]), torch.tensor([2.0, 1.0])
     # pairs: 3 > 2, 3 > 1, twice 2 = 2 and twice 2 > 1
-    # own at 3: 1 of 1; at 2: 3 of 4.  foreign at 1: 1 of 1; at 2: 2 of 4.
-    assert detect(own, foreign) == Detection(
+    # in-distribution at 3: 1 of 1; at 2: 3 of 4.  OOD at 1: 1 of 1; at 2: 2 of 4.
+    assert detection_metrics(known, ood) == DetectionMetrics(
         auroc=pytest.approx(100 * (1 + 1 + 0.5 + 0.5 + 1 + 1) / 6),
         aupr_in=pytest.approx(100 * (1 / 3 * 1 + 2 / 3 * 3 / 4)),
         aupr_out=pytest.approx(100 * (1 / 2 * 1 + 1 / 2 * 2 / 4)),
@@ -49,29 +54,29 @@ def test_counted_by_hand() -> None:
 
 
 def test_the_line_is_drawn_where_95_percent_pass() -> None:
-    """19 of 20 own images are enough, 18 aren't; images on the line pass."""
-    own = torch.arange(20.0)
-    assert detect(own, torch.tensor([0.5, 30.0])).fpr_at_95_tpr == 50
-    assert detect(own, torch.tensor([1.0, 30.0])).fpr_at_95_tpr == 100
-    assert detect(own, torch.tensor([0.0, 1.5])).fpr_at_95_tpr == 50
+    """19 of 20 in-distribution images are enough, 18 aren't; images on the line pass."""
+    known = torch.arange(20.0)
+    assert detection_metrics(known, torch.tensor([0.5, 30.0])).fpr_at_95_tpr == 50
+    assert detection_metrics(known, torch.tensor([1.0, 30.0])).fpr_at_95_tpr == 100
+    assert detection_metrics(known, torch.tensor([0.0, 1.5])).fpr_at_95_tpr == 50
 
 
 def test_extremes() -> None:
     low, high = torch.arange(5.0), torch.arange(10.0, 17.0)
-    assert detect(high, low) == Detection(100, 100, 100, 0)
-    worst = detect(low, high)
+    assert detection_metrics(high, low) == DetectionMetrics(100, 100, 100, 0)
+    worst = detection_metrics(low, high)
     assert worst.auroc == 0 and worst.fpr_at_95_tpr == 100
     assert worst.aupr_in < 50 and worst.aupr_out < 60
     # a score that knows nothing: chance, the share of each side
-    blind = detect(torch.zeros(30), torch.zeros(10))
-    assert blind == Detection(50, 75, 25, 100)
+    blind = detection_metrics(torch.zeros(30), torch.zeros(10))
+    assert blind == DetectionMetrics(50, 75, 25, 100)
 
 
 def test_only_the_order_counts() -> None:
-    own, foreign = (random_scores(90, shift, 1, seed=5) for shift in (1.0, 0.0))
-    assert detect(own, foreign) == detect((own * 3).exp(), (foreign * 3).exp())
-    flipped = detect(-foreign, -own)
-    found = detect(own, foreign)
+    known, ood = (random_scores(90, shift, 1, seed=5) for shift in (1.0, 0.0))
+    assert detection_metrics(known, ood) == detection_metrics((known * 3).exp(), (ood * 3).exp())
+    flipped = detection_metrics(-ood, -known)
+    found = detection_metrics(known, ood)
     assert flipped.auroc == found.auroc
     assert (flipped.aupr_in, flipped.aupr_out) == (found.aupr_out, found.aupr_in)
 
@@ -98,10 +103,10 @@ def test_scores_of_logits() -> None:
     ],
 )
 def test_unfit_scores_are_refused(bad: Tensor, found: str) -> None:
-    with pytest.raises(ValueError, match=f"own scores: .*{found}"):
-        detect(bad, torch.zeros(4))
-    with pytest.raises(ValueError, match=f"foreign scores: .*{found}"):
-        detect(torch.zeros(4), bad)
+    with pytest.raises(ValueError, match=f"in-distribution scores: .*{found}"):
+        detection_metrics(bad, torch.zeros(4))
+    with pytest.raises(ValueError, match=f"OOD scores: .*{found}"):
+        detection_metrics(torch.zeros(4), bad)
 
 
 def test_logits_of_a_diverged_model_are_refused() -> None:

@@ -1,0 +1,166 @@
+"""A finished row on changed and OOD images: what it answers, and how good that is."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import Literal, Self
+
+from torch import Tensor
+
+from fusionrun.evaluation.evaluate import load_row, name_row
+from fusionrun.evaluation.statistics.metrics import (
+    check_scores,
+    correct,
+    mix_probabilities,
+    percent,
+)
+from fusionrun.experts import Expert
+from fusionrun.fusions import FusionModel
+from fusionrun.robustness.conditions import CLEAN, ImageCondition
+from fusionrun.robustness.corruptions import CORRUPTIONS, NOISE_SIGMAS, SEVERITIES
+from fusionrun.robustness.ood_metrics import detection_metrics, max_probability, negative_energy
+from fusionrun.robustness.schema import (
+    Corruption,
+    CorruptionResult,
+    NoiseLevel,
+    OODResult,
+    Suite,
+    TestedRow,
+)
+from fusionrun.study.context import RunContext
+from fusionrun.study.rows import Row
+from fusionrun.training.checkpoint import CheckpointError
+
+FUSED = "fused"
+LABELS = {
+    FUSED: "fused",
+    "best_expert": "best expert",
+    "mean_probabilities": "mean of probabilities",
+    "mean_logits": "mean of logits",
+}
+# of (N, C) scores; energy means nothing of probabilities that were averaged: theirs sum to one
+CONFIDENCES = {"max_probability": max_probability, "energy": negative_energy}
+
+Confidences = Mapping[tuple[str, str], Tensor]  # (method, score) -> (N,)
+
+
+@dataclass
+class RowUnderTest:
+    """A row, and how it did so far."""
+
+    row: Row
+    model: FusionModel | Expert
+    epoch: int
+    best: int  # expert on validation
+    accuracies: dict[ImageCondition, dict[str, float]] = field(default_factory=dict)  # by method
+    confidences: Confidences = field(default_factory=dict)  # in the clean images
+    ood: list[OODResult] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, context: RunContext, row: Row) -> Self:
+        """A finished row, on the device. Raises ROW_PROBLEMS."""
+        manifest, model = load_row(context, row)
+        best = 0
+        if not row.is_single:
+            # of equals the first
+            accuracies = manifest["validation"].get("experts")
+            if not isinstance(accuracies, list) or not accuracies:
+                found = f"found {accuracies!r}, expected numbers"
+                raise CheckpointError(f"the manifest's validation.experts: {found}")
+            best = accuracies.index(max(accuracies))
+        return cls(row, model.eval(), manifest["epoch"], best)
+
+    def measure(self, condition: ImageCondition, logits: Tensor, labels: Tensor) -> None:
+        """Note how many of the answers (N, H, C) are right. Raises ValueError: not finite."""
+        scores = method_scores(logits, self.best)
+        self.accuracies[condition] = {
+            key: percent(correct(each, labels)) for key, each in scores.items()
+        }
+        if condition == CLEAN:
+            self.confidences = confidences(scores)
+
+    def measure_ood(self, name: str, logits: Tensor) -> None:
+        """Note how well confidence tells the OOD set `name` from the clean test images.
+
+        An entry for each method and score. Raises ValueError: answers (N, H, C) aren't finite.
+        """
+        unknown = confidences(method_scores(logits, self.best))
+        for key in dict.fromkeys(key for key, _ in unknown):
+            for score in CONFIDENCES:
+                place = key, score
+                metrics: dict[str, float | None] = (
+                    asdict(detection_metrics(self.confidences[place], unknown[place]))
+                    if place in unknown
+                    else dict.fromkeys(("auroc", "aupr_in", "aupr_out", "fpr_at_95_tpr"))
+                )
+                self.ood.append(OODResult(name, key, score, **metrics))
+
+    def result(self) -> TestedRow:
+        """What robustness.json says of the row."""
+        methods = [self._method(key) for key in self.accuracies[CLEAN]]
+        return TestedRow(
+            **name_row(self.row),
+            epoch=self.epoch,
+            methods=tuple(methods),
+            ood=tuple(self.ood),
+        )
+
+    def _method(self, key: str) -> CorruptionResult:
+        top1 = {condition: found[key] for condition, found in self.accuracies.items()}
+        label = LABELS.get(key, key.replace("_", " "))
+        noise = ((sigma, top1[ImageCondition("noise", level=sigma)]) for sigma in NOISE_SIGMAS)
+        return CorruptionResult(
+            key=key,
+            label="one network" if self.row.is_single and key == FUSED else label,
+            clean=top1[CLEAN],
+            noise=tuple(NoiseLevel(*level) for level in noise),
+            made=suite("made", top1),
+            published=suite("published", top1),
+        )
+
+
+def method_scores(logits: Tensor, best: int) -> Mapping[str, Tensor]:
+    """Scores (N, C) by method, the highest being its answer.
+
+    Of logits (N, 1 + E, C), or (N, 1, C) of a single network; `best` is the best expert on
+    validation. Raises ValueError when they aren't finite.
+    """
+    logits = check_scores("answers", logits, "NEC")
+    fused, experts = logits[:, 0], logits[:, 1:]
+    if not experts.shape[1]:
+        return {FUSED: fused}
+    return {
+        FUSED: fused,
+        "best_expert": experts[:, best],
+        "mean_probabilities": mix_probabilities(experts),
+        "mean_logits": experts.mean(dim=1),
+        **{f"expert_{k}": each for k, each in enumerate(experts.unbind(dim=1))},
+    }
+
+
+def confidences(scores: Mapping[str, Tensor]) -> Confidences:
+    """How sure each method is of each image; single experts aside."""
+    return {
+        (key, name): confidence(each)
+        for key, each in scores.items()
+        for name, confidence in CONFIDENCES.items()
+        if key in LABELS and (key, name) != ("mean_probabilities", "energy")
+    }
+
+
+def suite(kind: Literal["made", "published"], top1: Mapping[ImageCondition, float]) -> Suite | None:
+    """Corruption by corruption and all together; None: there were none of the kind."""
+    names = dict.fromkeys(condition.name for condition in top1 if condition.kind == kind)
+    each = {
+        name: tuple(top1[ImageCondition(kind, name, level)] for level in SEVERITIES)
+        for name in names
+    }
+    if not each:
+        return None
+    mean = fmean(map(fmean, each.values())) if len(each) == len(CORRUPTIONS) else None
+    clean = top1[CLEAN]
+    return Suite(
+        corruptions=tuple(Corruption(name, of, fmean(of)) for name, of in each.items()),
+        mean=mean,
+        kept=100 * mean / clean if mean is not None and clean else None,
+    )
