@@ -2,9 +2,13 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 from fusionrun.components.store import read_manifest
 
@@ -68,6 +72,37 @@ def alone(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(
         command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=110
     )
+
+
+def train_tiny(folder: Path, *words: str) -> Path:
+    """TINY with the overrides `words`, finished by one process in `folder`, which is returned."""
+    done = alone("train", write_recipe(folder), "logs.tensorboard=false", *words, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def copy_study(out: Path, target: Path, *, rows: Sequence[str] | None = None) -> Path:
+    """A copy of the output directory `out` at `target`, which is returned, to do with as one likes.
+
+    `rows`, such as "resnet/single", are all that it has then, as if no other had been asked for.
+    """
+    shutil.copytree(out, target)
+    if rows is not None:
+        recipe = yaml.safe_load((target / "recipe.yaml").read_text())
+        kept = [row for row in recipe["rows"] if f"{row['model']}/{row['fusion']}" in rows]
+        assert len(kept) == len(rows), f"{rows} are not all among {recipe['rows']}"
+        for row in recipe["rows"]:
+            if row not in kept:
+                folder = f"{row['model']}_fusions"
+                shutil.rmtree(target / folder / row["fusion"])
+                log = f"{row['model']}_{row['fusion']}_training_log.csv"
+                (target / "csv_logs" / folder / log).unlink()
+        for path in (target / "expert_checkpoints").iterdir():
+            if path.name not in {row["model"] for row in kept}:
+                shutil.rmtree(path)
+                shutil.rmtree(target / "csv_logs" / f"{path.name}_experts")
+        (target / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "rows": kept}))
+    return target
 
 
 def launch_sh(*arguments: str | Path, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:

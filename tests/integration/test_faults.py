@@ -1,7 +1,6 @@
 """Things go wrong in one row: the others finish, the reason is said, nothing is lost."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +9,18 @@ import pytest
 import torch
 
 from fusionrun.training.checkpoint import load
-from tests.tiny import FUSIONS, alone, csv_numbers, environment, row_weights, write_recipe
+from tests.tiny import (
+    FUSIONS,
+    alone,
+    copy_study,
+    csv_numbers,
+    environment,
+    row_weights,
+    write_recipe,
+)
 
 ROW = "task-1-resnet-multiplicativeAddition"
 OTHERS = [f"out/{m}_fusions/{f}/manifest.json" for m, f in FUSIONS.items() if m != "resnet"]
-
-
-@pytest.fixture(scope="module")
-def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("healthy")
-    done = alone("train", write_recipe(folder), "logs.tensorboard=false", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 def faulty(
@@ -63,7 +62,7 @@ def assert_mended(folder: Path, healthy: Path) -> None:
     assert csv_numbers(folder) == csv_numbers(healthy)
 
 
-def test_an_exception_fails_its_row_alone(tmp_path: Path, healthy: Path) -> None:
+def test_an_exception_fails_its_row_alone(tmp_path: Path, tiny_study: Path) -> None:
     done = faulty("exception", write_recipe(tmp_path), cwd=tmp_path)
     assert done.returncode != 0
     assert all((tmp_path / path).is_file() for path in OTHERS)
@@ -73,10 +72,10 @@ def test_an_exception_fails_its_row_alone(tmp_path: Path, healthy: Path) -> None
     log = (tmp_path / f"out/logs/{ROW}.log").read_text()
     assert f"[{ROW}] | Traceback" in log and "in _exception" in log
     assert f"[{ROW}]" in done.stdout and "| Traceback" not in done.stdout
-    assert_mended(tmp_path, healthy)
+    assert_mended(tmp_path, tiny_study)
 
 
-def test_only_the_failed_rows_again(tmp_path: Path, healthy: Path) -> None:
+def test_only_the_failed_rows_again(tmp_path: Path, tiny_study: Path) -> None:
     recipe = write_recipe(tmp_path)
     assert faulty("exception", recipe, cwd=tmp_path).returncode != 0
     unfinished = tmp_path / "out/resnext_fusions/concatenation/manifest.json"
@@ -89,10 +88,12 @@ def test_only_the_failed_rows_again(tmp_path: Path, healthy: Path) -> None:
     nothing = alone(*words, "--rerun", "failed", cwd=tmp_path)
     assert nothing.returncode == 1
     assert "out: no row failed in the last launch" in nothing.stderr
-    assert_mended(tmp_path, healthy)
+    assert_mended(tmp_path, tiny_study)
 
 
-def test_a_number_that_is_not_finite_stops_before_the_update(tmp_path: Path, healthy: Path) -> None:
+def test_a_number_that_is_not_finite_stops_before_the_update(
+    tmp_path: Path, tiny_study: Path
+) -> None:
     done = faulty("nan", write_recipe(tmp_path), cwd=tmp_path)
     assert done.returncode != 0
     assert all((tmp_path / path).is_file() for path in OTHERS)
@@ -101,11 +102,11 @@ def test_a_number_that_is_not_finite_stops_before_the_update(tmp_path: Path, hea
     state = load(tmp_path / "out/resnet_fusions/multiplicativeAddition/checkpoint.pth")
     assert state["epoch"] == 1  # the last good one
     assert all(value.isfinite().all() for value in state["model"].values())
-    assert_mended(tmp_path, healthy)
+    assert_mended(tmp_path, tiny_study)
 
 
 def test_a_process_that_always_dies_is_given_up_and_the_others_finish(
-    tmp_path: Path, healthy: Path
+    tmp_path: Path, tiny_study: Path
 ) -> None:
     rows = "[{model: resnext, fusion: concatenation}, {model: resnet, fusion: %s}]"
     done = faulty(
@@ -121,7 +122,7 @@ def test_a_process_that_always_dies_is_given_up_and_the_others_finish(
     assert "died 3 times without getting further" in outcome(tmp_path)["note"]
     mended = alone("train", tmp_path / "tiny.yaml", "logs.tensorboard=false", cwd=tmp_path)
     assert mended.returncode == 0, mended.stdout + mended.stderr
-    assert row_weights(tmp_path) == row_weights(healthy)
+    assert row_weights(tmp_path) == row_weights(tiny_study)
 
 
 def test_a_rank_that_stands_still_is_named_and_the_launch_ends(tmp_path: Path) -> None:
@@ -138,8 +139,8 @@ def test_a_rank_that_stands_still_is_named_and_the_launch_ends(tmp_path: Path) -
     assert all((tmp_path / path).is_file() for path in OTHERS)
 
 
-def test_a_damaged_checkpoint_is_said_and_costs_only_time(tmp_path: Path, healthy: Path) -> None:
-    shutil.copytree(healthy / "out", tmp_path / "out")
+def test_a_damaged_checkpoint_is_said_and_costs_only_time(tmp_path: Path, tiny_study: Path) -> None:
+    copy_study(tiny_study / "out", tmp_path / "out")
     row = tmp_path / "out/resnet_fusions/multiplicativeAddition"
     (row / "manifest.json").unlink()
     checkpoint = row / "checkpoint.pth"
@@ -151,8 +152,8 @@ def test_a_damaged_checkpoint_is_said_and_costs_only_time(tmp_path: Path, health
     done = alone("train", write_recipe(tmp_path), "logs.tensorboard=false", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"{checkpoint.relative_to(tmp_path)}: is damaged" in done.stdout
-    assert row_weights(tmp_path) == row_weights(healthy)
-    assert csv_numbers(tmp_path) == csv_numbers(healthy)
+    assert row_weights(tmp_path) == row_weights(tiny_study)
+    assert csv_numbers(tmp_path) == csv_numbers(tiny_study)
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def small_disk(tmp_path: Path) -> Path:
 
 
 def test_a_full_disk_is_said_and_costs_no_earlier_result(
-    tmp_path: Path, small_disk: Path, healthy: Path
+    tmp_path: Path, small_disk: Path, tiny_study: Path
 ) -> None:
     try:
         recipe = write_recipe(tmp_path)
@@ -192,6 +193,6 @@ def test_a_full_disk_is_said_and_costs_no_earlier_result(
         subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
         done = alone("train", recipe, "logs.tensorboard=false", cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert row_weights(tmp_path) == row_weights(healthy)
+        assert row_weights(tmp_path) == row_weights(tiny_study)
     finally:
         subprocess.run(["umount", str(small_disk)], check=False)

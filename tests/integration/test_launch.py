@@ -106,11 +106,9 @@ def test_status_json_tells_how_it_ended(four_ranks: Path) -> None:
     assert [rank["state"] for rank in status["ranks"]] == ["finished"] * 4
 
 
-def test_results_do_not_depend_on_how_many_ranks_worked(four_ranks: Path, tmp_path: Path) -> None:
-    done = alone("train", write_recipe(tmp_path), "logs.tensorboard=false", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert row_weights(tmp_path) == row_weights(four_ranks)
-    assert csv_numbers(tmp_path) == csv_numbers(four_ranks)
+def test_results_do_not_depend_on_how_many_ranks_worked(four_ranks: Path, tiny_study: Path) -> None:
+    assert row_weights(tiny_study) == row_weights(four_ranks)
+    assert csv_numbers(tiny_study) == csv_numbers(four_ranks)
 
 
 def test_the_same_command_again_repeats_nothing(four_ranks: Path) -> None:

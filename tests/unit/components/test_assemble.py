@@ -32,7 +32,7 @@ from fusionrun.study.paths import RowFiles
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import plan_study
 from fusionrun.training.checkpoint import CheckpointError, load, save
-from tests.tiny import alone, write_recipe
+from tests.tiny import copy_study
 
 CLASSES, SIZE, EXPERTS = 5, 8, 2
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -378,24 +378,10 @@ def test_nothing_is_overwritten(
 # --- measured on a study -------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output directory of a finished study of two rows."""
-    folder = tmp_path_factory.mktemp("trained")
-    words = [
-        "rows=[{model: resnet, fusion: concatenation}, {model: resnet, fusion: multiplicative}]"
-    ]
-    words += ["logs.tensorboard=false", "fusion.epochs=2", "data.test_images=48"]
-    done = alone("train", write_recipe(folder), *words, cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "out"
-
-
 @pytest.fixture
-def study(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it, to do with as one likes."""
-    shutil.copytree(trained, tmp_path / "out")
-    return tmp_path / "out"
+def study(trained_study: Path, tmp_path: Path) -> Path:
+    """A copy of a finished study, to do with as one likes."""
+    return copy_study(trained_study, tmp_path / "out")
 
 
 def row_of(study: Path, fusion: str) -> Path:
@@ -405,14 +391,14 @@ def row_of(study: Path, fusion: str) -> Path:
 def test_its_numbers_are_those_of_the_modules_joined_by_hand(
     tmp_path: Path, study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    experts = row_of(study, "concatenation")
-    keys = {"fusion": str(row_of(study, "multiplicative")), "evaluate": str(study)}
+    experts = row_of(study, "TransformerBase")
+    keys = {"fusion": str(row_of(study, "simpleAddition")), "evaluate": str(study)}
     out = assembled(tmp_path, experts=str(experts), **keys)
     manifest = read_manifest(out / "manifest.json")
     recipe = load_recipe(study / "recipe.yaml", preset={"output_dir": str(study)})
     data, splits = load_data(plan_study(recipe, "recipe"), lambda text: None)
     mean, std = (torch.tensor(of).view(1, 3, 1, 1) for of in (data.mean, data.std))
-    other = load_model(row_of(study, "multiplicative"))
+    other = load_model(row_of(study, "simpleAddition"))
     networks = [load_expert(experts / f"experts/expert_{k}_best.pth") for k in range(2)]
     pixels = {"test": (data.test_images, data.test_labels)}
     chosen = torch.from_numpy(splits.fusion_val)
@@ -438,7 +424,7 @@ def test_its_numbers_are_those_of_the_modules_joined_by_hand(
     assert manifest["test"]["best_expert"] == pytest.approx(right["test"][best])
     assert manifest["val_accuracy"] == manifest["validation"]["fused"]
     on = manifest["assembled"]["evaluated_on"]
-    assert (on["study"], on["test_images"], on["val_images"]) == (str(study), 48, len(chosen))
+    assert (on["study"], on["test_images"], on["val_images"]) == (str(study), 60, len(chosen))
     assert "Nothing trained or selected this model" in on["note"] and on["cautions"] == []
     shown = capsys.readouterr().out
     assert f"{right['test'][0]:.2f}" in shown and "Nothing trained or selected" in shown
@@ -466,10 +452,10 @@ def test_what_a_component_may_have_seen_is_said(
     changes: dict[str, Any],
     words: str,
 ) -> None:
-    shutil.copytree(row_of(study, "multiplicative"), tmp_path / "other")
+    shutil.copytree(row_of(study, "simpleAddition"), tmp_path / "other")
     change_settings(RowFiles(tmp_path / "other", csv=Path()), **changes)
     keys = {"fusion": str(tmp_path / "other"), "evaluate": str(study)}
-    out = assembled(tmp_path, experts=str(row_of(study, "concatenation")), **keys)
+    out = assembled(tmp_path, experts=str(row_of(study, "TransformerBase")), **keys)
     cautions = read_manifest(out / "manifest.json")["assembled"]["evaluated_on"]["cautions"]
     shown = capsys.readouterr().out
     fields = [caution.split(":")[0] for caution in cautions]
@@ -482,7 +468,7 @@ def test_images_that_the_components_do_not_take(
 ) -> None:
     plan = write_plan(tmp_path, experts=a.folder, fusion=b.folder, evaluate=str(study))
     found = refused(tmp_path, capsys, plan)
-    assert f"evaluate: {study}: num_classes: found 4, expected 5, as in" in found
+    assert f"evaluate: {study}: num_classes: found 6, expected 5, as in" in found
 
 
 def lose_recipe(study: Path) -> tuple[int, str]:
@@ -505,7 +491,7 @@ def test_a_study_that_cannot_be_opened(
     capsys: pytest.CaptureFixture[str],
     damage: Callable[[Path], tuple[int, str]],
 ) -> None:
-    row = str(row_of(study, "concatenation"))
+    row = str(row_of(study, "TransformerBase"))
     status, words = damage(study)
     plan = write_plan(tmp_path, experts=row, fusion=row, evaluate=str(study))
     assert words in refused(tmp_path, capsys, plan, status)

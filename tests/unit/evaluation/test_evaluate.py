@@ -28,7 +28,7 @@ from fusionrun.evaluation.statistics.cost import logged_seconds, training_time
 from fusionrun.study.context import load_data
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import plan_study
-from tests.tiny import alone, write_recipe
+from tests.tiny import copy_study
 
 N, E, C = 60, 2, 6
 ROWS = ("TransformerBase", "simpleAddition")
@@ -36,22 +36,10 @@ Floats = npt.NDArray[np.float64]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output directory of a finished study of two rows that share their experts."""
-    folder = tmp_path_factory.mktemp("trained")
-    rows = ", ".join(f"{{model: resnet, fusion: {fusion}}}" for fusion in ROWS)
-    words = [f"rows=[{rows}]", f"data.num_classes={C}", f"data.test_images={N}"]
-    words += ["data.train_images=240", "logs.tensorboard=false"]
-    done = alone("train", write_recipe(folder), *words, cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "out"
-
-
-@pytest.fixture(scope="module")
-def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of it that was evaluated once."""
+def evaluated(trained_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of two rows that share their experts, evaluated once."""
     out = tmp_path_factory.mktemp("evaluated") / "out"
-    shutil.copytree(trained, out)
+    copy_study(trained_study, out, rows=[f"resnet/{fusion}" for fusion in ROWS])
     assert main(["evaluate", str(out)]) == 0
     return out
 
@@ -148,11 +136,16 @@ def test_the_json_has_the_fixed_keys(evaluated: Path) -> None:
         assert set(row["cost"]) == COST
 
 
-def test_results_and_manifests_stay_as_training_left_them(trained: Path, evaluated: Path) -> None:
-    names = ["results.csv", "results.md", "results.svg"]
-    names += [f"resnet_fusions/{fusion}/manifest.json" for fusion in ROWS]
-    for name in names:
-        assert (evaluated / name).read_bytes() == (trained / name).read_bytes(), name
+def test_results_and_manifests_stay_as_training_left_them(
+    trained_study: Path, tmp_path: Path
+) -> None:
+    out = copy_study(trained_study, tmp_path / "out")
+    assert main(["evaluate", str(out)]) == 0
+    paths = [trained_study / f"results.{kind}" for kind in ("csv", "md", "svg")]
+    paths += trained_study.glob("*_fusions/*/manifest.json")
+    assert len(paths) == 3 + 4
+    for path in paths:
+        assert (out / path.relative_to(trained_study)).read_bytes() == path.read_bytes(), path
 
 
 def test_csv_and_markdown_say_the_same(evaluated: Path) -> None:

@@ -1,7 +1,6 @@
 """`preview` on a real study: the experts' features by hand, its ranking, nothing else touched."""
 
 import json
-import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -20,36 +19,22 @@ from fusionrun.fusions import FUSIONS
 from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import plan_study
-from tests.tiny import alone, write_recipe
+from tests.tiny import copy_study, write_recipe
 
-E, C, SEEDS = 2, 4, (42, 43)
+E, C, SEEDS = 2, 6, (42, 43)
 CLOCKS = ("evaluated", "output_dir", "study")
 # the feature size of this densenet isn't a multiple of eight, as TransformerBase wants it
 MODELS = ("resnet", "densenet")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output directory of a study whose experts are trained."""
-    folder = tmp_path_factory.mktemp("trained")
-    rows = "rows=[{model: resnet, fusion: concatenation}, {model: resnet, fusion: single}, "
-    rows += "{model: densenet, fusion: multiplicative}]"
-    words = [rows, "data.train_images=320", "logs.tensorboard=false", "fusion.epochs=1"]
-    done = alone("train", write_recipe(folder), *words, cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "out"
-
-
 @pytest.fixture
-def out(trained: Path, tmp_path: Path) -> Path:
-    shutil.copytree(trained, tmp_path / "out")
-    return tmp_path / "out"
+def out(trained_study: Path, tmp_path: Path) -> Path:
+    return copy_study(trained_study, tmp_path / "out")
 
 
 @pytest.fixture(scope="module")
-def previewed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("previewed") / "out"
-    shutil.copytree(trained, out)
+def previewed(trained_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = copy_study(trained_study, tmp_path_factory.mktemp("previewed") / "out")
     assert main(["preview", str(out), "--seeds", "2", "--epochs", "3"]) == 0
     return out
 
@@ -61,8 +46,8 @@ def context_at(out: Path) -> RunContext:
 
 
 @pytest.fixture(scope="module")
-def given(trained: Path) -> Given:
-    context = context_at(trained)
+def given(trained_study: Path) -> Given:
+    context = context_at(trained_study)
     experts, _ = load_experts(context, "resnet")
     parts = (context.splits.fusion_train, context.splits.fusion_val)
     return Given(context, "resnet", experts, *(extract(context, experts, part) for part in parts))
@@ -94,10 +79,10 @@ def by_hand(out: Path, model: str, part: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])
-def test_features_are_the_experts_own(given: Given, trained: Path, part: str) -> None:
+def test_features_are_the_experts_own(given: Given, trained_study: Path, part: str) -> None:
     found: Extracted = getattr(given, part)
     name = {"train": "fusion_train", "validation": "fusion_val"}[part]
-    features, logits, labels = by_hand(trained, "resnet", name)
+    features, logits, labels = by_hand(trained_study, "resnet", name)
     assert found.features.shape == features.shape
     torch.testing.assert_close(found.features, features, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found.logits, logits, rtol=1e-3, atol=1e-4)

@@ -29,7 +29,7 @@ from fusionrun.robustness.ood_images import BUILT_IN, built_in_sets, read_ood_im
 from fusionrun.study.context import load_data
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import plan_study
-from tests.tiny import alone, write_recipe
+from tests.tiny import copy_study
 from tests.unit.report.test_report import Page, read_off
 
 N, E, C, SIZE = 60, 2, 6, 16
@@ -42,29 +42,22 @@ SEVERITIES = range(1, 6)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(trained_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output directory of a finished study: two fusions, and one network on everything."""
-    folder = tmp_path_factory.mktemp("trained")
-    rows = ", ".join(f"{{model: resnet, fusion: {fusion}}}" for fusion in ROWS)
-    words = [f"rows=[{rows}]", f"data.num_classes={C}", f"data.test_images={N}"]
-    words += ["data.train_images=240", "logs.tensorboard=false"]
-    done = alone("train", write_recipe(folder), *words, cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "out"
+    out = tmp_path_factory.mktemp("trained") / "out"
+    return copy_study(trained_study, out, rows=[f"resnet/{fusion}" for fusion in ROWS])
 
 
 @pytest.fixture(scope="module")
 def measured(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("measured") / "out"
-    shutil.copytree(trained, out)
+    out = copy_study(trained, tmp_path_factory.mktemp("measured") / "out")
     assert main(["robustness", str(out)]) == 0
     return out
 
 
 @pytest.fixture
 def out(trained: Path, tmp_path: Path) -> Path:
-    shutil.copytree(trained, tmp_path / "out")
-    return tmp_path / "out"
+    return copy_study(trained, tmp_path / "out")
 
 
 def tree_of(out: Path) -> dict[str, Any]:
