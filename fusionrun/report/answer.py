@@ -4,18 +4,10 @@ from collections.abc import Sequence
 
 from fusionrun.evaluation.schema import Difference, Evaluation, RowResult
 from fusionrun.report import charts
-from fusionrun.report.blocks import (
-    Block,
-    Column,
-    Outcome,
-    Table,
-    Text,
-    Verdict,
-    Verdicts,
-    p_value,
-)
+from fusionrun.report.blocks import Block, Outcome, Text, Verdict, Verdicts
 from fusionrun.report.load import Findings
 from fusionrun.report.markup import Markup
+from fusionrun.tables.table import Column, Table, p_value
 
 ROW = Column("row", "text", lambda row: row.name)
 COLUMNS = (

@@ -5,8 +5,9 @@ from typing import Any
 
 from fusionrun.evaluation.schema import RowResult
 from fusionrun.report.answer import summary
-from fusionrun.report.blocks import Block, Column, Table, Text
+from fusionrun.report.blocks import Block, Text
 from fusionrun.report.load import Findings
+from fusionrun.tables.table import Column, Table
 
 Studies = Sequence[Findings]
 # of a recipe: rows are matched by name, places differ anyway

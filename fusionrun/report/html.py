@@ -12,13 +12,12 @@ from fusionrun.report.blocks import (
     Listing,
     Outcome,
     Section,
-    Table,
     Text,
     Verdicts,
 )
 from fusionrun.report.markup import Markup, join, tag
-from fusionrun.report.render import is_text
 from fusionrun.report.style import STYLE
+from fusionrun.tables.table import Table
 
 MANY = 16  # figures; a gallery of more is folded
 MARKS: dict[Outcome, str] = {"beats": "▲", "open": "●", "loses": "▼", "unknown": "○"}
@@ -110,7 +109,7 @@ def _key(block: Verdicts) -> Markup:
 
 
 def _table(block: Table) -> Markup:
-    classes = ["text" if is_text(column) else "number" for column in block.columns]
+    classes = ["text" if column.is_text else "number" for column in block.columns]
     heads = [
         tag("th", column.heading, class_=style, scope="col")
         for column, style in zip(block.columns, classes, strict=True)

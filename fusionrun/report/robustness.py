@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fusionrun.report import charts
-from fusionrun.report.blocks import Block, Column, Figure, Gallery, Table, Text
+from fusionrun.report.blocks import Block, Figure, Gallery, Text
 from fusionrun.report.charts import Axis, Dot, Grid, Line, round_ticks
 from fusionrun.report.load import Findings
 from fusionrun.robustness.schema import CorruptionResult, OODResult, Robustness, Suite, TestedRow
+from fusionrun.tables.table import Column, Table
 
 # method -> (heading, heading of a narrow column, style of its line)
 METHODS = {

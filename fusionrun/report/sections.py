@@ -13,10 +13,11 @@ from fusionrun.evaluation.schema import (
 )
 from fusionrun.report import charts
 from fusionrun.report.answer import DIFFERENCE, ROW, answer, count
-from fusionrun.report.blocks import Block, Column, Figure, Gallery, Listing, Table, Text
+from fusionrun.report.blocks import Block, Figure, Gallery, Listing, Text
 from fusionrun.report.charts import SHAPES, Axis, Dot, Grid, Line, heat_map, round_ticks
 from fusionrun.report.load import Findings
 from fusionrun.report.robustness import robustness
+from fusionrun.tables.table import Column, Table
 
 MOST_CLASSES = 20  # in a chart; of more only those at both ends
 MODEL_COLOURS = 6  # of the style sheet
@@ -71,7 +72,7 @@ def over_seeds(study: Findings) -> list[Block]:
         Column("fusion", "text", lambda group: group.fusion),
         Column("alpha", "plain", lambda group: group.alpha),
         Column("seeds", "count", lambda group: group.seeds),
-        *(Column(f"{labels.get(name, name)} ±", "spread", _spread(name)) for name in names),
+        *(Column(f"{labels.get(name, name)} ±", "written", _spread(name)) for name in names),
     ]
     note = (
         "Mean ± sample standard deviation of rows that differ in the seed of their fusion training "

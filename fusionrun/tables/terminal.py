@@ -1,0 +1,50 @@
+"""A table on the terminal."""
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from fusionrun.common.text import NOT_AVAILABLE
+from fusionrun.tables.table import Cell, Column, Table
+
+
+def terminal_table(table: Table, width: int | None = None) -> RichTable:
+    """`table` as rich prints it; with `width` what it can do without goes until it fits.
+
+    Numbers are narrow, so their headings stand a word a line.
+    """
+    columns = list(table.columns)
+    dispensable = sorted((c for c in columns if c.dispensable), key=lambda c: -c.dispensable)
+    drawn = _draw(table, columns)
+    unlimited = Console(width=10_000)
+    while width is not None and dispensable and unlimited.measure(drawn).maximum > width:
+        columns.remove(dispensable.pop())
+        drawn = _draw(table, columns)
+    return drawn
+
+
+def _draw(table: Table, columns: Sequence[Column]) -> RichTable:
+    drawn = RichTable(
+        title=Text(table.title),
+        caption=Text(table.note) if table.note else None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for column in columns:
+        if column.is_text:
+            drawn.add_column(Text(column.heading), overflow="fold")
+        else:
+            stacked = Text(column.heading.replace(" ", "\n"))
+            drawn.add_column(stacked, justify="right", overflow="fold")
+    for cells in table.lines(columns):
+        drawn.add_row(*(Text(cell.text, _style(cell)) for cell in cells))
+    return drawn
+
+
+def _style(cell: Cell) -> str:
+    missing = "dim" if cell.text == NOT_AVAILABLE else ""
+    return cell.style or missing or ("bold" if cell.strong else "")
