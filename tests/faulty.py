@@ -50,7 +50,11 @@ def inject(fault: Callable[[loop.Trainer, Batch], Batch]) -> None:
 
     def step(self: loop.Trainer, batch: Batch) -> torch.Tensor:
         second = len(self.history) == 1
-        if self.settings["model"] == "resnet" and "fusion" in self.settings and second:
+        if (
+            self.identity.fields["model"] == "resnet"
+            and "fusion" in self.identity.fields
+            and second
+        ):
             batch = fault(self, batch)
         return healthy(self, batch)
 

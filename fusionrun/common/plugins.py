@@ -3,6 +3,7 @@
 Loading one runs the file, as importing it would, once a process.
 """
 
+import hashlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -28,6 +29,16 @@ def load_plugin(source: str) -> object:
         raise ValueError(f"{source!r}: {file} has no {name!r}, only {', '.join(names)}")
     found: object = getattr(module, name)
     return found
+
+
+def source_hash(source: str) -> str:
+    """Twelve hex digits over the code of the plug-in's file; comments and blank lines don't count.
+
+    Raises OSError when the file can't be read.
+    """
+    lines = Path(source.rpartition(":")[0]).expanduser().read_text(encoding="utf-8").splitlines()
+    code = [line.rstrip() for line in lines if line.strip() and not line.strip().startswith("#")]
+    return hashlib.sha256("\n".join(code).encode()).hexdigest()[:12]
 
 
 def _key(path: Path) -> str:

@@ -38,6 +38,7 @@ from fusionrun.study.paths import Layout, RowFiles
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study, plan_study
+from fusionrun.training.identity import of_data
 from fusionrun.training.trainer import collect_logits
 
 LABELS = {
@@ -115,7 +116,7 @@ def _measure(
             "test_images": len(test[1]),
             "device": str(context.device),
             "note": NOTE,
-            "cautions": _cautions(parts, study),
+            "cautions": _cautions(parts, context),
         },
     }
 
@@ -148,27 +149,18 @@ def _accuracies(logits: Tensor, labels: Tensor, best: int) -> dict[str, Any]:
     }
 
 
-def _cautions(parts: Sequence[Part], study: Study) -> list[str]:
+def _cautions(parts: Sequence[Part], context: RunContext) -> list[str]:
     """Where a component may have seen the study's validation images, or even its test images."""
-    here = _of_data(study.settings(study.tasks[0]))
+    here = context.identity(context.study.tasks[0]).of_data
     found = []
     for part in parts:
-        there = _of_data(part.settings)
-        differing = [
-            f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
-            for key in sorted({*there, *here})
-            if there.get(key) != here.get(key)
-        ]
+        there = of_data(part.settings)
         if not there:
             found.append(f"{part.field}: it isn't known on which data {part.path} was trained")
-        elif differing:
+        elif differing := here.differences(there):
             problem = f"was trained on other data or splits ({'; '.join(differing)})"
             found.append(f"{part.field}: {part.path} {problem} and may know these images")
     return found
-
-
-def _of_data(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key.startswith("data.")}
 
 
 def _table(measured: Mapping[str, Any], parts: Sequence[Part]) -> Table:

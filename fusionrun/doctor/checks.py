@@ -24,7 +24,7 @@ from fusionrun.launch.resume import is_done, resume_path
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import Task
 from fusionrun.training.checkpoint import CheckpointError, ResumeFile
-from fusionrun.training.trainer import TaskError, check_settings
+from fusionrun.training.errors import TaskError
 
 COMPUTE_TOLERANCE = 1e-3  # relative to the norm; TF32 convolutions stay below it
 COMPUTE_REPEATS = 5
@@ -211,13 +211,13 @@ def _listed(numbers: Sequence[float]) -> str:
     return " ".join(f"{number:.4g}" for number in numbers)
 
 
-def standing(study: Study, threads: int) -> tuple[dict[str, int], list[Finding]]:
+def standing(study: Study) -> tuple[dict[str, int], list[Finding]]:
     """({task: epochs that an earlier launch did}, what is worth saying about that)."""
     done: dict[str, int] = {}
     findings = []
     for task in study.tasks:
         try:
-            done[task.name], damage = _epochs_done(study, task, threads)
+            done[task.name], damage = _epochs_done(study, task)
         except (TaskError, CheckpointError) as error:
             done[task.name] = 0
             found, advice = split_message(str(error))
@@ -236,7 +236,7 @@ def standing(study: Study, threads: int) -> tuple[dict[str, int], list[Finding]]
     return done, findings
 
 
-def _epochs_done(study: Study, task: Task, threads: int) -> tuple[int, str]:
+def _epochs_done(study: Study, task: Task) -> tuple[int, str]:
     """(epochs done, what is wrong with the newest state). Raises as the task itself would."""
     if is_done(study, task):
         return task.epochs, ""
@@ -244,9 +244,5 @@ def _epochs_done(study: Study, task: Task, threads: int) -> tuple[int, str]:
     state, problem = ResumeFile(path).load()
     if state is None:
         return 0, problem
-    settings = state.get("settings", {})
-    expected = {**settings, **study.settings(task)}  # what else it holds, the task itself compares
-    if "runtime.threads" in settings:
-        expected["runtime.threads"] = threads
-    check_settings(str(path), settings, expected)
+    study.identity(task).require_same(path, state.get("settings", {}))
     return min(int(state["epoch"]), task.epochs - 1), problem

@@ -168,7 +168,7 @@ class _Examination:
 
     def earlier(self) -> list[Finding]:
         self._progress("reading what earlier launches left")
-        self._done, findings = standing(self._study, self._threads)
+        self._done, findings = standing(self._study)
         return findings
 
     def time(self, ranks: int, seconds: float) -> Iterator[Finding]:

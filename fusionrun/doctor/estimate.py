@@ -17,7 +17,7 @@ from fusionrun.study.rows import Row
 from fusionrun.study.schedule import simulate
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.training.checkpoint import CheckpointError
-from fusionrun.training.trainer import TaskError
+from fusionrun.training.errors import TaskError
 
 CONTEXT_BYTES = 2**29  # of a GPU, held by each process that uses it
 IN_EARNEST = "it would fail in training, too"

@@ -41,7 +41,7 @@ from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
 from fusionrun.training.checkpoint import CheckpointError
-from fusionrun.training.trainer import TaskError, check_settings
+from fusionrun.training.errors import TaskError
 
 FORMAT = 1
 # what stops one row and says nothing of the others; ValueError: answers that aren't finite
@@ -160,8 +160,8 @@ def load_row(context: RunContext, row: Row) -> tuple[dict[str, Any], FusionModel
     """(manifest, model on the device) of a finished row of this study. Raises ROW_PROBLEMS."""
     files = context.study.layout.row(row.model, row.variant)
     manifest = read_manifest(files.manifest)
-    settings = context.study.settings(context.study.row_task(row))
-    check_settings(str(files.manifest), manifest["settings"], settings)
+    task = context.study.row_task(row)
+    context.identity(task).require_same(files.manifest, manifest["settings"])
     model = load_single(files.directory) if row.is_single else load_model(files.directory)
     context.settle(model)
     return manifest, model

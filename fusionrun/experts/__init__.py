@@ -15,7 +15,7 @@ from .resnet import ResNet
 from .resnext import PreActivationResNeXt
 from .wide_resnet import ImprovedWideResNet
 
-__all__ = ["BUILDERS", "Expert", "argument_names", "build_expert"]
+__all__ = ["BUILDERS", "Expert", "argument_defaults", "argument_names", "build_expert"]
 
 BUILDERS: dict[str, type[Expert]] = {
     "densenet": DenseNet,
@@ -51,6 +51,12 @@ def argument_names(name: str) -> tuple[str, ...]:
     Raises ValueError for a name that is not in `BUILDERS`.
     """
     return tuple(n for n in inspect.signature(_builder(name)).parameters if n != "num_classes")
+
+
+def argument_defaults(name: str) -> dict[str, Any]:
+    """{argument of the architecture: its default}, where it has one."""
+    parameters = inspect.signature(_builder(name)).parameters
+    return {n: p.default for n, p in parameters.items() if p.default is not inspect.Parameter.empty}
 
 
 def _builder(name: str) -> type[Expert]:

@@ -55,7 +55,7 @@ from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import RowTask, Task
 from fusionrun.training.checkpoint import CheckpointError
-from fusionrun.training.trainer import StopRequested, TaskError
+from fusionrun.training.errors import StopRequested, TaskError
 
 FAREWELL_SECONDS = 3.0  # how long a stopped rank waits for its peers: well inside any grace time
 

@@ -7,7 +7,7 @@ from fusionrun.study.paths import expert_file
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, Task
 from fusionrun.training.checkpoint import CheckpointError
-from fusionrun.training.trainer import TaskError, check_settings
+from fusionrun.training.errors import TaskError
 
 
 def is_done(study: Study, task: Task) -> bool:
@@ -20,7 +20,9 @@ def is_done(study: Study, task: Task) -> bool:
     manifest = study.layout.row(task.model, task.row.variant).manifest
     if not manifest.is_file():
         return False
-    check_settings(str(manifest), read_manifest(manifest)["settings"], study.settings(task))
+    found = read_manifest(manifest)
+    stored = {**found["settings"], "experts": found.get("experts_from", [])}
+    study.identity(task).require_same(manifest, stored)
     return True
 
 

@@ -73,7 +73,7 @@ class TaskReporter:
         numbers = {key: value for key, value in test.items() if isinstance(value, float)}
         metrics = {f"result/test_{key}": value for key, value in numbers.items()}
         metrics["result/validation"] = self._record.best
-        settings = self._study.settings(self._task)
+        settings = self._study.identity(self._task).fields
         own = {key: value for key, value in settings.items() if not key.startswith("data.")}
         for log in self._logs(first_epoch=self._task.epochs + 1):
             log.outcome(own, metrics)
@@ -187,7 +187,7 @@ class TaskReporter:
 def open_run_logs(study: Study, task: Task, first_epoch: int) -> list[RunLog]:
     """TensorBoard and W&B as the recipe wants them, or the null log."""
     logs: list[RunLog] = []
-    settings: Mapping[str, Any] = study.settings(task)
+    settings = study.identity(task).fields
     if study.recipe.logs.tensorboard:
         lines = "\n".join(f"    {key}: {value}" for key, value in settings.items())
         directory = study.layout.tensorboard(task.name)

@@ -31,6 +31,7 @@ from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.training.checkpoint import ResumeFile
+from fusionrun.training.identity import Identity, weights_in
 from fusionrun.training.losses import head_weights
 from fusionrun.training.optim import (
     Group,
@@ -52,7 +53,8 @@ def train_expert(context: RunContext, task: ExpertTask, reporter: TaskReporter) 
     best = trainer.run()
     path = expert_file(study.checkpoint_dir, task.model, k)
     assert isinstance(trainer.model, Expert)
-    origin = {**context.about(task.model, trainer.model, best), "settings": study.settings(task)}
+    origin = context.about(task.model, trainer.model, best)
+    origin["settings"] = dict(trainer.identity.fields)
     about = ComponentInfo(component="expert", expert=k, **origin)
     save_component(path, best.state, about)
     trainer.resume_file.remove()
@@ -133,7 +135,7 @@ def _train_fusion(context: RunContext, task: RowTask, reporter: TaskReporter) ->
     }
     measured = {"experts_from": sources, "validation": validation, "test": results}
     files = study.layout.row(row.model, row.variant)
-    manifest = {**_provenance(context, task, row, best), **measured}
+    manifest = {**_provenance(context, trainer.identity, row, best), **measured}
     save_model(files, model, about, selected.val_accuracies[1:], manifest)
     reporter.measured(results)
     trainer.resume_file.previous.unlink(missing_ok=True)
@@ -160,13 +162,15 @@ def _train_single(context: RunContext, task: RowTask, reporter: TaskReporter) ->
         "test": {"fused": accuracy(logits[:, 0], labels)},
     }
     files = context.study.layout.row(row.model, row.variant)
-    save_single(files, network, about, {**_provenance(context, task, row, best), **measured})
+    save_single(
+        files, network, about, {**_provenance(context, trainer.identity, row, best), **measured}
+    )
     reporter.measured(measured["test"])
     trainer.resume_file.previous.unlink(missing_ok=True)
     reporter.message(f"saved {files.directory} (weights {state_hash(best.state)[:12]})")
 
 
-def _provenance(context: RunContext, task: Task, row: Row, best: Best) -> dict[str, Any]:
+def _provenance(context: RunContext, identity: Identity, row: Row, best: Best) -> dict[str, Any]:
     """What a row's manifest says of how its weights came about."""
     return {
         "row": row.name,
@@ -174,7 +178,7 @@ def _provenance(context: RunContext, task: Task, row: Row, best: Best) -> dict[s
         "control": row.control,
         "seed": row.seed,
         "alpha": row.alpha,
-        "settings": context.study.settings(task),
+        "settings": dict(identity.fields),
         "weights": state_hash(best.state),
         "threads": context.threads,
         "device": str(context.device),
@@ -261,7 +265,7 @@ def _trainer(
         seed=seed,
         device=context.device,
         resume_file=ResumeFile(resume_path(context.study, task)),
-        settings={**context.study.settings(task), **_bitwise_settings(context, experts_from)},
+        identity=context.identity(task, weights_in(experts_from)),
         reporter=reporter,
         stop_requested=context.stop_requested,
         every_epochs=recipe.checkpoint.every_epochs,
@@ -272,14 +276,6 @@ def _trainer(
         bf16=context.bf16,
         frozen=frozen,
     )
-
-
-def _bitwise_settings(context: RunContext, experts_from: Sequence[str]) -> dict[str, Any]:
-    """What a resumed task needs to be the same in, beside its settings, to end the same."""
-    settings: dict[str, Any] = {"experts": list(experts_from)}
-    if context.device.type == "cpu":
-        settings["runtime.threads"] = context.threads  # they decide the order of sums
-    return settings
 
 
 def _row_groups(study: Study, row: Row, model: FusionModel) -> list[Group]:

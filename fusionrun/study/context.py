@@ -1,7 +1,7 @@
 """What everything that works on a study's data works with: data, splits and device, opened once."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,8 @@ from fusionrun.data.loader import ResidentLoader
 from fusionrun.data.splits import Splits, load_or_create_splits
 from fusionrun.experts import Expert
 from fusionrun.study.study import Study
+from fusionrun.study.tasks import Task
+from fusionrun.training.identity import FINGERPRINT, SPLIT, THREADS, WEIGHTS, Identity
 from fusionrun.training.trainer import Best
 
 EVALUATION_BATCH = 512  # images; without gradients there is room for more than in training
@@ -33,6 +35,7 @@ class RunContext:
     images: Tensor  # training images (N, 3, H, W) uint8, on the device
     labels: Tensor  # (N,) int64, on the device
     splits: Splits
+    split_hash: str  # of the study's splits, also where a rehearsal works on less
     launch: Mapping[str, Any]  # who works here, for the manifests
     stop_requested: Callable[[], bool]
 
@@ -71,6 +74,18 @@ class RunContext:
             augmentation=augmentation,
             channels_last=self.study.recipe.runtime.channels_last,
         )
+
+    def identity(self, task: Task, starting_weights: Sequence[str] = ()) -> Identity:
+        """What makes the task the experiment it is, with all that is known here."""
+        evidence: dict[str, Any] = {
+            FINGERPRINT: self.data.fingerprint,
+            SPLIT: self.split_hash,
+        }
+        if starting_weights:
+            evidence[WEIGHTS] = list(starting_weights)
+        if self.device.type == "cpu":
+            evidence[THREADS] = self.threads
+        return self.study.identity(task, evidence)
 
     def settle(self, model: nn.Module) -> None:
         """Move `model` to the device, in the layout that its convolutions like best."""
@@ -121,6 +136,7 @@ def open_context(
         images=data.train_images.to(device),
         labels=data.train_labels.to(device),
         splits=splits,
+        split_hash=splits.hash,
         launch=launch,
         stop_requested=stop_requested,
     )

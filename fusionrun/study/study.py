@@ -2,10 +2,11 @@
 
 import contextlib
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ import torch
 from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.common.plugins import load_plugin
 from fusionrun.common.text import nearest
-from fusionrun.common.typed_fields import flatten
 from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
 from fusionrun.data.datasets import DATASETS
 from fusionrun.experts import BUILDERS, Expert, argument_names, build_expert
@@ -27,10 +27,12 @@ from fusionrun.study.defaults import (
     FusionDefaults,
     adapted_rates,
 )
+from fusionrun.study.identity import identity_of_task
 from fusionrun.study.paths import Layout
 from fusionrun.study.recipe import SINGLE, ExpertsConfig, FusionConfig, Recipe, RecipeError
 from fusionrun.study.rows import Row, make_rows
 from fusionrun.study.tasks import ExpertTask, RowTask, Task, make_tasks
+from fusionrun.training.identity import Identity
 
 
 @dataclass(frozen=True)
@@ -129,25 +131,9 @@ class Study:
         """The task that trains `row`."""
         return next(t for t in self.tasks if isinstance(t, RowTask) and t.row == row)
 
-    def settings(self, task: Task) -> dict[str, Any]:
-        """What makes a task the experiment it is: the same settings, the same result."""
-        data = flatten(self.recipe.data, "data")
-        for place in ("root", "cache_dir", "splits_dir", "download"):
-            del data[f"data.{place}"]
-        model = flatten(self.model_arguments(task.model), f"models.{task.model}")
-        row = task.row if isinstance(task, RowTask) else None
-        used = (data["data.name"], task.model, row.fusion if row else "")
-        plugins = {f"plugins.{k}": v for k, v in self.recipe.plugins.items() if k in used}
-        common = {**data, **model, **plugins, "experts.count": self.recipe.experts.count}
-        if row is None or row.is_single:
-            experts = flatten(self.recipe.experts, "experts")
-            del experts["experts.checkpoint_dir"]
-            seed = row.seed if row else self.recipe.seed
-            return {**common, **experts, "model": task.model, "seed": seed}
-        fusion = flatten(self.recipe.fusion, "fusion")
-        del fusion["fusion.alpha"]
-        own = {name: getattr(row, name) for name in ("fusion", "control", "seed", "alpha")}
-        return {**common, **fusion, "model": task.model, **own}
+    def identity(self, task: Task, evidence: Mapping[str, Any] = MappingProxyType({})) -> Identity:
+        """What makes a task the experiment it is; `evidence` of the data, split and experts."""
+        return identity_of_task(self.recipe, task, evidence)
 
 
 def _mixed(

@@ -15,18 +15,12 @@ from fusionrun.common.seeds import derive_seed
 from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.fusions import FusionOutput
 from fusionrun.training.checkpoint import ResumeFile
+from fusionrun.training.errors import StopRequested, TaskError
+from fusionrun.training.identity import THREADS, Identity
 from fusionrun.training.losses import head_hits, head_losses
 from fusionrun.training.optim import Group, clip_gradients, load_optimizer, set_rates
 
 PULSE_SECONDS = 1.0  # how often a running epoch's numbers are read from the device
-
-
-class TaskError(Exception):
-    """A task can't go on; the message is for a person, no traceback is needed."""
-
-
-class StopRequested(Exception):  # noqa: N818 - not an error: the checkpoint is written, go
-    """A stop signal came; the resume state is on disk."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +138,7 @@ class _Meter:
 class Trainer:
     """Everything one task's training needs; `run` trains it to the end or to a stop.
 
-    `settings` identify the task: a resume state made with others is refused. All randomness
+    A resume state of another `identity` is refused. All randomness
     derives from (seed, purpose, epoch, step), so a resumed run repeats the uninterrupted one.
     """
 
@@ -159,7 +153,7 @@ class Trainer:
     seed: int
     device: torch.device
     resume_file: ResumeFile
-    settings: dict[str, Any]
+    identity: Identity
     reporter: Reporter
     stop_requested: Callable[[], bool]
     every_epochs: int
@@ -378,7 +372,7 @@ class Trainer:
         self._spend()
         self.resume_file.save(
             {
-                "settings": self.settings,
+                "settings": dict(self.identity.fields),
                 "epoch": len(self.history),
                 "step": self._step,
                 "seconds": self._seconds,
@@ -406,28 +400,21 @@ class Trainer:
                 f"{source}: found a checkpoint with the keys {keys}, expected a resume state; "
                 f"move it away to start over"
             )
-        check_settings(source, state["settings"], self.settings)
+        self.identity.require_same(source, state["settings"])
+        before, now = (of.get(THREADS) for of in (state["settings"], self.identity.fields))
+        if before != now:
+            self.reporter.message(
+                f"was begun with {before} CPU threads and continues with {now}: its numbers will "
+                f"differ in their last digits from those of an uninterrupted run"
+            )
         self.model.load_state_dict(state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
         self._meter.restore(state["meter"])
-        self.micro_batch = state["micro_batch"]
+        if self.shrink_when_full:  # what fitted then fits now; a size of the recipe's stands
+            self.micro_batch = state["micro_batch"]
         self._step, self._seconds = state["step"], state["seconds"]
         self.best = Best(**state["best"])
         self.history = [EpochNumbers(**numbers) for numbers in state["history"]]
         self.reporter.message(f"continues after epoch {state['epoch']}, step {state['step']}")
         if self.history:
             self.reporter.resumed(self.history, self.best)
-
-
-def check_settings(source: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise TaskError, naming every field, when `source` was made with other settings."""
-    differing = [
-        f"{key}: {found.get(key)!r} there, {expected.get(key)!r} in this recipe"
-        for key in sorted({*found, *expected})
-        if found.get(key) != expected.get(key)
-    ]
-    if differing:
-        raise TaskError(
-            f"{source}: was made with other settings ({'; '.join(differing)}). Set them back, "
-            f"or choose another output_dir"
-        )

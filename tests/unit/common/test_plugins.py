@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusionrun.common.plugins import load_plugin
+from fusionrun.common.plugins import load_plugin, source_hash
 from fusionrun.components.store import load_expert, load_model
 from fusionrun.data.datasets import DataError, as_arrays, load_dataset
 from fusionrun.study.recipe import RecipeError
@@ -63,12 +63,20 @@ def test_their_arguments_are_checked_and_part_of_the_settings(parts: Path) -> No
         "rows=[{model: patches, fusion: concatenation}]",
     ]
     study = plan(parts.parent, *own, "models.patches={width: 8}")
-    settings = study.settings(study.tasks[0])
-    assert settings["plugins.patches"] == "my_parts.py:Patches"
+    settings = study.identity(study.tasks[0]).fields
+    assert settings["plugins.patches"] == f"Patches (source {source_hash('my_parts.py:Patches')})"
     assert settings["models.patches.width"] == 8
     assert study.build_expert("patches", 2).feature_dim == 8
     with pytest.raises(RecipeError, match=r"models\.patches\.widht.*did you mean 'width'"):
         plan(parts.parent, *own, "models.patches={widht: 8}")
+
+
+def test_comments_and_folders_are_no_part_of_a_plug_in(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("# mine\nx = 1\n")
+    (tmp_path / "b.py").write_text("x = 1  \n\n# yours\n")
+    (tmp_path / "c.py").write_text("x = 2\n")
+    one, other, changed = (source_hash(f"{tmp_path / name}.py:x") for name in "abc")
+    assert one == other != changed
 
 
 @pytest.mark.parametrize(

@@ -440,7 +440,7 @@ def change_settings(files: RowFiles, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"data.seed": 7}, "was trained on other data or splits (data.seed: 7 there, 42 here)"),
+        ({"data.seed": 7}, "on other data or splits (data.seed: 7 there, 42 in this recipe)"),
         ({}, "it isn't known on which data"),
         ({"fusion.epochs": 9}, ""),
     ],

@@ -40,7 +40,7 @@ from fusionrun.study.study import Study, plan_study
 from fusionrun.study.tasks import RowTask, Task
 from fusionrun.training import checkpoint
 from fusionrun.training.checkpoint import CheckpointError
-from fusionrun.training.trainer import StopRequested, TaskError
+from fusionrun.training.errors import StopRequested, TaskError
 from tests.tiny import write_recipe
 
 CPU = torch.device("cpu")
@@ -482,17 +482,14 @@ def begin_expert(study: Study) -> tuple[Task, Path]:
 def test_what_was_begun_goes_on() -> None:
     study = plan()
     task, resume = begin_expert(study)
-    done, findings = inspection.standing(study, threads=1)
+    done, findings = inspection.standing(study)
     assert done[task.name] == 1 and states(findings) == ["pass"]
     assert "0 of 3 tasks done, 1 begun" in findings[0].found
-    _, findings = inspection.standing(study, threads=2)
-    assert findings[0].state == "fail" and "threads" in findings[0].found
-
     resume.write_bytes(resume.read_bytes()[:100])
-    done, findings = inspection.standing(study, threads=1)
+    done, findings = inspection.standing(study)
     assert findings[0].state == "warn" and "goes on after epoch 1" in findings[0].advice
     checkpoint.ResumeFile(resume).previous.unlink()
-    done, findings = inspection.standing(study, threads=1)
+    done, findings = inspection.standing(study)
     assert findings[0].state == "warn" and "starts over" in findings[0].advice
     assert done[task.name] == 0
 

@@ -53,6 +53,7 @@ def task(study: Study, name: str) -> Task:
 PLACES: tuple[str, ...] = ("output_dir", "data.root", "data.cache_dir", "data.splits_dir")
 PLACES += ("data.download", "experts.checkpoint_dir")
 PLACES += ("checkpoint.", "logs.", "status.", "runtime.")
+PLACES += ("fusion.micro_batch",)  # how the hardware is used
 # numbers on a GPU depend on these a little; they may be changed for a run that struggles
 HARDWARE = ("runtime.device", "runtime.amp", "runtime.channels_last", "runtime.deterministic")
 NAMES = {
@@ -106,7 +107,7 @@ def test_settings_are_what_changes_the_result(tmp_path: Path, path: str, hint: A
     assert before.recipe != after.recipe
     row, expert = "task-1-densenet-TransformerBase", "expert-resnet-0"
     row_changed, expert_changed = (
-        before.settings(task(before, name)) != after.settings(task(after, name))
+        before.identity(task(before, name)).fields != after.identity(task(after, name)).fields
         for name in (row, expert)
     )
     if path.startswith(PLACES):
@@ -124,7 +125,7 @@ def test_settings_tell_all_tasks_apart_but_the_experts_of_one_model(tmp_path: Pa
     text = text.replace("data:", "  - {model: resnet, fusion: concatenation, alpha: 2}\ndata:")
     text = text.replace("data:", "  - {model: resnet, fusion: multiplicative}\ndata:")
     study = plan(tmp_path, text=text)
-    found = [json.dumps(study.settings(task), sort_keys=True) for task in study.tasks]
+    found = [json.dumps(study.identity(task).fields, sort_keys=True) for task in study.tasks]
     assert len(study.tasks) == 5 + 4
     assert len(set(found)) == 5 + 2
 
@@ -132,14 +133,14 @@ def test_settings_tell_all_tasks_apart_but_the_experts_of_one_model(tmp_path: Pa
 def test_arguments_of_a_model_concern_its_own_tasks(tmp_path: Path) -> None:
     before, after = plan(tmp_path), plan(tmp_path, "models.densenet.growth=12")
     for one, other in zip(before.tasks, after.tasks, strict=True):
-        same = before.settings(one) == after.settings(other)
+        same = before.identity(one).fields == after.identity(other).fields
         assert same == (one.model == "resnet")
 
 
 def test_settings_survive_the_manifest(tmp_path: Path) -> None:
     study = plan(tmp_path)
     for one in study.tasks:
-        settings = study.settings(one)
+        settings = study.identity(one).fields
         assert json.loads(json.dumps(settings, allow_nan=False)) == settings
 
 
@@ -329,7 +330,7 @@ def test_a_launch_can_do_some_of_the_rows(tmp_path: Path) -> None:
     assert [task.name for task in some.tasks] == names
     for index, left in enumerate(some.tasks):
         assert left == dataclasses.replace(task(whole, left.name), index=index)
-        assert some.settings(left) == whole.settings(left)
+        assert some.identity(left).fields == whole.identity(left).fields
 
 
 @pytest.mark.parametrize(

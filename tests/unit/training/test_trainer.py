@@ -1,6 +1,5 @@
 """The training loop: resumed runs bit for bit, bad numbers stopped, every mean recomputed."""
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,8 @@ from fusionrun.experts import build_expert
 from fusionrun.fusions import FUSIONS, FusionModel, build_fusion
 from fusionrun.training import trainer as loop
 from fusionrun.training.checkpoint import ResumeFile, load, save
+from fusionrun.training.errors import StopRequested, TaskError
+from fusionrun.training.identity import Identity
 from fusionrun.training.losses import head_weights
 from fusionrun.training.optim import (
     Group,
@@ -35,10 +36,7 @@ from fusionrun.training.trainer import (
     Best,
     EpochNumbers,
     Progress,
-    StopRequested,
-    TaskError,
     Trainer,
-    check_settings,
     collect_logits,
 )
 
@@ -166,7 +164,7 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
         "seed": 5,
         "device": CPU,
         "resume_file": ResumeFile(path),
-        "settings": SETTINGS,
+        "identity": Identity(SETTINGS, {}),
         "reporter": diary,
         "stop_requested": lambda: False,
         "every_epochs": 1,
@@ -744,7 +742,7 @@ def test_a_state_of_other_settings_is_refused(
 ) -> None:
     stop_after(make_kit(path), 2)
     content = path.read_bytes()
-    kit = make_kit(path, settings={**SETTINGS, **change})
+    kit = make_kit(path, identity=Identity({**SETTINGS, **change}, {}))
     before = state_hash(kit.trainer.model.state_dict())
     with pytest.raises(TaskError, match=words) as caught:
         kit.trainer.run()
@@ -753,16 +751,6 @@ def test_a_state_of_other_settings_is_refused(
     assert state_hash(kit.trainer.model.state_dict()) == before
     assert kit.counter.steps == 0
     assert path.read_bytes() == content
-
-
-def test_all_differing_settings_are_named() -> None:
-    found, expected = {"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 3, "d": 4}
-    with pytest.raises(TaskError) as caught:
-        check_settings("file", found, expected)
-    for words in ("b: 2 there, 3 in", "c: 3 there, None in", "d: None there, 4 in"):
-        assert words in str(caught.value)
-    assert "a: " not in str(caught.value)
-    check_settings("file", found, copy.deepcopy(found))
 
 
 def test_a_file_of_another_kind_is_refused(path: Path) -> None:

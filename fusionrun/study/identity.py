@@ -1,0 +1,84 @@
+"""What makes a task the same experiment, wherever, however and by which version it is run."""
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from fusionrun.common.plugins import source_hash
+from fusionrun.common.typed_fields import flatten, plain
+from fusionrun.experts import argument_defaults
+from fusionrun.study.recipe import DataConfig, ExpertsConfig, FusionConfig, Recipe
+from fusionrun.study.tasks import RowTask, Task
+from fusionrun.training.identity import THREADS, Identity
+
+# recorded, never compared: where things lie, and how the hardware is used
+PATHS = ("data.root", "data.cache_dir", "data.splits_dir", "experts.checkpoint_dir")
+KNOBS = ("data.download", "fusion.micro_batch", THREADS)
+UNCOMPARED = frozenset({*PATHS, *KNOBS})
+
+RECIPE_DEFAULTS: Mapping[str, Any] = {
+    **flatten(DataConfig(), "data"),
+    **flatten(ExpertsConfig(), "experts"),
+    **flatten(FusionConfig(), "fusion"),
+    "control": None,
+}
+
+
+def identity_of_task(
+    recipe: Recipe, task: Task, evidence: Mapping[str, Any] = MappingProxyType({})
+) -> Identity:
+    """Of an expert's training or a row's; `evidence` is what is known of the names in EVIDENCE."""
+    row = task.row if isinstance(task, RowTask) else None
+    used = (recipe.data.name, task.model, row.fusion if row else "")
+    fields = {
+        **flatten(recipe.data, "data"),
+        **flatten(recipe.models.get(task.model, {}), f"models.{task.model}"),
+        **{f"plugins.{n}": described(p) for n, p in recipe.plugins.items() if n in used},
+        "experts.count": recipe.experts.count,
+        "model": task.model,
+    }
+    if row is None or row.is_single:
+        fields |= flatten(recipe.experts, "experts")
+        fields["seed"] = row.seed if row else recipe.seed
+    else:
+        fields |= flatten(recipe.fusion, "fusion")
+        del fields["fusion.alpha"]  # the row has its own
+        fields |= {"fusion": row.fusion, "control": row.control}
+        fields |= {"seed": row.seed, "alpha": row.alpha}
+    return Identity({**_lasting(fields), **evidence}, _defaults(recipe, [task.model]), UNCOMPARED)
+
+
+def identity_of_study(recipe: Recipe, models: Iterable[str]) -> Identity:
+    """What all launches into one output directory share, for rows of the architectures `models`."""
+    fields: dict[str, Any] = {
+        "seed": recipe.seed,
+        **flatten(recipe.data, "data"),
+        **flatten(recipe.experts, "experts"),
+        **flatten(recipe.fusion, "fusion"),
+    }
+    for model in models:
+        fields |= flatten(recipe.models.get(model, {}), f"models.{model}")
+    return Identity(_lasting(fields), _defaults(recipe, models), UNCOMPARED)
+
+
+def _lasting(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in UNCOMPARED}
+
+
+def _defaults(recipe: Recipe, models: Iterable[str]) -> dict[str, Any]:
+    """Of the recipe's fields and of the architectures' arguments.
+
+    Without dropout: where the recipe has none, an expert that trains alone has one of its own.
+    """
+    arguments = {
+        f"models.{model}.{name}": plain(value)
+        for model in models
+        for name, value in argument_defaults(recipe.plugins.get(model, model)).items()
+        if name != "dropout"
+    }
+    return {**RECIPE_DEFAULTS, **arguments}
+
+
+def described(plugin: str) -> str:
+    """A plug-in by its name and its file's code, not by where the file lies."""
+    return f"{plugin.rpartition(':')[2]} (source {source_hash(plugin)})"

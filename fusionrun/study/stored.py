@@ -1,0 +1,72 @@
+"""The study that an output directory holds already, and what a launch adds to it."""
+
+from dataclasses import replace
+
+from fusionrun.study.identity import identity_of_study
+from fusionrun.study.paths import Layout
+from fusionrun.study.recipe import SINGLE, Recipe, RecipeError, RowConfig
+from fusionrun.study.recipe_yaml import load_recipe
+from fusionrun.study.rows import make_rows
+from fusionrun.training.identity import IdentityError
+
+
+def join_stored(recipe: Recipe, layout: Layout) -> Recipe:
+    """`recipe` with every row of the study that its output directory holds.
+
+    The stored rows come first and keep their places, and so their names. Where nothing was trained
+    yet, the stored recipe counts for nothing. Raises RecipeError where it is another study's.
+    """
+    if not layout.recipe.is_file():
+        return recipe
+    stored = load_recipe(layout.recipe)
+    if not has_results(stored, layout):
+        return recipe
+    models = {row.model for row in stored.all_rows()} & {row.model for row in recipe.all_rows()}
+    try:
+        identity_of_study(recipe, models).require_same(
+            f"{layout.recipe} (the study in this folder)", identity_of_study(stored, models).fields
+        )
+    except IdentityError as error:
+        raise RecipeError(str(error)) from None
+    return _joined(stored, recipe)
+
+
+def has_results(recipe: Recipe, layout: Layout) -> bool:
+    """Whether anything was trained for a row of `recipe`, or is half-done."""
+    rows = make_rows(recipe.all_rows(), seed=recipe.seed, alpha=recipe.fusion.alpha)
+    files = [layout.row(row.model, row.variant) for row in rows]
+    if any(each.manifest.exists() or each.checkpoint.exists() for each in files):
+        return True
+    folders = (layout.expert_checkpoints, layout.state / "experts")
+    return any(path for folder in folders for path in folder.glob("*/*.pth"))
+
+
+def _joined(stored: Recipe, recipe: Recipe) -> Recipe:
+    """`recipe` with the stored rows before its own; as it is where that changes nothing."""
+    kept, wanted = stored.all_rows(), recipe.all_rows()
+    explicit = tuple(_explicit(row, stored) for row in kept)
+    rows = list(explicit)
+    rows += [row for row in (_explicit(row, recipe) for row in wanted) if row not in explicit]
+    if rows == [_explicit(row, recipe) for row in wanted]:
+        return recipe
+    if rows == list(explicit):
+        table = {"rows": stored.rows, "grid": stored.grid, "controls": stored.controls}
+    else:
+        table = {"rows": tuple(rows), "grid": None, "controls": ()}
+    return replace(
+        recipe,
+        **table,  # type: ignore[arg-type]
+        models={**stored.models, **recipe.models},
+        plugins={**stored.plugins, **recipe.plugins},
+    )
+
+
+def _explicit(row: RowConfig, recipe: Recipe) -> RowConfig:
+    """The row with nothing left to its recipe."""
+    if row.fusion == SINGLE:
+        return replace(row, seed=recipe.seed if row.seed is None else row.seed)
+    return replace(
+        row,
+        seed=recipe.seed if row.seed is None else row.seed,
+        alpha=recipe.fusion.alpha if row.alpha is None else row.alpha,
+    )

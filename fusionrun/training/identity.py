@@ -1,0 +1,105 @@
+"""What a result and a resume state must agree in with the task that would use them."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fusionrun.common.text import shown
+from fusionrun.common.typed_fields import plain
+from fusionrun.training.errors import TaskError
+
+# facts that a result may not know, because an older version made it: compared where both know
+FINGERPRINT, SPLIT, WEIGHTS = "data.fingerprint", "data.split_hash", "experts.weights"
+EVIDENCE = (FINGERPRINT, SPLIT, WEIGHTS)
+THREADS = "runtime.threads"  # recorded: they decide the order of sums on a CPU
+
+
+class IdentityError(TaskError):
+    """A result stands there that another experiment made."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The fields that decide a task's numbers.
+
+    They are stored whole and compared as differences to the defaults: a field that one side lacks
+    has its default, so that a field added later orphans no result.
+    """
+
+    fields: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    uncompared: Collection[str] = ()  # paths and hardware knobs, which older versions stored
+
+    def differences(self, found: Mapping[str, Any]) -> list[str]:
+        """What a result with the stored fields `found` was made with otherwise, a text a field."""
+        here, there = self._compared(self.fields), self._compared(upgraded(found))
+        missing = object()
+        names = [
+            name
+            for name in sorted({*here, *there})
+            if here.get(name, missing) != there.get(name, missing)
+            and not (name in EVIDENCE and (name not in here or name not in there))
+            and not (name.startswith("plugins.") and _same_plugin(here.get(name), there.get(name)))
+        ]
+        return [
+            f"{name}: {shown(there.get(name, self.defaults.get(name)))} there, "
+            f"{shown(here.get(name, self.defaults.get(name)))} in this recipe"
+            for name in names
+        ]
+
+    def require_same(self, source: object, found: Mapping[str, Any]) -> None:
+        """Raise IdentityError, naming every field, when `source` was made with others."""
+        differing = self.differences(found)
+        if not differing:
+            return
+        advice = "Set them back, or choose another output_dir"
+        if any(text.split(":")[0].endswith(".epochs") for text in differing):
+            advice = (
+                f"The learning rates of a task are scheduled over all its epochs, so it can't be "
+                f"trained for more or fewer. {advice}"
+            )
+        raise IdentityError(
+            f"{source}: was made with other settings ({'; '.join(differing)}). {advice}"
+        )
+
+    @property
+    def of_data(self) -> "Identity":
+        """What it says of the data and their split alone."""
+        return replace(self, fields=of_data(self.fields))
+
+    def _compared(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        missing = object()
+        return {
+            name: plain(value)
+            for name, value in fields.items()
+            if name not in self.uncompared and plain(value) != self.defaults.get(name, missing)
+        }
+
+
+def of_data(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that say which data, and which of them for whom."""
+    return {name: value for name, value in fields.items() if name.startswith("data.")}
+
+
+def weights_in(sources: Sequence[str]) -> list[str]:
+    """The hashes in `starting experts` as manifests list them: path (..., weights <hash>)."""
+    return [found[-1] for text in sources if (found := re.findall(r"weights (\w+)\)", text))]
+
+
+def upgraded(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored fields in today's form: resume states of 0.1 list their experts as texts."""
+    fields = dict(found)
+    sources = fields.pop("experts", None)
+    if sources:
+        fields.setdefault(WEIGHTS, weights_in(sources))
+    return fields
+
+
+def _same_plugin(here: str | None, there: str | None) -> bool:
+    """Versions before 0.2 stored FILE.py:NAME, which says nothing of the file's code."""
+    if here is None or there is None:
+        return False
+    if "(source " not in there:
+        return here.split(" (source ")[0] == there.rpartition(":")[2]
+    return here == there
