@@ -39,7 +39,7 @@ from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study, plan_study
 from fusionrun.training.identity import of_data
-from fusionrun.training.trainer import collect_logits
+from fusionrun.training.inference import collect_logits
 
 LABELS = {
     "fused": "fused",

@@ -25,7 +25,7 @@ from fusionrun.study.context import EVALUATION_BATCH, RunContext
 from fusionrun.study.paths import expert_file
 from fusionrun.study.rows import Row
 from fusionrun.training.checkpoint import CheckpointError
-from fusionrun.training.trainer import collect_logits
+from fusionrun.training.inference import collect_logits
 
 GRADIENT_IMAGES = 128  # whose gradients are compared
 GRADIENT_BATCH = 32  # of them at a time: with gradients each takes a lot of memory

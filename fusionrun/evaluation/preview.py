@@ -47,7 +47,13 @@ from fusionrun.fusions import FUSIONS, FusionModel
 from fusionrun.study.context import EVALUATION_BATCH, RunContext, open_context
 from fusionrun.study.defaults import HEAD_CLIP
 from fusionrun.study.study import Study
-from fusionrun.training.optim import Group, adamw, clip_gradients, cosine_to_tenth, set_rates
+from fusionrun.training.optim import (
+    Group,
+    adamw,
+    clip_gradients,
+    cosine_to_tenth,
+    set_learning_rates,
+)
 
 FORMAT = 1
 HEADINGS = ("model", "fusion", "validation", "over mean prob.", "seeds", "seconds")
@@ -188,7 +194,7 @@ def train_fusion(given: Given, fusion: str, seed: int, epochs: int) -> tuple[flo
     batch = study.recipe.fusion.batch_size
     best, best_epoch = -1.0, 0
     for epoch in range(epochs):
-        set_rates(optimizer, groups, epoch, epochs)
+        set_learning_rates(optimizer, groups, epoch, epochs)
         network.train()
         order = torch.randperm(len(train.labels)).to(device)
         for start in range(0, len(order), batch):

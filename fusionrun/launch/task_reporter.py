@@ -18,7 +18,7 @@ from fusionrun.monitor.record import NAN, Outcome, Record, known
 from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
-from fusionrun.training.trainer import Best, EpochNumbers, Progress
+from fusionrun.training.epoch import BestEpoch, EpochMetrics, Progress
 
 
 class TaskReporter:
@@ -49,21 +49,21 @@ class TaskReporter:
         record.pulse += 1
         record.epoch, record.step = float(progress.epoch), float(progress.step)
         record.steps = float(progress.steps)
-        record.train_loss, record.train_accuracy = progress.objective, progress.train_accuracy
+        record.train_loss, record.train_accuracy = progress.loss, progress.train_accuracy
         record.images_per_second = progress.images_per_second
         record.eta_seconds = progress.eta_seconds
         record.memory_bytes = _memory(self._device)
 
-    def epoch(self, history: Sequence[EpochNumbers], best: Best) -> None:
+    def epoch(self, history: Sequence[EpochMetrics], best: BestEpoch) -> None:
         """The newest of `history` to every log; the CSV is written whole."""
-        numbers = history[-1]
+        metrics = history[-1]
         self._publish(history, best)
         self._write_csv(history)
-        self._log.line(self._summary(numbers, best))
-        for log in self._logs(first_epoch=numbers.epoch):
-            log.scalars(self._scalars(numbers), numbers.epoch)
+        self._log.line(self._summary(metrics, best))
+        for log in self._logs(first_epoch=metrics.epoch):
+            log.scalars(self._scalars(metrics), metrics.epoch)
 
-    def resumed(self, history: Sequence[EpochNumbers], best: Best) -> None:
+    def resumed(self, history: Sequence[EpochMetrics], best: BestEpoch) -> None:
         """What an earlier launch did: the table and the CSV know it, the other logs have it."""
         self._publish(history, best)
         self._write_csv(history)
@@ -97,22 +97,22 @@ class TaskReporter:
         for log in self._run_logs or ():
             log.close()
 
-    def _publish(self, history: Sequence[EpochNumbers], best: Best) -> None:
-        numbers, record = history[-1], self._record
+    def _publish(self, history: Sequence[EpochMetrics], best: BestEpoch) -> None:
+        metrics, record = history[-1], self._record
         record.pulse += 1
         self._seconds = sum(entry.seconds for entry in history)
-        record.epoch, record.step = float(numbers.epoch), 0.0
-        record.train_loss = numbers.objective
-        record.train_accuracy = numbers.train_accuracies[0]
-        record.val_loss, record.val_accuracy = numbers.val_losses[0], numbers.val_accuracies[0]
+        record.epoch, record.step = float(metrics.epoch), 0.0
+        record.train_loss = metrics.loss
+        record.train_accuracy = metrics.train_accuracies[0]
+        record.val_loss, record.val_accuracy = metrics.val_losses[0], metrics.val_accuracies[0]
         record.best, record.best_epoch = best.val_accuracy, float(best.epoch)
-        record.experts = numbers.val_accuracies[1:]
-        record.gain = numbers.val_accuracies[0] - max(record.experts) if record.experts else NAN
-        record.images_per_second = numbers.images_per_second
-        record.eta_seconds = self._seconds / numbers.epoch * (self._task.epochs - numbers.epoch)
+        record.experts = metrics.val_accuracies[1:]
+        record.gain = metrics.val_accuracies[0] - max(record.experts) if record.experts else NAN
+        record.images_per_second = metrics.images_per_second
+        record.eta_seconds = self._seconds / metrics.epoch * (self._task.epochs - metrics.epoch)
         record.memory_bytes = _memory(self._device)
 
-    def _write_csv(self, history: Sequence[EpochNumbers]) -> None:
+    def _write_csv(self, history: Sequence[EpochMetrics]) -> None:
         task, layout = self._task, self._study.layout
         if isinstance(task, RowTask):
             path = layout.row(task.model, task.row.variant).csv
@@ -123,54 +123,54 @@ class TaskReporter:
             rows = [self._expert_cells(history[: i + 1]) for i in range(len(history))]
         else:
             columns = row_columns(self._study.recipe.experts.count)
-            rows = [_row_cells(task.row, numbers) for numbers in history]
+            rows = [_row_cells(task.row, metrics) for metrics in history]
         write_csv(path, columns, rows)
 
-    def _expert_cells(self, history: Sequence[EpochNumbers]) -> dict[str, object]:
-        numbers, task = history[-1], self._task
+    def _expert_cells(self, history: Sequence[EpochMetrics]) -> dict[str, object]:
+        metrics, task = history[-1], self._task
         return {
-            **_common_cells(numbers),
-            "lr": numbers.rates["expert"],
+            **_common_cells(metrics),
+            "lr": metrics.learning_rates["expert"],
             "best_val_accuracy": max(entry.val_accuracies[0] for entry in history),
             "model": task.model,
             "expert": task.expert if isinstance(task, ExpertTask) else None,
         }
 
-    def _summary(self, numbers: EpochNumbers, best: Best) -> str:
+    def _summary(self, metrics: EpochMetrics, best: BestEpoch) -> str:
         record = self._record
         experts = " ".join(f"{value:.1f}" for value in record.experts)
         compared = f" experts {experts} gain {record.gain:+.1f}" if record.experts else ""
         return (
-            f"epoch {numbers.epoch}/{self._task.epochs} loss {numbers.objective:.4f} "
-            f"val {numbers.val_accuracies[0]:.2f}%{compared} "
+            f"epoch {metrics.epoch}/{self._task.epochs} loss {metrics.loss:.4f} "
+            f"val {metrics.val_accuracies[0]:.2f}%{compared} "
             f"best {best.val_accuracy:.2f}% @{best.epoch} "
-            f"{numbers.images_per_second:.0f} images/s {numbers.seconds:.1f}s"
+            f"{metrics.images_per_second:.0f} images/s {metrics.seconds:.1f}s"
         )
 
-    def _scalars(self, numbers: EpochNumbers) -> dict[str, float]:
+    def _scalars(self, metrics: EpochMetrics) -> dict[str, float]:
         """Tags grouped so that a chart overlays the rows, and no chart mixes rows and experts."""
         if self._task.trains_alone:
             return {
-                "expert_training/accuracy_validation": numbers.val_accuracies[0],
-                "expert_training/accuracy_train": numbers.train_accuracies[0],
-                "expert_training/loss_validation": numbers.val_losses[0],
-                "expert_training/loss_train": numbers.objective,
-                "expert_training/rate": numbers.rates["expert"],
-                "expert_training/images_per_second": numbers.images_per_second,
+                "expert_training/accuracy_validation": metrics.val_accuracies[0],
+                "expert_training/accuracy_train": metrics.train_accuracies[0],
+                "expert_training/loss_validation": metrics.val_losses[0],
+                "expert_training/loss_train": metrics.loss,
+                "expert_training/rate": metrics.learning_rates["expert"],
+                "expert_training/images_per_second": metrics.images_per_second,
             }
         scalars = {
-            "accuracy/validation": numbers.val_accuracies[0],
-            "accuracy/train": numbers.train_accuracies[0],
+            "accuracy/validation": metrics.val_accuracies[0],
+            "accuracy/train": metrics.train_accuracies[0],
             "accuracy/gain_over_best_expert": self._record.gain,
-            "loss/validation": numbers.val_losses[0],
-            "loss/train": numbers.objective,
-            "loss/train_global": numbers.train_losses[0],
-            "loss/train_individual": sum(numbers.train_losses[1:]),
-            "speed/images_per_second": numbers.images_per_second,
-            "speed/epoch_seconds": numbers.seconds,
+            "loss/validation": metrics.val_losses[0],
+            "loss/train": metrics.loss,
+            "loss/train_global": metrics.train_losses[0],
+            "loss/train_individual": sum(metrics.train_losses[1:]),
+            "speed/images_per_second": metrics.images_per_second,
+            "speed/epoch_seconds": metrics.seconds,
         }
-        scalars |= {f"rate/{name}": rate for name, rate in numbers.rates.items()}
-        for k, accuracy in enumerate(numbers.val_accuracies[1:]):
+        scalars |= {f"rate/{name}": rate for name, rate in metrics.learning_rates.items()}
+        for k, accuracy in enumerate(metrics.val_accuracies[1:]):
             scalars[f"experts/accuracy_{k}"] = accuracy
         return scalars
 
@@ -210,17 +210,17 @@ def _open_wandb(study: Study, task: Task, mode: Any, settings: Mapping[str, Any]
     )
 
 
-def _row_cells(row: Row, numbers: EpochNumbers) -> dict[str, object]:
-    rates = numbers.rates
-    experts = list(zip(numbers.val_accuracies[1:], numbers.val_losses[1:], strict=True))
+def _row_cells(row: Row, metrics: EpochMetrics) -> dict[str, object]:
+    rates = metrics.learning_rates
+    experts = list(zip(metrics.val_accuracies[1:], metrics.val_losses[1:], strict=True))
     cells: dict[str, object] = {
-        **_common_cells(numbers),
+        **_common_cells(metrics),
         "experts_lr": rates.get("experts", 0.0),  # 0: frozen
         "fusion_lr": rates["fusion"],
         "global_head_lr": rates["global_head"],
-        "loss_global": numbers.train_losses[0],
-        "loss_individual": sum(numbers.train_losses[1:]),
-        "loss_total": numbers.objective,
+        "loss_global": metrics.train_losses[0],
+        "loss_individual": sum(metrics.train_losses[1:]),
+        "loss_total": metrics.loss,
         "alpha": row.alpha,
         "model": row.model,
         "fusion_type": row.method,
@@ -230,16 +230,16 @@ def _row_cells(row: Row, numbers: EpochNumbers) -> dict[str, object]:
     return cells
 
 
-def _common_cells(numbers: EpochNumbers) -> dict[str, object]:
+def _common_cells(metrics: EpochMetrics) -> dict[str, object]:
     return {
-        "epoch": numbers.epoch,
-        "train_loss": numbers.objective,
-        "train_accuracy": numbers.train_accuracies[0],
-        "val_loss": numbers.val_losses[0],
-        "val_accuracy": numbers.val_accuracies[0],
-        "images_per_second": numbers.images_per_second,
-        "seconds": numbers.seconds,
-        "timestamp": numbers.timestamp,
+        "epoch": metrics.epoch,
+        "train_loss": metrics.loss,
+        "train_accuracy": metrics.train_accuracies[0],
+        "val_loss": metrics.val_losses[0],
+        "val_accuracy": metrics.val_accuracies[0],
+        "images_per_second": metrics.images_per_second,
+        "seconds": metrics.seconds,
+        "timestamp": metrics.timestamp,
     }
 
 

@@ -31,7 +31,9 @@ from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.training.checkpoint import ResumeFile
+from fusionrun.training.epoch import BestEpoch
 from fusionrun.training.identity import Identity, weights_in
+from fusionrun.training.inference import collect_logits
 from fusionrun.training.losses import head_weights
 from fusionrun.training.optim import (
     Group,
@@ -41,7 +43,7 @@ from fusionrun.training.optim import (
     sgd,
     warm_restarts,
 )
-from fusionrun.training.trainer import Best, Trainer, collect_logits
+from fusionrun.training.trainer import Trainer
 
 SAMPLE = 12  # training images that TensorBoard shows
 
@@ -170,7 +172,9 @@ def _train_single(context: RunContext, task: RowTask, reporter: TaskReporter) ->
     reporter.message(f"saved {files.directory} (weights {state_hash(best.state)[:12]})")
 
 
-def _provenance(context: RunContext, identity: Identity, row: Row, best: Best) -> dict[str, Any]:
+def _provenance(
+    context: RunContext, identity: Identity, row: Row, best: BestEpoch
+) -> dict[str, Any]:
     """What a row's manifest says of how its weights came about."""
     return {
         "row": row.name,

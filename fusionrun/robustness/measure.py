@@ -27,7 +27,7 @@ from fusionrun.robustness.row_under_test import RowUnderTest
 from fusionrun.robustness.schema import OODSet, Robustness
 from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
-from fusionrun.training.trainer import forward_heads
+from fusionrun.training.inference import forward_heads
 
 Problems = dict[str, str]  # by a row's name: what stopped it
 

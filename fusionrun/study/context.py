@@ -17,8 +17,8 @@ from fusionrun.data.splits import Splits, load_or_create_splits
 from fusionrun.experts import Expert
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import Task
+from fusionrun.training.epoch import BestEpoch
 from fusionrun.training.identity import FINGERPRINT, SPLIT, THREADS, WEIGHTS, Identity
-from fusionrun.training.trainer import Best
 
 EVALUATION_BATCH = 512  # images; without gradients there is room for more than in training
 NOT_AUGMENTED = AUGMENTATIONS["none"]
@@ -93,7 +93,7 @@ class RunContext:
         layout = torch.channels_last if last else torch.contiguous_format
         model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
 
-    def about(self, model: str, expert: Expert, best: Best) -> dict[str, Any]:
+    def about(self, model: str, expert: Expert, best: BestEpoch) -> dict[str, Any]:
         """What every component's file says of where it comes from."""
         return {
             "model": self.study.source(model),

@@ -22,7 +22,7 @@ def head_weights(num_experts: int, alpha: float, device: torch.device) -> Tensor
     return torch.tensor([1.0] + [alpha] * num_experts, device=device)
 
 
-def head_hits(logits: Tensor, targets: Tensor) -> Tensor:
+def head_correct(logits: Tensor, targets: Tensor) -> Tensor:
     """Share of the target that each head's choice gets: (N, H, C), (N, C) -> (H,), sums over N.
 
     With one-hot targets it counts right answers; on a mixed image a choice earns its part.

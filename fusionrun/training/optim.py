@@ -100,7 +100,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                 entries[name] = torch.empty_like(parameter.detach()).copy_(value)
 
 
-def set_rates(
+def set_learning_rates(
     optimizer: torch.optim.Optimizer, groups: Sequence[Group], epoch: int, epochs: int
 ) -> dict[str, float]:
     """Set every group's rate for `epoch` (from 0); returns {group name: rate}."""

@@ -55,7 +55,7 @@ def _record(bench: Bench) -> Callable[[], None]:
 
     def record() -> None:
         trainer._last_pulse = 0.0  # long ago: the loop's second has passed
-        trainer._pulse()
+        trainer._after_step()
         trainer.reporter.epoch(history, trainer.best)
 
     return record

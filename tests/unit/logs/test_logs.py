@@ -25,7 +25,7 @@ from fusionrun.logs.wandb import PROJECTS, WandbLog
 from fusionrun.monitor.record import Record
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study, plan_study
-from fusionrun.training.trainer import Best, EpochNumbers
+from fusionrun.training.epoch import BestEpoch, EpochMetrics
 from tests.tiny import alone, write_recipe
 
 # --- CSV -----------------------------------------------------------------------------------------
@@ -136,15 +136,15 @@ def study(tmp_path: Path) -> Study:
     return plan_study(load_recipe(path), "recipe.yaml")
 
 
-def make_history(heads: int, rates: dict[str, float]) -> list[EpochNumbers]:
+def make_history(heads: int, rates: dict[str, float]) -> list[EpochMetrics]:
     """Numbers no two of which agree, so that none can stand in the wrong column unseen."""
     count = itertools.count(1)
 
-    def numbers(epoch: int) -> EpochNumbers:
-        return EpochNumbers(
+    def metrics(epoch: int) -> EpochMetrics:
+        return EpochMetrics(
             epoch=epoch,
-            rates={name: rate / epoch for name, rate in rates.items()},
-            objective=next(count) + 0.5,
+            learning_rates={name: rate / epoch for name, rate in rates.items()},
+            loss=next(count) + 0.5,
             train_losses=[next(count) + 0.25 for _ in range(heads)],
             train_accuracies=[next(count) + 0.125 for _ in range(heads)],
             val_losses=[next(count) + 0.75 for _ in range(heads)],
@@ -155,15 +155,15 @@ def make_history(heads: int, rates: dict[str, float]) -> list[EpochNumbers]:
             timestamp=f"2026-01-0{epoch}T00:00:00+00:00",
         )
 
-    return [numbers(epoch) for epoch in (1, 2, 3)]
+    return [metrics(epoch) for epoch in (1, 2, 3)]
 
 
-def report(study: Study, name: str, history: list[EpochNumbers]) -> None:
+def report(study: Study, name: str, history: list[EpochMetrics]) -> None:
     task = next(task for task in study.tasks if task.name == name)
     with TaskLog(study.layout.task_log(task.name), task.name) as log:
         reporter = TaskReporter(study, task, Record(), log, torch.device("cpu"))
         for epoch in range(1, len(history) + 1):
-            reporter.epoch(history[:epoch], Best(1, 50.0, 1.0))
+            reporter.epoch(history[:epoch], BestEpoch(1, 50.0, 1.0))
         reporter.close()
 
 
@@ -195,16 +195,16 @@ def test_every_number_of_a_row_stands_in_its_column(study: Study) -> None:
     for row, n in zip(found, history, strict=True):
         expected: dict[str, Any] = {
             "epoch": n.epoch,
-            "train_loss": n.objective,
+            "train_loss": n.loss,
             "train_accuracy": n.train_accuracies[0],
             "val_loss": n.val_losses[0],
             "val_accuracy": n.val_accuracies[0],
-            "experts_lr": n.rates["experts"],
-            "fusion_lr": n.rates["fusion"],
-            "global_head_lr": n.rates["global_head"],
+            "experts_lr": n.learning_rates["experts"],
+            "fusion_lr": n.learning_rates["fusion"],
+            "global_head_lr": n.learning_rates["global_head"],
             "loss_global": n.train_losses[0],
             "loss_individual": sum(n.train_losses[1:]),
-            "loss_total": n.objective,
+            "loss_total": n.loss,
             "images_per_second": 250 / n.epoch,
             "seconds": 5 * n.epoch,
             "alpha": 1,
@@ -229,11 +229,11 @@ def test_every_number_of_an_expert_stands_in_its_column(study: Study) -> None:
     for row, n, best_accuracy in zip(read(path), history, best, strict=True):
         expected = {
             "epoch": n.epoch,
-            "train_loss": n.objective,
+            "train_loss": n.loss,
             "train_accuracy": n.train_accuracies[0],
             "val_loss": n.val_losses[0],
             "val_accuracy": n.val_accuracies[0],
-            "lr": n.rates["expert"],
+            "lr": n.learning_rates["expert"],
             "best_val_accuracy": best_accuracy,
             "images_per_second": 250 / n.epoch,
             "seconds": 5 * n.epoch,

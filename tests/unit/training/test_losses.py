@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fusionrun.training.losses import head_hits, head_losses, head_weights
+from fusionrun.training.losses import head_correct, head_losses, head_weights
 
 N, H, C = 7, 5, 6
 
@@ -97,15 +97,15 @@ def test_huge_logits_stay_finite(logits: Tensor, labels: Tensor) -> None:
     assert head_losses(1e4 * logits, one_hot(labels)).isfinite().all()
 
 
-def test_hits_count_right_answers(logits: Tensor, labels: Tensor) -> None:
-    hits = head_hits(logits, one_hot(labels))
+def test_it_counts_right_answers(logits: Tensor, labels: Tensor) -> None:
+    correct = head_correct(logits, one_hot(labels))
     expected = [sum(int(logits[n, h].argmax()) == labels[n] for n in range(N)) for h in range(H)]
-    assert hits.tolist() == expected
+    assert correct.tolist() == expected
     perfect = one_hot(labels).unsqueeze(1).expand(N, H, C)
-    assert head_hits(perfect, one_hot(labels)).tolist() == [N] * H
+    assert head_correct(perfect, one_hot(labels)).tolist() == [N] * H
 
 
-def test_hits_on_mixed_targets_earn_their_share(
+def test_answers_to_mixed_targets_earn_their_share(
     logits: Tensor, labels: Tensor, partners: Tensor, shares: Tensor
 ) -> None:
     expected = [0.0] * H
@@ -114,6 +114,6 @@ def test_hits_on_mixed_targets_earn_their_share(
             choice = int(logits[n, h].argmax())
             expected[h] += float(shares[n]) * (choice == int(labels[n]))
             expected[h] += (1 - float(shares[n])) * (choice == int(partners[n]))
-    hits = head_hits(logits, mixed(labels, partners, shares))
-    assert hits.tolist() == pytest.approx(expected, abs=1e-5)
+    correct = head_correct(logits, mixed(labels, partners, shares))
+    assert correct.tolist() == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 3) for value in expected}) > 1  # heads that differ, or it's no test

@@ -19,7 +19,7 @@ from fusionrun.training.optim import (
     cosine_to_tenth,
     cosine_to_zero,
     load_optimizer,
-    set_rates,
+    set_learning_rates,
     sgd,
     warm_restarts,
 )
@@ -179,7 +179,7 @@ def test_each_group_keeps_its_own_rate(
     groups = make_groups()
     optimizer = make(groups, 1e-4)
     for epoch in range(8):
-        rates = set_rates(optimizer, groups, epoch, 8)
+        rates = set_learning_rates(optimizer, groups, epoch, 8)
         cosine = (1 + math.cos(math.pi * epoch / 8)) / 2
         # periods of 2 and 4 epochs, then the first 2 of 8
         warm = [0, 1 / 2, 0, 1 / 4, 2 / 4, 3 / 4, 0, 1 / 8][epoch]
@@ -282,7 +282,7 @@ def train_step(
     network: Network, groups: list[Group], optimizer: torch.optim.Optimizer, step: int
 ) -> None:
     images = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(step))
-    set_rates(optimizer, groups, step // 2, 8)
+    set_learning_rates(optimizer, groups, step // 2, 8)
     optimizer.zero_grad()
     # gradients come from backward: the kernels rely on the layout that it gives them
     network(images).square().mean().backward()

@@ -21,8 +21,10 @@ from fusionrun.experts import build_expert
 from fusionrun.fusions import FUSIONS, FusionModel, build_fusion
 from fusionrun.training import trainer as loop
 from fusionrun.training.checkpoint import ResumeFile, load, save
+from fusionrun.training.epoch import BestEpoch, EpochMetrics, Progress
 from fusionrun.training.errors import StopRequested, TaskError
 from fusionrun.training.identity import Identity
+from fusionrun.training.inference import collect_logits
 from fusionrun.training.losses import head_weights
 from fusionrun.training.optim import (
     Group,
@@ -32,13 +34,7 @@ from fusionrun.training.optim import (
     sgd,
     warm_restarts,
 )
-from fusionrun.training.trainer import (
-    Best,
-    EpochNumbers,
-    Progress,
-    Trainer,
-    collect_logits,
-)
+from fusionrun.training.trainer import Trainer
 
 CLASSES, SIZE = 4, 8
 TRAIN, VAL, BATCH = 40, 24, 16
@@ -94,12 +90,12 @@ class Diary:
     def progress(self, progress: Progress) -> None:
         self.progresses.append(progress)
 
-    def epoch(self, history: Sequence[EpochNumbers], best: Best) -> None:
+    def epoch(self, history: Sequence[EpochMetrics], best: BestEpoch) -> None:
         self.epochs.append(history[-1].epoch)
         if self.model is not None:
             self.weights[history[-1].epoch] = state_hash(self.model.state_dict())
 
-    def resumed(self, history: Sequence[EpochNumbers], best: Best) -> None:
+    def resumed(self, history: Sequence[EpochMetrics], best: BestEpoch) -> None:
         self.resumes.append(history[-1].epoch)
 
     def message(self, text: str) -> None:
@@ -186,9 +182,9 @@ def stop_after(kit: Kit, steps: int) -> None:
 # --- what a run comes to -------------------------------------------------------------------------
 
 
-def timeless(history: Sequence[EpochNumbers]) -> list[EpochNumbers]:
+def timeless(history: Sequence[EpochMetrics]) -> list[EpochMetrics]:
     zero = {"train_seconds": 0.0, "seconds": 0.0, "timestamp": ""}
-    return [dataclasses.replace(numbers, **zero) for numbers in history]  # type: ignore[arg-type]
+    return [dataclasses.replace(metrics, **zero) for metrics in history]  # type: ignore[arg-type]
 
 
 def optimizer_hash(optimizer: torch.optim.Optimizer) -> str:
@@ -259,6 +255,23 @@ def test_stopped_at_every_step_it_ends_the_same(
     kit.trainer.run()
     assert kit.counter.steps == 0
     assert outcome(kit.trainer) == uninterrupted[kind]
+
+
+@pytest.mark.parametrize("steps", [2, STEPS, 2 * STEPS + 1])
+def test_a_state_of_version_0_1_resumes(
+    path: Path, steps: int, uninterrupted: dict[str, dict[str, Any]]
+) -> None:
+    """It calls some numbers by other names."""
+    stop_after(make_kit(path), steps)
+    state = load(path)
+    for metrics in state["history"]:
+        metrics |= {"rates": metrics.pop("learning_rates"), "objective": metrics.pop("loss")}
+    state["meter"]["hits"] = state["meter"].pop("correct")
+    save(path, state)
+    kit = make_kit(path, init=77)
+    kit.trainer.run()
+    assert kit.counter.steps == TOTAL - steps
+    assert outcome(kit.trainer) == uninterrupted["fusion"]
 
 
 class CrashError(Exception):
@@ -570,7 +583,7 @@ def test_best_state_is_the_whole_model_at_that_epoch(path: Path, kind: str) -> N
     assert best is kit.trainer.best
     assert state_hash(best.state) == kit.diary.weights[best.epoch]
     assert best.state.keys() == kit.trainer.model.state_dict().keys()
-    accuracies = [numbers.val_accuracies[0] for numbers in kit.trainer.history]
+    accuracies = [metrics.val_accuracies[0] for metrics in kit.trainer.history]
     assert best.val_accuracy == max(accuracies)
 
 
@@ -603,42 +616,46 @@ def test_every_number_is_a_mean_over_its_epoch(path: Path, kind: str) -> None:
     kit, seen = make_kit(path, kind), Seen()
     trainer = kit.trainer
     trainer.model.register_forward_hook(seen.look)
-    rates: list[dict[str, float]] = []
+    learning_rates: list[dict[str, float]] = []
     trainer.optimizer.register_step_pre_hook(
-        lambda optimizer, *_: rates.append({e["name"]: e["lr"] for e in optimizer.param_groups})
+        lambda optimizer, *_: learning_rates.append(
+            {e["name"]: e["lr"] for e in optimizer.param_groups}
+        )
     )
     trainer.run()
     weights = [1.0, 0.5, 0.5] if kind == "fusion" else [1.0]
     labels = torch.cat([batch.labels for batch in trainer.val_loader.evaluation_batches()])
     assert len(trainer.history) == EPOCHS
-    for epoch, numbers in enumerate(trainer.history):
+    for epoch, metrics in enumerate(trainer.history):
         batches = list(trainer.train_loader.training_batches(derive_seed(5, "order", epoch)))
         targets = torch.cat([batch.targets for batch in batches]).double()
         logits = torch.cat(seen.train[epoch])
-        assert len(logits) == numbers.images == TRAIN
+        assert len(logits) == metrics.images == TRAIN
         losses, accuracies = [], []
         for head in logits.unbind(1):
             losses.append(float(functional.cross_entropy(head, targets, label_smoothing=0.1)))
             picks = [float(targets[n, int(head[n].argmax())]) for n in range(TRAIN)]
             accuracies.append(100 * sum(picks) / TRAIN)
-        assert numbers.train_losses == pytest.approx(losses, rel=1e-5)
-        assert numbers.train_accuracies == pytest.approx(accuracies, rel=1e-5)
+        assert metrics.train_losses == pytest.approx(losses, rel=1e-5)
+        assert metrics.train_accuracies == pytest.approx(accuracies, rel=1e-5)
         total = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
-        assert numbers.objective == pytest.approx(total, rel=1e-5)
+        assert metrics.loss == pytest.approx(total, rel=1e-5)
         validated = torch.cat(seen.val[epoch])
         assert len(validated) == VAL
-        assert numbers.val_losses == pytest.approx(
+        assert metrics.val_losses == pytest.approx(
             [float(functional.cross_entropy(head, labels)) for head in validated.unbind(1)],
             rel=1e-5,
         )
-        assert numbers.val_accuracies == pytest.approx(
+        assert metrics.val_accuracies == pytest.approx(
             [100 * int((head.argmax(1) == labels).sum()) / VAL for head in validated.unbind(1)]
         )
-        assert numbers.epoch == epoch + 1
+        assert metrics.epoch == epoch + 1
         # the rates that the optimizer really used in all steps of the epoch
-        assert rates[STEPS * epoch : STEPS * (epoch + 1)] == [numbers.rates] * STEPS
-        assert 0 < numbers.train_seconds < numbers.seconds
-        assert numbers.images_per_second == TRAIN / numbers.train_seconds
+        assert (
+            learning_rates[STEPS * epoch : STEPS * (epoch + 1)] == [metrics.learning_rates] * STEPS
+        )
+        assert 0 < metrics.train_seconds < metrics.seconds
+        assert metrics.images_per_second == TRAIN / metrics.train_seconds
 
 
 def test_progress_is_the_mean_so_far(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -659,9 +676,9 @@ def test_progress_is_the_mean_so_far(path: Path, monkeypatch: pytest.MonkeyPatch
             for head in logits.unbind(1)
         ]
         expected = float(losses[0] + 0.5 * losses[1] + 0.5 * losses[2])
-        assert progress.objective == pytest.approx(expected, rel=1e-5)
-        hits = targets.gather(1, logits[:, :1].argmax(-1)).mean()
-        assert progress.train_accuracy == pytest.approx(100 * float(hits), rel=1e-5)
+        assert progress.loss == pytest.approx(expected, rel=1e-5)
+        correct = targets.gather(1, logits[:, :1].argmax(-1)).mean()
+        assert progress.train_accuracy == pytest.approx(100 * float(correct), rel=1e-5)
         assert progress.images_per_second > 0
     etas = [progress.eta_seconds for progress in kit.diary.progresses]
     assert etas[-1] == 0.0
@@ -673,8 +690,8 @@ def test_epoch_means_survive_a_resume_in_the_middle(path: Path) -> None:
     stop_after(make_kit(path), 2)
     kit = make_kit(path, init=77)
     kit.trainer.run()
-    assert [numbers.images for numbers in kit.trainer.history] == [TRAIN] * EPOCHS
-    assert all(numbers.seconds >= numbers.train_seconds for numbers in kit.trainer.history)
+    assert [metrics.images for metrics in kit.trainer.history] == [TRAIN] * EPOCHS
+    assert all(metrics.seconds >= metrics.train_seconds for metrics in kit.trainer.history)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -831,7 +848,7 @@ def test_when_memory_runs_out_the_micro_batch_halves_and_says_so(tmp_path: Path)
         str(images // 4),
     ]
     assert len(kit.trainer.history) == EPOCHS
-    assert all(numbers.images == TRAIN for numbers in kit.trainer.history)
+    assert all(metrics.images == TRAIN for metrics in kit.trainer.history)
 
 
 def test_a_step_begun_anew_equals_one_that_fitted_at_once(tmp_path: Path) -> None:

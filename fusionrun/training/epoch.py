@@ -1,0 +1,108 @@
+"""What an epoch comes to, which one is the best, and who is told."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+# what resume states of version 0.1 call the same
+RENAMED = {"rates": "learning_rates", "objective": "loss", "hits": "correct"}
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One finished epoch; every number a mean over it. Heads: the fused one, then the experts."""
+
+    epoch: int  # from 1
+    learning_rates: dict[str, float]  # of each parameter group
+    loss: float  # the training loss: weighted sum over heads, with label smoothing
+    train_losses: list[float]  # per head
+    train_accuracies: list[float]  # percent, per head
+    val_losses: list[float]  # per head, plain cross-entropy
+    val_accuracies: list[float]  # percent, per head
+    images: int
+    train_seconds: float
+    seconds: float  # with validation
+    timestamp: str  # ISO 8601, UTC
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.train_seconds if self.train_seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a running epoch stands."""
+
+    epoch: int  # completed epochs
+    step: int
+    steps: int
+    loss: float
+    train_accuracy: float  # percent, first head
+    images_per_second: float
+    eta_seconds: float
+
+
+@dataclass
+class BestEpoch:
+    """The epoch that validation selects, with its weights on the CPU."""
+
+    epoch: int = 0
+    val_accuracy: float = -1.0
+    val_loss: float = float("inf")
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    def is_beaten_by(self, metrics: EpochMetrics) -> bool:
+        """More accurate, or as accurate with a smaller loss (small validation sets tie often)."""
+        accuracy, loss = metrics.val_accuracies[0], metrics.val_losses[0]
+        return (accuracy, -loss) > (self.val_accuracy, -self.val_loss)
+
+
+class Reporter(Protocol):
+    """What the loop tells the world; it knows no logger."""
+
+    def progress(self, progress: Progress) -> None: ...
+
+    def epoch(self, history: Sequence[EpochMetrics], best: BestEpoch) -> None: ...
+
+    def resumed(self, history: Sequence[EpochMetrics], best: BestEpoch) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+
+class Meter:
+    """Sums over an epoch, kept on the device: adding to them waits for nothing."""
+
+    def __init__(self, heads: int, device: torch.device) -> None:
+        self.losses = torch.zeros(heads, dtype=torch.float64, device=device)
+        self.correct = torch.zeros(heads, dtype=torch.float64, device=device)
+        self.images = 0
+
+    def add(self, losses: Tensor, correct: Tensor, images: int) -> None:
+        self.losses += losses.detach() * images
+        self.correct += correct
+        self.images += images
+
+    def means(self) -> tuple[list[float], list[float]]:
+        """(loss, accuracy in percent) of every head; waits for the device."""
+        count = max(self.images, 1)
+        return (self.losses / count).tolist(), (100 * self.correct / count).tolist()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "losses": self.losses.tolist(),
+            "correct": self.correct.tolist(),
+            "images": self.images,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.losses.copy_(torch.tensor(state["losses"], dtype=torch.float64))
+        self.correct.copy_(torch.tensor(state["correct"], dtype=torch.float64))
+        self.images = state["images"]
+
+
+def renamed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A part of a resume state under today's names."""
+    return {RENAMED.get(name, name): value for name, value in stored.items()}
