@@ -14,10 +14,15 @@ def add_parser(verbs: Verbs) -> None:
         help="tables and pictures of what `evaluate` measured",
         description="Write report.html (one page that needs no network) and its tables as "
         "report.md, report.csv and report.tex from what `evaluate` left in OUTPUT_DIR. Several "
-        "directories are compared side by side; the files go to the first.",
+        "directories are compared side by side in files of their own, comparison.html and the like "
+        "in the current folder; each study's report stays as it is.",
     )
     verb.add_argument("output_dirs", nargs="+", metavar="OUTPUT_DIR")
-    verb.add_argument("--output", metavar="FILE.html", help="another place for the page")
+    verb.add_argument(
+        "--output",
+        metavar="FILE.html",
+        help="another name of the page, or a folder; the tables go beside it",
+    )
     verb.set_defaults(run=run)
 
 

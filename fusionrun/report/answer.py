@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fusionrun.evaluation.schema import Difference, Evaluation, RowResult
 from fusionrun.report import charts
 from fusionrun.report.blocks import Block, Outcome, Text, Verdict, Verdicts
-from fusionrun.report.load import Findings
+from fusionrun.report.load import StudyResults
 from fusionrun.report.markup import Markup
 from fusionrun.tables.table import Column, Table, p_value
 
@@ -27,7 +27,7 @@ COLUMNS = (
 )
 
 
-DIFFERENCE = (  # of (row, contender, difference)
+DIFFERENCE = (  # of (row, method, difference)
     Column("difference", "points", lambda pair: pair[2].points),
     Column("low", "points", lambda pair: pair[2].low),
     Column("high", "points", lambda pair: pair[2].high),
@@ -63,7 +63,7 @@ def summary(evaluation: Evaluation) -> str:
     )
 
 
-def answer(study: Findings) -> list[Block]:
+def answer(study: StudyResults) -> list[Block]:
     """A sentence for every row, and how to read it."""
     rows, failures = study.evaluation.in_question, study.evaluation.failures
     edges = [edge for row in rows for edge in (row.difference.low, row.difference.high)]
@@ -85,14 +85,14 @@ def answer(study: Findings) -> list[Block]:
 def _controls(rows: Sequence[RowResult]) -> list[Block]:
     """Whether it's fusion that helps: each row against the rows that were trained to settle it."""
     pairs = [
-        (row, contender, contender.difference)
+        (row, method, method.difference)
         for row in rows
-        for contender in row.methods
-        if contender.stage == "control" and contender.difference
+        for method in row.methods
+        if method.stage == "control" and method.difference
     ]
     found: dict[str, list[Outcome]] = {}
-    for _, contender, difference in pairs:
-        found.setdefault(contender.label, []).append(outcome(difference))
+    for _, method, difference in pairs:
+        found.setdefault(method.label, []).append(outcome(difference))
     sentences = [
         f"{label}: fused is ahead in {outcomes.count('beats')} of {count(len(outcomes), 'row')}, "
         f"behind in {outcomes.count('loses')}."

@@ -6,10 +6,10 @@ from typing import Any
 from fusionrun.evaluation.schema import RowResult
 from fusionrun.report.answer import summary
 from fusionrun.report.blocks import Block, Text
-from fusionrun.report.load import Findings
+from fusionrun.report.load import StudyResults
 from fusionrun.tables.table import Column, Table
 
-Studies = Sequence[Findings]
+Studies = Sequence[StudyResults]
 # of a recipe: rows are matched by name, places differ anyway
 NOT_COMPARED = ("rows", "grid", *(f"grid.{n}" for n in ("models", "fusions", "seeds", "alphas")))
 NOT_COMPARED += ("output_dir",)

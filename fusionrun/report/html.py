@@ -1,7 +1,13 @@
-"""The report as one HTML file that needs nothing else: no network, no script."""
+"""The report as one HTML file that needs nothing else: no network, no script.
+
+report.css is its style for light, dark, phone and print. The colours of lines and dots are Okabe
+and Ito's, which the colour-blind can tell apart ("Color universal design", 2008); shapes, dashes
+and words say the same.
+"""
 
 from collections.abc import Callable
 from html import escape
+from importlib import resources
 from typing import Any
 
 from fusionrun.report.blocks import (
@@ -16,7 +22,6 @@ from fusionrun.report.blocks import (
     Verdicts,
 )
 from fusionrun.report.markup import Markup, join, tag
-from fusionrun.report.style import STYLE
 from fusionrun.tables.table import Table
 
 MANY = 16  # figures; a gallery of more is folded
@@ -31,6 +36,7 @@ LEGEND: dict[Outcome, str] = {
 
 def as_html(document: Document) -> str:
     chapters = [_chapter(i, chapter) for i, chapter in enumerate(document.chapters)]
+    style = resources.files("fusionrun.report").joinpath("report.css").read_text(encoding="utf-8")
     header = tag("header", tag("p", "fusionrun report", class_="brand"), tag("h1", document.title))
     body = tag("body", tag("main", header, _contents(document), *chapters))
     return f"""<!doctype html>
@@ -41,7 +47,7 @@ def as_html(document: Document) -> str:
 <meta name="color-scheme" content="light dark">
 <title>{escape(document.title)}</title>
 <style>
-{STYLE}</style>
+{style}</style>
 </head>
 {body}
 </html>

@@ -30,7 +30,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Findings:
+class StudyResults:
     """Everything about one study."""
 
     label: str
@@ -41,7 +41,7 @@ class Findings:
     curves: dict[str, tuple[Epoch, ...]]  # by task; none where the table of epochs is gone
 
 
-def read_findings(folder: Path, label: str) -> Findings:
+def read_study(folder: Path, label: str) -> StudyResults:
     """Raises ReportError."""
     layout = Layout(folder)
     evaluation = _read_measured(layout.evaluation("json"), Evaluation, "evaluate")
@@ -54,7 +54,7 @@ def read_findings(folder: Path, label: str) -> Findings:
         raise ReportError(f"{layout.recipe}: can't be read: {error}") from None
     rows = evaluation.rows
     curves = {row.task: _read_epochs(layout.row(row.model, row.variant).csv) for row in rows}
-    return Findings(label, evaluation, robustness, recipe, settings, curves)
+    return StudyResults(label, evaluation, robustness, recipe, settings, curves)
 
 
 def _read_measured(path: Path, kind: type[T], command: str) -> T:

@@ -6,14 +6,14 @@ from typing import Any
 from fusionrun.report import charts
 from fusionrun.report.blocks import Block, Figure, Gallery, Text
 from fusionrun.report.charts import Axis, Dot, Grid, Line, round_ticks
-from fusionrun.report.load import Findings
+from fusionrun.report.load import StudyResults
 from fusionrun.robustness.schema import CorruptionResult, OODResult, Robustness, Suite, TestedRow
 from fusionrun.tables.table import Column, Table
 
 # method -> (heading, heading of a narrow column, style of its line)
 METHODS = {
     "fused": ("fused", "fused", "fused"),
-    "mean_probabilities": ("mean of probabilities", "mean", "rival"),
+    "mean_probabilities": ("mean of probabilities", "mean", "alternative"),
     "best_expert": ("best expert", "best", "muted dashed"),
 }
 DETECTORS = {
@@ -44,7 +44,7 @@ DETECTED_NOTE = (
 )
 
 
-def robustness(study: Findings) -> list[Block]:
+def robustness(study: StudyResults) -> list[Block]:
     found = study.robustness
     if found is None:
         return [Text(MISSING)]

@@ -15,26 +15,26 @@ from fusionrun.report import charts
 from fusionrun.report.answer import DIFFERENCE, ROW, answer, count
 from fusionrun.report.blocks import Block, Figure, Gallery, Listing, Text
 from fusionrun.report.charts import SHAPES, Axis, Dot, Grid, Line, heat_map, round_ticks
-from fusionrun.report.load import Findings
+from fusionrun.report.load import StudyResults
 from fusionrun.report.robustness import robustness
 from fusionrun.tables.table import Column, Table
 
 MOST_CLASSES = 20  # in a chart; of more only those at both ends
 MODEL_COLOURS = 6  # of the style sheet
 PERCENTS: tuple[float, ...] = (0, 20, 40, 60, 80, 100)
-FUSED, RIVAL = "fused", "rival"  # styles
+FUSED, ALTERNATIVE = "fused", "alternative"  # styles
 REFERENCE = "before_mean_probabilities"  # what the experts give without any fusion training
 
 
-def accuracy(study: Findings) -> list[Block]:
+def accuracy(study: StudyResults) -> list[Block]:
     rows = study.evaluation.rows
     labels = {c.key: c.label for row in rows for c in row.methods}
     note = (
         "Percent of test images; the highest of each row stands out. Best experts and weights are "
         "chosen on validation; before: the experts without any fusion training."
     )
-    contenders = [Column(label, "percent", _top1(key), True) for key, label in labels.items()]
-    main = Table("Top-1 accuracy", [ROW, *contenders], rows, note)
+    methods = [Column(label, "percent", _top1(key), True) for key, label in labels.items()]
+    main = Table("Top-1 accuracy", [ROW, *methods], rows, note)
     pairs = [(row, c, c.difference) for row in rows for c in row.methods if c.difference]
     note = "Fused minus each alternative, image by image. No correction for many comparisons."
     return [main, Table("Every comparison", COMPARISON, pairs, note, folded=True)] if rows else []
@@ -48,13 +48,13 @@ def _top1(key: str) -> Callable[[RowResult], float | None]:
     return of
 
 
-CONTENDER = (  # of (row, contender, ...)
+METHOD = (  # of (row, method, ...)
     Column("row", "text", lambda pair: pair[0].name),
-    Column("contender", "text", lambda pair: pair[1].label),
+    Column("method", "text", lambda pair: pair[1].label),
     Column("stage", "text", lambda pair: pair[1].stage),
 )
 COMPARISON = (
-    *CONTENDER,
+    *METHOD,
     Column("top-1", "percent", lambda pair: pair[1].top1),
     *DIFFERENCE,
     Column("only fused right", "count", lambda pair: pair[2].only_fused),
@@ -63,7 +63,7 @@ COMPARISON = (
 )
 
 
-def over_seeds(study: Findings) -> list[Block]:
+def over_seeds(study: StudyResults) -> list[Block]:
     groups = study.evaluation.over_seeds
     names = dict.fromkeys(name for group in groups for name in group.columns)
     labels = {c.key: c.label for row in study.evaluation.rows for c in row.methods}
@@ -89,7 +89,7 @@ def _spread(name: str) -> Callable[[Any], str | None]:
     return of
 
 
-def learning_curves(study: Findings) -> list[Block]:
+def learning_curves(study: StudyResults) -> list[Block]:
     drawn = [row for row in study.evaluation.rows if study.curves[row.task]]
     epochs = [epoch for row in drawn for epoch in study.curves[row.task]]
     if not epochs:
@@ -119,11 +119,11 @@ def learning_curves(study: Findings) -> list[Block]:
     return [Gallery(figures, legend, note)]
 
 
-def calibration(study: Findings) -> list[Block]:
+def calibration(study: StudyResults) -> list[Block]:
     rows = study.evaluation.rows
     legend = (
         (charts.swatch(FUSED), "fused"),
-        (charts.swatch(RIVAL), "best alternative"),
+        (charts.swatch(ALTERNATIVE), "best alternative"),
         (charts.swatch(f"{FUSED} dashed", "line"), "with the temperature"),
         (charts.swatch("muted dashed", "line"), "confidence = accuracy"),
     )
@@ -135,13 +135,13 @@ def calibration(study: Findings) -> list[Block]:
         "NLL: negative log-likelihood in nats. ECE: expected calibration error in percent. Brier: "
         "0 to 2. after: divided by the temperature that was fitted on validation."
     )
-    pairs = [(row, contender) for row in rows for contender in row.methods]
+    pairs = [(row, method) for row in rows for method in row.methods]
     table = Table("Quality of the probabilities", CALIBRATION, pairs, table_note, folded=True)
     return [Gallery([_reliability(row) for row in rows], legend, note), table] if rows else []
 
 
 CALIBRATION = (
-    *CONTENDER,
+    *METHOD,
     Column("top-5", "percent", lambda pair: pair[1].top5),
     Column("NLL", "score", lambda pair: pair[1].nll),
     Column("ECE", "percent", lambda pair: pair[1].ece),
@@ -156,11 +156,11 @@ CALIBRATION = (
 def _reliability(row: RowResult) -> Figure:
     lines = [Line("muted dashed", [(0, 0), (100, 100)])]
     dots: list[Dot] = []
-    for style, contender in ((FUSED, row.fused), (RIVAL, row.best_alternative)):
-        own = _reliability_dots(style, contender)
+    for style, method in ((FUSED, row.fused), (ALTERNATIVE, row.best_alternative)):
+        own = _reliability_dots(style, method)
         lines.append(Line(f"{style} thin", [(dot.x, dot.y) for dot in own]))
-        if contender.calibrated:
-            tempered = _points(contender.calibrated.reliability)
+        if method.calibrated:
+            tempered = _points(method.calibrated.reliability)
             lines.append(Line(f"{style} thin dashed", [(x, y) for _, x, y in tempered]))
         dots += own
     x, y = Axis("confidence, %", PERCENTS), Axis("accuracy, %", PERCENTS)
@@ -168,12 +168,12 @@ def _reliability(row: RowResult) -> Figure:
     return Figure(row.name, picture, f"{_ece(row.fused)}; {_ece(row.best_alternative)}")
 
 
-def _reliability_dots(style: str, contender: MethodResult) -> list[Dot]:
-    total = sum(part.samples for part in contender.reliability)
+def _reliability_dots(style: str, method: MethodResult) -> list[Dot]:
+    total = sum(part.samples for part in method.reliability)
     dots = []
-    for samples, confidence, accuracy in _points(contender.reliability):
+    for samples, confidence, accuracy in _points(method.reliability):
         tooltip = (
-            f"{contender.label}: {count(samples, 'image')}, {confidence:.1f} % sure, "
+            f"{method.label}: {count(samples, 'image')}, {confidence:.1f} % sure, "
             f"{accuracy:.1f} % right"
         )
         radius = 1.5 + 7 * (samples / total) ** 0.5
@@ -190,12 +190,12 @@ def _points(bins: Sequence[Bin]) -> list[tuple[int, float, float]]:
     ]
 
 
-def _ece(contender: MethodResult) -> str:
-    after = contender.calibrated
-    return f"{contender.label}: ECE {contender.ece:.2f}{f' → {after.ece:.2f}' if after else ''}"
+def _ece(method: MethodResult) -> str:
+    after = method.calibrated
+    return f"{method.label}: ECE {method.ece:.2f}{f' → {after.ece:.2f}' if after else ''}"
 
 
-def per_class(study: Findings) -> list[Block]:
+def per_class(study: StudyResults) -> list[Block]:
     data, rows = study.evaluation.data, study.evaluation.rows
     items: list[tuple[RowResult, str, Any, Any, Any]] = []
     charted: list[tuple[str, charts.Bars]] = []
@@ -236,7 +236,7 @@ CLASSES = (
 )
 
 
-def cost(study: Findings) -> list[Block]:
+def cost(study: StudyResults) -> list[Block]:
     rows = study.evaluation.rows
     models, fusions = _palette(rows)
     legend = [(charts.swatch(colour), model) for model, colour in models.items()]
@@ -347,7 +347,7 @@ def _palette(rows: Sequence[RowResult]) -> tuple[dict[str, str], dict[str, str]]
     )
 
 
-def xray(study: Findings) -> list[Block]:
+def xray(study: StudyResults) -> list[Block]:
     rows = study.evaluation.rows
     if not rows:
         return []
@@ -362,7 +362,7 @@ def xray(study: Findings) -> list[Block]:
         maps.append(Figure(row.name, heat_map(f"{row.name}: disagreement", grid, 0.0, most)))
     legend = (
         (charts.swatch(FUSED, "bar"), "fused"),
-        (charts.swatch(RIVAL, "bar"), "mean of probabilities"),
+        (charts.swatch(ALTERNATIVE, "bar"), "mean of probabilities"),
     )
     return [
         *(
@@ -391,7 +391,7 @@ def _left_out(row: RowResult) -> tuple[str, charts.Bars]:
     for k, (fused, others) in enumerate(parts):
         bars = [(FUSED, fused - row.fused.top1)]
         if mean is not None:
-            bars.append((RIVAL, others - mean.top1))
+            bars.append((ALTERNATIVE, others - mean.top1))
         groups.append((f"expert {k}", bars))
     return row.name, groups
 
@@ -463,11 +463,11 @@ EXPERTS_NOTE = (
 )
 
 
-def recipe(study: Findings) -> list[Block]:
+def recipe(study: StudyResults) -> list[Block]:
     return [Listing("recipe.yaml", study.recipe)]
 
 
-def measured(study: Findings) -> list[Block]:
+def measured(study: StudyResults) -> list[Block]:
     of = study.evaluation
     facts = {
         "study": of.study,
@@ -494,7 +494,7 @@ def measured(study: Findings) -> list[Block]:
 
 
 # one that returns nothing is left out
-SECTIONS: tuple[tuple[str, Callable[[Findings], Sequence[Block]]], ...] = (
+SECTIONS: tuple[tuple[str, Callable[[StudyResults], Sequence[Block]]], ...] = (
     ("The answer", answer),
     ("Accuracy", accuracy),
     ("Over seeds", over_seeds),

@@ -7,23 +7,23 @@ from fusionrun.common.atomic_files import write_text
 from fusionrun.report import comparison, sections
 from fusionrun.report.blocks import Chapter, Document, Section
 from fusionrun.report.html import as_html
-from fusionrun.report.load import Findings, ReportError, read_findings
+from fusionrun.report.load import ReportError, StudyResults, read_study
 from fusionrun.report.render import as_csv, as_latex, as_markdown
 from fusionrun.study.paths import Layout
 
 QUESTION = "Does learned fusion beat the cheap alternatives?"
+COMPARISON = "comparison.html"  # of several studies, in the current folder
 WRITERS = {"html": as_html, "md": as_markdown, "csv": as_csv, "tex": as_latex}
 
 
-def write_report(folders: Sequence[Path], page: Path | None = None) -> list[Path]:
-    """The page, by default report.html in the first folder, and beside it .md, .csv and .tex.
+def write_report(folders: Sequence[Path], output: Path | None = None) -> list[Path]:
+    """The page and beside it .md, .csv and .tex; returns where they are.
 
-    Raises ReportError.
+    The page is report.html in the study's folder, of several studies comparison.html in the
+    current one. `output` is another name of it, or another folder. Raises ReportError.
     """
-    page = page or Layout(folders[0]).report("html")
-    if page.suffix != ".html":
-        raise ReportError(f"--output: found {str(page)!r}, expected a name that ends in .html")
-    studies = [read_findings(f, label) for f, label in zip(folders, _labels(folders), strict=True)]
+    page = choose_page(folders, output)
+    studies = [read_study(f, label) for f, label in zip(folders, _labels(folders), strict=True)]
     document = compose(studies)
     written = []
     for suffix, write in WRITERS.items():
@@ -36,7 +36,25 @@ def write_report(folders: Sequence[Path], page: Path | None = None) -> list[Path
     return written
 
 
-def compose(studies: Sequence[Findings]) -> Document:
+def choose_page(folders: Sequence[Path], output: Path | None) -> Path:
+    """Never a study's own report where several are compared. Raises ReportError."""
+    own = [Layout(folder).report("html") for folder in folders]
+    default = own[0] if len(folders) == 1 else Path(COMPARISON)
+    if output is None:
+        return default
+    page = output / default.name if output.is_dir() or not output.suffix else output
+    if page.suffix != ".html":
+        found = f"found {str(output)!r}, expected a folder or a name that ends in .html"
+        raise ReportError(f"--output: {found}")
+    if len(folders) > 1 and page.resolve() in [path.resolve() for path in own]:
+        raise ReportError(
+            f"--output: {page} is the report of one of these studies; give their comparison "
+            "another name"
+        )
+    return page
+
+
+def compose(studies: Sequence[StudyResults]) -> Document:
     """A chapter a study, before them one that compares several; empty sections are left out."""
     chapters = []
     if len(studies) > 1:

@@ -456,7 +456,10 @@ def test_dots_lie_where_the_axes_say(study: Path, page: Page) -> None:
     row = evaluation(study)["rows"][0]
     label = "densenet + multiplicative: reliability diagram"
     x, y = page.scale(label, "x"), page.scale(label, "y")
-    for style, contender in (("fused", row["contenders"][0]), ("rival", row["contenders"][2])):
+    for style, contender in (
+        ("fused", row["contenders"][0]),
+        ("alternative", row["contenders"][2]),
+    ):
         bins = [part for part in contender["reliability"] if part["samples"]]
         dots = page.chart(label, "path", style)
         for (dot, _), part in zip(dots, bins, strict=True):
@@ -650,16 +653,42 @@ def test_studies_side_by_side(tmp_path: Path) -> None:
     assert page.strong["Fused accuracy"] == higher
 
 
-def test_studies_of_different_tests_are_said_to_be(tmp_path: Path) -> None:
+def test_studies_of_different_tests_are_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     folders = [tmp_path / "a" / "runs", tmp_path / "b" / "runs"]
     write_study(folders[0], make_evaluation(CLASSES))
     write_study(folders[1], make_evaluation([*CLASSES, "ship"]))
     page = Page(write_report(folders)[0])
-    assert page.source == (folders[0] / "report.html").read_text()
     assert "different test sets" in page.text
     assert not page.strong["Fused accuracy"]
     assert "The recipes differ in nothing but their rows and output directories." in page.text
     assert f"{folders[1]}: fused" in page.tables["Fused accuracy"][0]  # names alike: whole paths
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_comparison_leaves_the_studies_own_reports_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    """Wherever it is made: beside the studies or in one of their folders."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for seed, folder in enumerate(folders):
+        write_report([write_study(folder, make_evaluation(CLASSES, seed))])
+    here = folders[0] if inside else tmp_path
+    monkeypatch.chdir(here)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    names = [f"comparison.{suffix}" for suffix in ("html", "md", "csv", "tex")]
+    assert write_report(folders) == [Path(name) for name in names]
+    assert "Side by side" in Page(here / "comparison.html").text
+    elsewhere = tmp_path / "shelf"
+    assert write_report(folders, elsewhere) == [elsewhere / name for name in names]
+    assert write_report(folders[:1], elsewhere)[0] == elsewhere / "report.html"
+    assert (elsewhere / "report.html").read_text() == (folders[0] / "report.html").read_text()
+    for folder in folders:
+        with pytest.raises(ReportError, match="is the report of one of these studies"):
+            write_report(folders, folder / ".." / folder.name / "report.html")
+    assert all(path.read_bytes() == text for path, text in before.items())
 
 
 def test_the_command_says_what_is_missing(
@@ -674,7 +703,9 @@ def test_the_command_says_what_is_missing(
     path = tmp_path / "evaluation.json"
     assert f"run `python -m fusionrun evaluate {tmp_path}` first" in complaint(tmp_path)
     write_study(tmp_path, make_evaluation(CLASSES))
-    assert "expected a name that ends in .html" in complaint(tmp_path, "--output", "page.md")
+    assert "expected a folder or a name that ends in .html" in complaint(
+        tmp_path, "--output", "page.md"
+    )
     assert "found it twice" in complaint(tmp_path, tmp_path / ".." / tmp_path.name)
     assert "can't be written" in complaint(tmp_path, "--output", path / "page.html")
     assert main(["report", str(tmp_path)]) == 0
