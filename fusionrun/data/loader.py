@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fusionrun.common.seeds import derive_seed
-from fusionrun.data.augmentation.policies import Augmentation, augment, one_hot
+from fusionrun.data.augmentation.batch import augment, one_hot
+from fusionrun.data.augmentation.policies import Augmentation
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,21 @@ class ResidentLoader:
         augmentation: Augmentation,
         channels_last: bool = False,
     ) -> None:
-        _check(images, labels, indices, num_classes, batch_size)
+        check_images(images, labels)
+        if labels.device != images.device:
+            raise ValueError(f"images are on {images.device}, labels on {labels.device}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+        if indices.ndim != 1 or not len(indices) or indices.dtype.kind not in "iu":
+            found = f"{indices.shape} {indices.dtype}"
+            raise ValueError(f"indices are {found}; expected one or more integers")
+        if indices.min() < 0 or indices.max() >= len(images):
+            limits = f"{indices.min()}..{indices.max()}"
+            raise ValueError(f"indices cover {limits}; expected 0..{len(images) - 1}")
+        # waits for the device, once
+        low, high = (int(value) for value in torch.aminmax(labels))
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"labels cover {low}..{high}; expected 0..{num_classes - 1}")
         self.num_images = len(indices)
         self.num_classes = num_classes
         self.batch_size = batch_size
@@ -119,32 +134,3 @@ class ResidentLoader:
         # mixup hands over float32 that nobody else holds, so working in place is safe either way
         output = images.to(torch.float32, memory_format=self._layout)
         return output.mul_(self._scale).add_(self._shift)
-
-
-def _check(
-    images: Tensor,
-    labels: Tensor,
-    indices: npt.NDArray[np.integer],
-    num_classes: int,
-    batch_size: int,
-) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        found = f"{tuple(images.shape)} {images.dtype}"
-        raise ValueError(f"images are {found}; expected (N, 3, H, W) torch.uint8")
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        found = f"{tuple(labels.shape)} {labels.dtype}"
-        raise ValueError(f"labels are {found}; expected ({len(images)},) torch.int64")
-    if labels.device != images.device:
-        raise ValueError(f"images are on {images.device}, labels on {labels.device}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected at least 1")
-    if indices.ndim != 1 or not len(indices) or indices.dtype.kind not in "iu":
-        found = f"{indices.shape} {indices.dtype}"
-        raise ValueError(f"indices are {found}; expected one or more integers")
-    if indices.min() < 0 or indices.max() >= len(images):
-        limits = f"{indices.min()}..{indices.max()}"
-        raise ValueError(f"indices cover {limits}; expected 0..{len(images) - 1}")
-    # waits for the device, once
-    low, high = (int(value) for value in torch.aminmax(labels))
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels cover {low}..{high}; expected 0..{num_classes - 1}")

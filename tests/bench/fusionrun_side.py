@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fusionrun.common.locks import ignore
-from fusionrun.data.augmentation.policies import one_hot
+from fusionrun.data.augmentation.batch import one_hot
 from fusionrun.data.loader import Batch
 from fusionrun.experts import build_expert
 from fusionrun.fusions import FusionModel

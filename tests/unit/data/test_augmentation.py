@@ -10,12 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusionrun.data.augmentation import image_ops as ops
-from fusionrun.data.augmentation.policies import (
-    AUGMENTATIONS,
-    Augmentation,
-    affine_matrices,
-    augment,
-)
+from fusionrun.data.augmentation.batch import affine_matrices, augment
+from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
 
 STILL = Augmentation(crop_padding=0, flip=0.0)
 
