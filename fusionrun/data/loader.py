@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusionrun.common.seeds import derive_seed
-from fusionrun.data.augmentation.batch import augment, one_hot
+from fusionrun.data.augmentation.batch import augment, check_images, one_hot
 from fusionrun.data.augmentation.policies import Augmentation
 
 
