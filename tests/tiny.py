@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from fusionrun.components.store import read_manifest
+from fusionrun.components.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -120,7 +120,7 @@ def launch_sh(*arguments: str | Path, cwd: Path, **more: str) -> subprocess.Comp
 def row_weights(folder: Path) -> dict[str, str]:
     """Hash of every row's saved weights."""
     paths = [f"out/{model}_fusions/{fusion}/manifest.json" for model, fusion in FUSIONS.items()]
-    return {path: read_manifest(folder / path)["weights"] for path in paths}
+    return {path: read_manifest(folder / path).weights for path in paths}
 
 
 def csv_numbers(folder: Path) -> dict[str, list[list[str]]]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from fusionrun import __version__
-from fusionrun.common.atomic_files import write_atomically, write_json
+from fusionrun.common.atomic_files import write_atomically
 from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.components.assembly import (
@@ -28,7 +28,8 @@ from fusionrun.components.assembly import (
     join,
     read_plan,
 )
-from fusionrun.components.store import FORMAT, component_paths, state_hash
+from fusionrun.components.manifest import ComponentFile, Manifest, component_paths, write_manifest
+from fusionrun.components.store import state_hash
 from fusionrun.data.datasets import DataError
 from fusionrun.evaluation.alternatives import accuracy
 from fusionrun.evaluation.statistics.metrics import mix_logits, mix_probabilities
@@ -132,7 +133,7 @@ def _check_data(plan: Plan, first: Part, context: RunContext) -> None:
         "std": list(data.std),
     }
     with blame(plan, "evaluate"):
-        expected = {name: first.about[name] for name in found}
+        expected = {name: getattr(first.info, name) for name in found}
         check_equal(context.study.layout.output_dir, found, expected, f"as in {first.path}")
 
 
@@ -176,7 +177,7 @@ def _table(measured: Mapping[str, Any], parts: Sequence[Part]) -> Table:
         table.add_row(label, *(f"{measured[name][key]:.2f}" for name in columns))
     for k, part in enumerate(parts[:-2]):
         cells = (f"{measured[name]['experts'][k]:.2f}" for name in columns)
-        table.add_row(f"expert {k}: {part.about['model']}", *cells)
+        table.add_row(f"expert {k}: {part.info.model}", *cells)
     return table
 
 
@@ -193,39 +194,33 @@ def _save(
     """Copies of the components, then the manifest that vouches for them. Raises OSError."""
     files = RowFiles(directory, csv=Path())
     *experts, fusion, _ = parts
-    first = experts[0].about
+    first = experts[0].info
     copies = component_paths(files, len(experts))
     for part, path in zip(parts, copies.values(), strict=True):
         _copy(part.path, path)
-    tree = {
-        "format": FORMAT,
-        "model": "+".join(dict.fromkeys(part.about["model"] for part in experts)),
-        "fusion": fusion.about["fusion"],
-        "num_experts": len(experts),
-        **{name: first[name] for name in SHARED},
-        "epoch": None,
-        "val_accuracy": measured["validation"].get("fused"),
-        "settings": {},
-        "weights": state_hash(model.state_dict()),
-        "validation": measured["validation"],
-        "test": measured["test"],
-        "assembled": {
+    manifest = Manifest(
+        model="+".join(dict.fromkeys(part.info.model for part in experts)),
+        fusion=fusion.info.fusion,
+        num_experts=len(experts),
+        **{name: getattr(first, name) for name in SHARED},
+        val_accuracy=measured["validation"].get("fused"),
+        settings={},
+        weights=state_hash(model.state_dict()),
+        validation=measured["validation"],
+        test=measured["test"],
+        assembled={
             "by": str(plan.path),
             "at": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
             "versions": {"fusionrun": __version__, "torch": torch.__version__},
             "from": {name: _origin(part) for name, part in zip(copies, parts, strict=True)},
             "evaluated_on": measured["evaluated_on"],
         },
-        "components": {
-            name: {
-                "file": str(path.relative_to(directory)),
-                "sha256": part.sha256,
-                "bytes": path.stat().st_size,
-            }
+        components={
+            name: ComponentFile(str(path.relative_to(directory)), part.sha256, path.stat().st_size)
             for (name, path), part in zip(copies.items(), parts, strict=True)
         },
-    }
-    write_json(files.manifest, tree)
+    )
+    write_manifest(files.manifest, manifest)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -235,5 +230,5 @@ def _copy(source: Path, target: Path) -> None:
 
 def _origin(part: Part) -> dict[str, Any]:
     names = ("model", "fusion", "expert", "epoch", "val_accuracy")
-    said = {name: part.about[name] for name in names}
+    said = {name: getattr(part.info, name) for name in names}
     return {"file": str(part.path), "sha256": part.sha256, "row": part.row, **said}

@@ -9,16 +9,20 @@ from typing import Any
 from torch import nn
 
 from fusionrun.common.text import nearest
-from fusionrun.components.store import (
+from fusionrun.components.manifest import (
+    Manifest,
     component_paths,
     file_hash,
+    read_manifest,
+    verify,
+)
+from fusionrun.components.store import (
+    ComponentInfo,
     load_checked_state,
     load_component,
     load_expert,
     load_fusion_module,
     load_global_head,
-    read_manifest,
-    verify,
 )
 from fusionrun.fusions import FusionModel, FusionModule
 from fusionrun.study.paths import RowFiles
@@ -59,7 +63,7 @@ class Part:
 
     field: str  # of the plan
     path: Path
-    about: Mapping[str, Any]  # what the file says of itself
+    info: ComponentInfo  # what the file says of itself
     sha256: str
     row: str | None  # whose manifest vouches for the file
     settings: Mapping[str, Any]  # that it was trained with; empty: unknown
@@ -118,7 +122,7 @@ def find_parts(plan: Plan) -> list[Part]:
 
 def _experts_of_row(text: str) -> list[Path]:
     files, manifest = _row(text)
-    return [files.expert(k) for k in range(manifest["num_experts"])]
+    return [files.expert(k) for k in range(manifest.num_experts)]
 
 
 def _file(text: str, component: str) -> Path:
@@ -129,7 +133,7 @@ def _file(text: str, component: str) -> Path:
     return component_paths(files, 0)[component]
 
 
-def _row(text: str) -> tuple[RowFiles, dict[str, Any]]:
+def _row(text: str) -> tuple[RowFiles, Manifest]:
     """(files, manifest) of the row whose folder that is. Raises CheckpointError."""
     folder = Path(text).expanduser()
     if not folder.is_dir():
@@ -140,34 +144,34 @@ def _row(text: str) -> tuple[RowFiles, dict[str, Any]]:
 
 
 def _load(field: str, path: Path, kind: str) -> Part:
-    about, _ = load_component(path, kind)
+    info, _ = load_component(path, kind)
     manifest = _verified(path)
     return Part(
         field=field,
         path=path,
-        about=about,
+        info=info,
         sha256=file_hash(path),
-        row=manifest.get("row"),
-        settings=about["settings"] or manifest.get("settings", {}),
+        row=manifest.row if manifest else None,
+        settings=info.settings or (manifest.settings if manifest else {}),
         module=LOADERS[kind](path),
     )
 
 
-def _verified(path: Path) -> Mapping[str, Any]:
-    """The manifest of the row that has this file as a component; nothing where there is none.
+def _verified(path: Path) -> Manifest | None:
+    """The manifest of the row that has this file as a component; None where there is none.
 
     Raises CheckpointError when the file isn't as that manifest describes it.
     """
     path = path.absolute()
     files = RowFiles(path.parent.parent, csv=Path())
     if not files.manifest.is_file():
-        return {}
+        return None
     manifest = read_manifest(files.manifest)
-    for name, entry in manifest["components"].items():
-        if isinstance(entry, dict) and files.directory / str(entry.get("file")) == path:
+    for name, entry in manifest.components.items():
+        if files.directory / entry.file == path:
             verify(files, manifest, {name: path})
             return manifest
-    return {}
+    return None
 
 
 def join(plan: Plan, parts: Sequence[Part]) -> FusionModel:
@@ -176,14 +180,14 @@ def join(plan: Plan, parts: Sequence[Part]) -> FusionModel:
     first = experts[0]
     for part in parts:
         with blame(plan, part.field):
-            expected = {name: first.about[name] for name in SHARED}
-            check_equal(part.path, part.about, expected, f"as in {first.path}")
+            expected = {name: getattr(first.info, name) for name in SHARED}
+            check_equal(part.path, vars(part.info), expected, f"as in {first.path}")
     with blame(plan, fusion.field):
         expected = {"num_experts": len(experts)}
-        check_equal(fusion.path, fusion.about, expected, "as many as `experts` names")
+        check_equal(fusion.path, vars(fusion.info), expected, "as many as `experts` names")
         assert isinstance(fusion.module, FusionModule)
         modules = [part.module for part in experts]
-        model = FusionModel(modules, fusion.module, first.about["num_classes"])
+        model = FusionModel(modules, fusion.module, first.info.num_classes)
     with blame(plan, head.field):
         load_checked_state(model.global_head, head.module.state_dict(), head.path)
     return model.eval()

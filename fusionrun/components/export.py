@@ -75,9 +75,9 @@ def export(directory: Path, format_name: str, output: Path | None) -> Exported:
     lacking = [name for name in chosen.needs if importlib.util.find_spec(name) is None]
     if lacking:
         raise ExportError(f"{format_name} needs more packages: pip install {' '.join(lacking)}")
-    about, _ = load_component(RowFiles(directory, csv=Path()).global_head, "global_head")
-    model = Deployed(load_model(directory), about["mean"], about["std"]).eval()
-    size, generator = about["image_size"], torch.Generator().manual_seed(SEED)
+    info, _ = load_component(RowFiles(directory, csv=Path()).global_head, "global_head")
+    model = Deployed(load_model(directory), info.mean, info.std).eval()
+    size, generator = info.image_size, torch.Generator().manual_seed(SEED)
     batches = [torch.rand(n, 3, size, size, generator=generator) for n in BATCHES]
     path = output or directory / f"model{chosen.suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def export(directory: Path, format_name: str, output: Path | None) -> Exported:
                 f"from those of {directory}, where {tolerance:.1e} is allowed"
             )
         written.replace(path)
-    return Exported(path, size, about["num_classes"], difference, tolerance)
+    return Exported(path, size, info.num_classes, difference, tolerance)
 
 
 def compare(program: Program, model: Deployed, batches: list[Tensor]) -> tuple[float, float]:

@@ -10,39 +10,30 @@ else is needed; what doesn't fit is refused with what was found and what was exp
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fusionrun.common.atomic_files import write_json
+from fusionrun.common.text import shown
+from fusionrun.common.typed_fields import FieldError, build
+from fusionrun.components.manifest import (
+    FORMAT,
+    Manifest,
+    component_paths,
+    describe,
+    read_manifest,
+    verify,
+    write_manifest,
+)
 from fusionrun.experts import Expert, build_expert
 from fusionrun.fusions import FusionModel, FusionModule, build_fusion
 from fusionrun.study.paths import RowFiles
 from fusionrun.study.recipe import SINGLE
 from fusionrun.training.checkpoint import CheckpointError, load, save
-
-FORMAT = 1
-# what a manifest needs to have; it may hold more
-MANIFEST_KEYS: Mapping[str, type] = {
-    "format": int,
-    "model": str,
-    "fusion": str,
-    "num_experts": int,
-    "num_classes": int,
-    "components": dict,
-    "settings": dict,
-    "epoch": int,
-    "val_accuracy": float,
-    "validation": dict,
-    "test": dict,
-}
-# what nobody knows of a model that was assembled: nothing trained or selected it as a whole
-OF_TRAINING = ("epoch", "val_accuracy")
 
 
 @dataclass(frozen=True)
@@ -67,40 +58,39 @@ class ComponentInfo:
 
 
 def save_component(
-    path: Path, module: nn.Module | Mapping[str, Tensor], about: ComponentInfo
+    path: Path, module: nn.Module | Mapping[str, Tensor], info: ComponentInfo
 ) -> None:
     """Write a module's (or a state dict's) weights and what they are, atomically."""
     state = module.state_dict() if isinstance(module, nn.Module) else module
     weights = {name: value.detach().cpu() for name, value in state.items()}
-    save(path, {"format": FORMAT, **asdict(about), "state_dict": weights})
+    save(path, {"format": FORMAT, **asdict(info), "state_dict": weights})
 
 
-def load_component(path: str | Path, component: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load_component(path: str | Path, component: str) -> tuple[ComponentInfo, dict[str, Tensor]]:
     """(what the file says of itself, weights). Raises CheckpointError for another kind of file."""
     payload = load(Path(path))
     if payload.get("format") != FORMAT or not isinstance(payload.get("state_dict"), dict):
-        keys = ", ".join(sorted(map(str, payload))[:4])
+        keys = ", ".join(sorted(str(key)[:80] for key in payload)[:4])
         raise CheckpointError(
             f"{path}: found a checkpoint with the keys {keys}, ..., expected a component of kind "
             f"{component!r} (format {FORMAT})"
         )
-    if payload.get("component") != component:
-        found = payload.get("component")
+    try:
+        info = build(ComponentInfo, payload, strict=False)
+    except FieldError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if info.component != component:
         raise CheckpointError(
-            f"{path}: found a component of kind {found!r}, expected {component!r}"
+            f"{path}: found a component of kind {shown(info.component)}, expected {component!r}"
         )
-    lacking = sorted({field.name for field in fields(ComponentInfo)} - payload.keys())
-    if lacking:
-        raise CheckpointError(f"{path}: {_some('lacks', lacking)}, expected in every component")
-    weights = payload.pop("state_dict")
-    return payload, weights
+    return info, payload["state_dict"]
 
 
 def load_expert(path: str | Path) -> Expert:
     """The expert saved at `path`, on the CPU in evaluation mode. Raises CheckpointError."""
-    about, weights = load_component(path, "expert")
+    info, weights = load_component(path, "expert")
     with _fitting(path):
-        expert = build_expert(about["model"], about["num_classes"], **about["arguments"])
+        expert = build_expert(info.model, info.num_classes, **info.arguments)
     load_checked_state(expert, weights, path)
     return expert.eval()
 
@@ -125,18 +115,18 @@ def load_expert_weights(expert: Expert, path: Path) -> dict[str, Any]:
 
 def load_fusion_module(path: str | Path) -> FusionModule:
     """The fusion module saved at `path`: features (N, E, D) -> (N, D). Raises CheckpointError."""
-    about, weights = load_component(path, "fusion_module")
+    info, weights = load_component(path, "fusion_module")
     with _fitting(path):
-        fusion = build_fusion(about["fusion"], about["num_experts"], about["feature_dim"])
+        fusion = build_fusion(info.fusion, info.num_experts, info.feature_dim)
     load_checked_state(fusion, weights, path)
     return fusion.eval()
 
 
 def load_global_head(path: str | Path) -> nn.Linear:
     """The head saved at `path`: fused features (N, D) -> logits (N, C). Raises CheckpointError."""
-    about, weights = load_component(path, "global_head")
+    info, weights = load_component(path, "global_head")
     with _fitting(path):
-        head = nn.Linear(about["feature_dim"], about["num_classes"])
+        head = nn.Linear(info.feature_dim, info.num_classes)
     load_checked_state(head, weights, path)
     return head.eval()
 
@@ -148,14 +138,14 @@ def load_model(directory: str | Path) -> FusionModel:
     """
     files = RowFiles(Path(directory), csv=Path())
     manifest = read_manifest(files.manifest)
-    if manifest["fusion"] == SINGLE:
+    if manifest.fusion == SINGLE:
         raise CheckpointError(f"{directory}: holds a single network; load_expert({files.network})")
-    verify(files, manifest, component_paths(files, manifest["num_experts"]))
-    experts = [load_expert(files.expert(k)) for k in range(manifest["num_experts"])]
+    verify(files, manifest, component_paths(files, manifest.num_experts))
+    experts = [load_expert(files.expert(k)) for k in range(manifest.num_experts)]
     fusion = load_fusion_module(files.fusion_module)
     head = load_global_head(files.global_head)
     with _fitting(files.manifest):
-        model = FusionModel(experts, fusion, manifest["num_classes"])
+        model = FusionModel(experts, fusion, manifest.num_classes)
     load_checked_state(model.global_head, head.state_dict(), files.global_head)
     return model.eval()
 
@@ -167,15 +157,6 @@ def load_single(directory: str | Path) -> Expert:
     return load_expert(files.network)
 
 
-def verify(files: RowFiles, manifest: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
-    """Raise CheckpointError for files that aren't those of the manifest; loading misses others."""
-    for name, path in paths.items():
-        if path.is_file() and _recorded_hash(manifest, name) != file_hash(path):
-            raise CheckpointError(
-                f"{path}: is not the file that {files.manifest} describes (sha256 differs)"
-            )
-
-
 @contextlib.contextmanager
 def _fitting(path: str | Path) -> Iterator[None]:
     """What a constructor won't take came from the file at `path`: a CheckpointError."""
@@ -183,11 +164,6 @@ def _fitting(path: str | Path) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from None
-
-
-def _recorded_hash(manifest: Mapping[str, Any], component: str) -> object:
-    entry = manifest["components"].get(component)
-    return entry.get("sha256") if isinstance(entry, dict) else None
 
 
 def load_checked_state(module: nn.Module, weights: Mapping[str, Any], path: str | Path) -> None:
@@ -215,87 +191,42 @@ def load_checked_state(module: nn.Module, weights: Mapping[str, Any], path: str 
 
 def _some(what: str, names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{what} {', '.join(names[:3])}{more}" if names else ""
-
-
-def component_paths(files: RowFiles, num_experts: int) -> dict[str, Path]:
-    """{component's name in the manifest: its file}."""
-    experts = {f"expert_{k}": files.expert(k) for k in range(num_experts)}
-    return {**experts, "fusion_module": files.fusion_module, "global_head": files.global_head}
+    return f"{what} {', '.join(each[:200] for each in names[:3])}{more}" if names else ""
 
 
 def save_model(
     files: RowFiles,
     model: FusionModel,
-    about: ComponentInfo,
+    info: ComponentInfo,
     expert_accuracies: Sequence[float],
     manifest: Mapping[str, Any],
 ) -> None:
     """Write every component of `model`, then the manifest that vouches for them, last."""
     for k, expert in enumerate(model.experts):
         accuracy = expert_accuracies[k]
-        own = replace(about, component="expert", expert=k, val_accuracy=accuracy)
+        own = replace(info, component="expert", expert=k, val_accuracy=accuracy)
         save_component(files.expert(k), expert, own)
-    fusion = replace(about, component="fusion_module")
+    fusion = replace(info, component="fusion_module")
     save_component(files.fusion_module, model.fusion, fusion)
-    save_component(files.global_head, model.global_head, replace(about, component="global_head"))
-    _write_manifest(files, about, manifest, component_paths(files, len(model.experts)))
+    save_component(files.global_head, model.global_head, replace(info, component="global_head"))
+    _vouch(files, info, manifest, component_paths(files, len(model.experts)))
 
 
 def save_single(
-    files: RowFiles, network: Expert, about: ComponentInfo, manifest: Mapping[str, Any]
+    files: RowFiles, network: Expert, info: ComponentInfo, manifest: Mapping[str, Any]
 ) -> None:
     """As `save_model` for a row that is one network; it loads as an expert."""
-    save_component(files.network, network, replace(about, component="expert"))
-    _write_manifest(files, about, manifest, {"network": files.network})
+    save_component(files.network, network, replace(info, component="expert"))
+    _vouch(files, info, manifest, {"network": files.network})
 
 
-def _write_manifest(
-    files: RowFiles, about: ComponentInfo, manifest: Mapping[str, Any], paths: Mapping[str, Path]
+def _vouch(
+    files: RowFiles, info: ComponentInfo, manifest: Mapping[str, Any], paths: Mapping[str, Path]
 ) -> None:
-    components = {
-        name: {
-            "file": str(path.relative_to(files.directory)),
-            "sha256": file_hash(path),
-            "bytes": path.stat().st_size,
-        }
-        for name, path in paths.items()
-    }
-    plain = {key: value for key, value in asdict(about).items() if key not in ("component",)}
-    tree = {"format": FORMAT, **plain, **manifest, "components": components}
-    write_json(files.manifest, tree)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """A row's manifest. Raises CheckpointError when it's missing or isn't one."""
-    try:
-        tree = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such manifest; has this row finished?") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not JSON ({error})") from None
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path}: found {type(tree).__name__}, expected a manifest")
-    optional = OF_TRAINING if "assembled" in tree else ()
-    for key, kind in MANIFEST_KEYS.items():
-        if key in optional and tree.get(key) is None:
-            continue
-        if not isinstance(tree.get(key), kind):
-            found = repr(tree[key]) if key in tree else "nothing"
-            raise CheckpointError(
-                f"{path}: is not a manifest: {key}: found {found}, expected {kind.__name__}"
-            )
-    if tree["format"] != FORMAT:
-        raise CheckpointError(f"{path}: has format {tree['format']!r}, expected {FORMAT}")
-    return tree
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    known = asdict(info)
+    del known["component"]
+    found = Manifest(**{**known, **manifest}, components=describe(files, paths))
+    write_manifest(files.manifest, found)
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:

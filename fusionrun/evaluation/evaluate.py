@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from fusionrun import __version__
 from fusionrun.common.atomic_files import write_json, write_text
 from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
 from fusionrun.common.exit_status import ExitStatus
-from fusionrun.components.store import load_model, load_single, read_manifest
+from fusionrun.components.manifest import Manifest, read_manifest, write_manifest
+from fusionrun.components.store import load_model, load_single
 from fusionrun.data.datasets import DataError
 from fusionrun.evaluation.alternatives import compare
 from fusionrun.evaluation.comparison import (
@@ -156,12 +158,12 @@ def name_row(row: Row) -> dict[str, Any]:
     }
 
 
-def load_row(context: RunContext, row: Row) -> tuple[dict[str, Any], FusionModel | Expert]:
+def load_row(context: RunContext, row: Row) -> tuple[Manifest, FusionModel | Expert]:
     """(manifest, model on the device) of a finished row of this study. Raises ROW_PROBLEMS."""
     files = context.study.layout.row(row.model, row.variant)
     manifest = read_manifest(files.manifest)
     task = context.study.row_task(row)
-    context.identity(task).require_same(files.manifest, manifest["settings"])
+    context.identity(task).require_same(files.manifest, manifest.settings)
     model = load_single(files.directory) if row.is_single else load_model(files.directory)
     context.settle(model)
     return manifest, model
@@ -170,7 +172,7 @@ def load_row(context: RunContext, row: Row) -> tuple[dict[str, Any], FusionModel
 def _evaluate_row(
     context: RunContext,
     row: Row,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     model: FusionModel,
     predictions: Predictions,
     controls: Sequence[Contender],
@@ -186,12 +188,12 @@ def _evaluate_row(
         val_accuracies=[expert["validation"] for expert in entry["experts"]],
         before_val_accuracies=[expert["before_validation"] for expert in entry["experts"]],
     )
-    if manifest["test"] != test:
+    if manifest.test != test:
         path = context.study.layout.row(row.model, row.variant).manifest
-        write_json(path, {**manifest, "test": test})
+        write_manifest(path, replace(manifest, test=dict(test)))
     fused = entry["contenders"][0]["top1"]
     say(f"[{row.name}] fused {fused:.2f} %, took {time.monotonic() - started:.0f} s")
-    return {"epoch": manifest["epoch"], **entry, "cost": cost}
+    return {"epoch": manifest.epoch, **entry, "cost": cost}
 
 
 def _predictions(

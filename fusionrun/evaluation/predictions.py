@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fusionrun.common.atomic_files import write_atomically
+from fusionrun.components.manifest import file_hash
 from fusionrun.components.starting_experts import load_experts
-from fusionrun.components.store import file_hash, state_hash
+from fusionrun.components.store import state_hash
 from fusionrun.data.loader import ResidentLoader
 from fusionrun.evaluation.statistics.expert_contributions import (
     answers_without_each,

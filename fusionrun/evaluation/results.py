@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fusionrun.common.atomic_files import write_text
 from fusionrun.common.text import NOT_AVAILABLE
-from fusionrun.components.store import read_manifest
+from fusionrun.components.manifest import read_manifest
 from fusionrun.study.paths import Layout
 from fusionrun.study.recipe import SINGLE
 from fusionrun.study.study import Study
@@ -110,8 +110,8 @@ def collect_results(study: Study) -> list[Result]:
             results.append(Result(**known))  # type: ignore[arg-type]
             continue
         fields = Result.__dataclass_fields__
-        test = {key: value for key, value in manifest["test"].items() if key in fields}
-        selected = {"epoch": manifest["epoch"], "val_accuracy": manifest["val_accuracy"]}
+        test = {key: value for key, value in manifest.test.items() if key in fields}
+        selected = {"epoch": manifest.epoch, "val_accuracy": manifest.val_accuracy}
         results.append(Result(**known, **selected, **test))  # type: ignore[arg-type]
     return results
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fusionrun.components.store import read_manifest
+from fusionrun.components.manifest import read_manifest
 from fusionrun.study.paths import expert_file
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, Task
@@ -21,7 +21,7 @@ def is_done(study: Study, task: Task) -> bool:
     if not manifest.is_file():
         return False
     found = read_manifest(manifest)
-    stored = {**found["settings"], "experts": found.get("experts_from", [])}
+    stored = {**found.settings, "experts": found.experts_from or []}
     study.identity(task).require_same(manifest, stored)
     return True
 

@@ -63,12 +63,13 @@ class RowUnderTest:
         best = 0
         if not row.is_single:
             # of equals the first
-            accuracies = manifest["validation"].get("experts")
+            accuracies = manifest.validation.get("experts")
             if not isinstance(accuracies, list) or not accuracies:
                 found = f"found {accuracies!r}, expected numbers"
                 raise CheckpointError(f"the manifest's validation.experts: {found}")
             best = accuracies.index(max(accuracies))
-        return cls(row, model.eval(), manifest["epoch"], best)
+        assert manifest.epoch is not None  # only an assembled model has none, which is no row's
+        return cls(row, model.eval(), manifest.epoch, best)
 
     def measure(self, condition: ImageCondition, logits: Tensor, labels: Tensor) -> None:
         """Note how many of the answers (N, H, C) are right. Raises ValueError: not finite."""

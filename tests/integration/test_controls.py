@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from fusionrun.components.manifest import read_manifest
 from fusionrun.components.store import (
     CheckpointError,
     load_expert,
     load_model,
     load_single,
-    read_manifest,
     state_hash,
 )
 from fusionrun.evaluation.results import Result, controls
@@ -182,8 +182,8 @@ def test_the_single_network_answers_as_its_manifest_says(study: Study, folder: P
         _, logits = network((data.test_images.float() / 255 - mean) / std)
     accuracy = 100 * float((logits.argmax(1) == data.test_labels).double().mean())
     manifest = read_manifest(row_dir(folder, "single") / "manifest.json")
-    assert manifest["test"] == {"fused": pytest.approx(accuracy)}
-    assert manifest["components"].keys() == {"network"}
+    assert manifest.test == {"fused": pytest.approx(accuracy)}
+    assert manifest.components.keys() == {"network"}
 
 
 def test_a_single_network_is_no_fusion_model(folder: Path) -> None:
@@ -219,7 +219,7 @@ def test_the_results_set_each_row_beside_its_controls(folder: Path) -> None:
     text = (folder / "out/results.md").read_text()
     assert "Does fusion itself help?" in text
     accuracies = {
-        variant: read_manifest(row_dir(folder, variant) / "manifest.json")["test"]
+        variant: read_manifest(row_dir(folder, variant) / "manifest.json").test
         for variant in ("concatenation", "concatenation-frozen", "concatenation-detached", "single")
     }
     cells = [

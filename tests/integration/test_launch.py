@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from fusionrun.components.store import load_model, read_manifest
+from fusionrun.components.manifest import read_manifest
+from fusionrun.components.store import load_model
 from fusionrun.logs.csv import row_columns
 from tests.tiny import (
     FUSIONS,
@@ -131,13 +132,13 @@ def test_components_of_one_epoch_are_what_the_manifest_says(four_ranks: Path) ->
     directory = four_ranks / "out/resnet_fusions/multiplicativeAddition"
     manifest = read_manifest(directory / "manifest.json")
     model = load_model(directory)
-    assert len(model.experts) == 2 and manifest["epoch"] in (1, 2, 3)
+    assert len(model.experts) == 2 and manifest.epoch in (1, 2, 3)
     path = "out/csv_logs/resnet_fusions/resnet_multiplicativeAddition_training_log.csv"
     with (four_ranks / path).open(newline="") as file:
         rows = list(csv.DictReader(file))
     best = max(float(row["val_accuracy"]) for row in rows)
-    assert float(rows[manifest["epoch"] - 1]["val_accuracy"]) == best
-    assert manifest["val_accuracy"] == pytest.approx(best)
+    assert float(rows[manifest.epoch - 1]["val_accuracy"]) == best
+    assert manifest.val_accuracy == pytest.approx(best)
 
 
 def test_the_readmes_way_to_load_components(

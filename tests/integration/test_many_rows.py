@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fusionrun.components.store import read_manifest
+from fusionrun.components.manifest import read_manifest
 from tests.chaos import Chaos
 from tests.tiny import TINY, alone, csv_numbers, launch_sh, torchrun, write_recipe
 
@@ -36,7 +36,7 @@ def lines_of(folder: Path, pattern: str) -> Counter[str]:
 def weights(folder: Path) -> dict[str, str]:
     """Hash of every row's saved weights."""
     paths = sorted((folder / "out").glob("*_fusions/*/manifest.json"))
-    return {str(path.relative_to(folder)): read_manifest(path)["weights"] for path in paths}
+    return {str(path.relative_to(folder)): read_manifest(path).weights for path in paths}
 
 
 def status(folder: Path) -> dict[str, Any]:

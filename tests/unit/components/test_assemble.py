@@ -15,12 +15,11 @@ import yaml
 from torch import Tensor
 
 from fusionrun.cli import main
+from fusionrun.components.manifest import component_paths, read_manifest
 from fusionrun.components.store import (
     ComponentInfo,
-    component_paths,
     load_expert,
     load_model,
-    read_manifest,
     save_component,
     save_model,
     state_hash,
@@ -168,8 +167,8 @@ def test_architectures_mix_where_features_fit(tmp_path: Path, a: Saved) -> None:
     expected = joined([wide.model.experts[0], a.model.experts[1]], a, a)
     torch.testing.assert_close(load_model(out)(make_images()).logits, expected)
     manifest = read_manifest(out / "manifest.json")
-    assert manifest["model"] == f"{name}+resnet"
-    assert [manifest["assembled"]["from"][f"expert_{k}"]["model"] for k in range(2)] == [
+    assert manifest.model == f"{name}+resnet"
+    assert [manifest.assembled["from"][f"expert_{k}"]["model"] for k in range(2)] == [
         name,
         "resnet",
     ]
@@ -184,7 +183,7 @@ def test_experts_before_fusion_take_part_too(tmp_path: Path, a: Saved) -> None:
         save_component(path, experts[k], about)
     out = assembled(tmp_path, experts=[str(path) for path in paths], fusion=a.folder)
     torch.testing.assert_close(load_model(out)(make_images()).logits, joined([*experts], a, a))
-    assert read_manifest(out / "manifest.json")["assembled"]["from"]["expert_0"]["row"] is None
+    assert read_manifest(out / "manifest.json").assembled["from"]["expert_0"]["row"] is None
 
 
 def test_an_assembled_model_is_a_source_too(tmp_path: Path, a: Saved, b: Saved) -> None:
@@ -203,33 +202,33 @@ def test_the_manifest_says_where_everything_is_from_and_claims_nothing(
 ) -> None:
     out = assembled(tmp_path, experts=a.folder, fusion=b.folder)
     manifest = read_manifest(out / "manifest.json")
-    assert (manifest["epoch"], manifest["val_accuracy"], manifest["settings"]) == (None, None, {})
-    assert (manifest["validation"], manifest["test"]) == ({}, {})
-    assert manifest["assembled"]["evaluated_on"] is None
-    assert (manifest["model"], manifest["fusion"]) == ("resnet", "multiplicativeAddition")
-    assert (manifest["mean"], manifest["std"], manifest["image_size"]) == (
+    assert (manifest.epoch, manifest.val_accuracy, manifest.settings) == (None, None, {})
+    assert (manifest.validation, manifest.test) == ({}, {})
+    assert manifest.assembled["evaluated_on"] is None
+    assert (manifest.model, manifest.fusion) == ("resnet", "multiplicativeAddition")
+    assert (manifest.mean, manifest.std, manifest.image_size) == (
         ABOUT.mean,
         ABOUT.std,
         SIZE,
     )
-    assert manifest["weights"] == state_hash(load_model(out).state_dict())
+    assert manifest.weights == state_hash(load_model(out).state_dict())
     sources = {**component_paths(a.files, EXPERTS), **component_paths(b.files, 0)}
     copies = component_paths(RowFiles(out, csv=Path()), EXPERTS)
     for name, path in sources.items():
-        content, origin = path.read_bytes(), manifest["assembled"]["from"][name]
+        content, origin = path.read_bytes(), manifest.assembled["from"][name]
         assert copies[name].read_bytes() == content
         hashed = hashlib.sha256(content).hexdigest()
-        assert origin["sha256"] == manifest["components"][name]["sha256"] == hashed
+        assert origin["sha256"] == manifest.components[name].sha256 == hashed
         assert origin["file"] == str(path)
         assert origin["row"] == ("task-1" if name.startswith("expert") else "task-2")
         assert origin["epoch"] == 7
-    assert manifest["assembled"]["from"]["expert_1"]["val_accuracy"] == 51.0
+    assert manifest.assembled["from"]["expert_1"]["val_accuracy"] == 51.0
 
 
 def test_only_an_assembled_model_may_have_no_epoch(tmp_path: Path, a: Saved) -> None:
     tree = json.loads(a.files.manifest.read_text())
     a.files.manifest.write_text(json.dumps({**tree, "epoch": None}))
-    with pytest.raises(CheckpointError, match="epoch: found None, expected int"):
+    with pytest.raises(CheckpointError, match="epoch: found None, expected a whole number"):
         read_manifest(a.files.manifest)
 
 
@@ -415,15 +414,15 @@ def test_its_numbers_are_those_of_the_modules_joined_by_hand(
             100 * float((scores.argmax(dim=1) == labels).double().mean())
             for scores in (fused, *mixtures, *logits)
         ]
-        found = manifest[split]
+        found = getattr(manifest, split)
         assert [found[key] for key in ("fused", "mean_probabilities", "mean_logits")] == (
             pytest.approx(right[split][:3])
         )
         assert found["experts"] == pytest.approx(right[split][3:])
     best = right["validation"].index(max(right["validation"][3:]), 3)
-    assert manifest["test"]["best_expert"] == pytest.approx(right["test"][best])
-    assert manifest["val_accuracy"] == manifest["validation"]["fused"]
-    on = manifest["assembled"]["evaluated_on"]
+    assert manifest.test["best_expert"] == pytest.approx(right["test"][best])
+    assert manifest.val_accuracy == manifest.validation["fused"]
+    on = manifest.assembled["evaluated_on"]
     assert (on["study"], on["test_images"], on["val_images"]) == (str(study), 60, len(chosen))
     assert "Nothing trained or selected this model" in on["note"] and on["cautions"] == []
     shown = capsys.readouterr().out
@@ -456,7 +455,7 @@ def test_what_a_component_may_have_seen_is_said(
     change_settings(RowFiles(tmp_path / "other", csv=Path()), **changes)
     keys = {"fusion": str(tmp_path / "other"), "evaluate": str(study)}
     out = assembled(tmp_path, experts=str(row_of(study, "TransformerBase")), **keys)
-    cautions = read_manifest(out / "manifest.json")["assembled"]["evaluated_on"]["cautions"]
+    cautions = read_manifest(out / "manifest.json").assembled["evaluated_on"]["cautions"]
     shown = capsys.readouterr().out
     fields = [caution.split(":")[0] for caution in cautions]
     assert fields == (["fusion", "global_head"] if words else [])

@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fusionrun.components.manifest import component_paths, file_hash, read_manifest, write_manifest
 from fusionrun.components.store import (
     ComponentInfo,
-    component_paths,
-    file_hash,
     load_checked_state,
     load_component,
     load_expert,
@@ -22,7 +21,6 @@ from fusionrun.components.store import (
     load_fusion_module,
     load_global_head,
     load_model,
-    read_manifest,
     save_component,
     save_model,
     state_hash,
@@ -165,23 +163,23 @@ def test_components_of_two_rows_mix(tmp_path: Path, files: RowFiles, model: Fusi
 
 def test_files_say_what_they_are(files: RowFiles) -> None:
     for k, accuracy in enumerate([50.0, 55.0]):
-        about, _ = load_component(files.expert(k), "expert")
-        assert (about["component"], about["expert"], about["val_accuracy"]) == (
+        info, _ = load_component(files.expert(k), "expert")
+        assert (info.component, info.expert, info.val_accuracy) == (
             "expert",
             k,
             accuracy,
         )
-        assert (about["model"], about["arguments"]) == ("resnet", ARGUMENTS["resnet"])
-        assert (about["mean"], about["std"]) == ([0.5, 0.4, 0.3], [0.25, 0.2, 0.3])
-        assert (about["epoch"], about["image_size"]) == (7, SIZE)
-        assert about["classes"] == [f"class {k}" for k in range(CLASSES)]
-    about, _ = load_component(files.fusion_module, "fusion_module")
-    assert (about["fusion"], about["val_accuracy"], about["expert"]) == (
+        assert (info.model, info.arguments) == ("resnet", ARGUMENTS["resnet"])
+        assert (info.mean, info.std) == ([0.5, 0.4, 0.3], [0.25, 0.2, 0.3])
+        assert (info.epoch, info.image_size) == (7, SIZE)
+        assert info.classes == [f"class {k}" for k in range(CLASSES)]
+    info, _ = load_component(files.fusion_module, "fusion_module")
+    assert (info.fusion, info.val_accuracy, info.expert) == (
         "concatenation",
         61.5,
         None,
     )
-    about, weights = load_component(files.global_head, "global_head")
+    info, weights = load_component(files.global_head, "global_head")
     assert {name: tuple(value.shape) for name, value in weights.items()} == {
         "weight": (CLASSES, 8),
         "bias": (CLASSES,),
@@ -190,14 +188,14 @@ def test_files_say_what_they_are(files: RowFiles) -> None:
 
 def test_the_manifest_vouches_for_every_file(files: RowFiles) -> None:
     manifest = read_manifest(files.manifest)
-    assert manifest["components"].keys() == {"expert_0", "expert_1", "fusion_module", "global_head"}
-    for entry in manifest["components"].values():
-        content = (files.directory / entry["file"]).read_bytes()
-        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
-        assert entry["bytes"] == len(content)
-    assert manifest["settings"] == {"seed": 1}
-    assert manifest["val_accuracy"] == 61.5
-    assert manifest["num_experts"] == EXPERTS
+    assert manifest.components.keys() == {"expert_0", "expert_1", "fusion_module", "global_head"}
+    for entry in manifest.components.values():
+        content = (files.directory / entry.file).read_bytes()
+        assert entry.sha256 == hashlib.sha256(content).hexdigest()
+        assert entry.bytes == len(content)
+    assert manifest.settings == {"seed": 1}
+    assert manifest.val_accuracy == 61.5
+    assert manifest.num_experts == EXPERTS
 
 
 def test_a_saved_model_can_move(files: RowFiles, model: FusionModel, tmp_path: Path) -> None:
@@ -255,7 +253,7 @@ EXPERT_CHANGES: list[tuple[Change, str]] = [
     (lambda p: p.update(arguments={"width": 16, "blocks": [1]}), "expected (16,"),
     (lambda p: p.update(arguments={"wdth": 8}), "has no argument 'wdth'"),
     (lambda p: p.update(arguments={"width": "8"}), "width must be a whole number"),
-    (lambda p: p.update(arguments=3), "mapping"),
+    (lambda p: p.update(arguments=3), "arguments: found a number, expected a mapping"),
     (lambda p: p.update(model="resnett"), "unknown expert 'resnett'"),
     (lambda p: p["state_dict"]["classifier.bias"].fill_(float("nan")), "not finite in classifier"),
     (
@@ -266,8 +264,8 @@ EXPERT_CHANGES: list[tuple[Change, str]] = [
     (lambda p: p.update(state_dict=torch.zeros(3)), "expected a component of kind 'expert'"),
     (lambda p: p.update(format=2), "(format 1)"),
     (lambda p: p.pop("format"), "(format 1)"),
-    (lambda p: p.pop("component"), "found a component of kind None"),
-    (lambda p: [p.pop("arguments"), p.pop("model")], "lacks arguments, model"),
+    (lambda p: p.pop("component"), "component: found nothing"),
+    (lambda p: [p.pop("arguments"), p.pop("model")], "model: found nothing, expected a value"),
 ]
 
 
@@ -291,7 +289,7 @@ def test_an_expert_that_does_not_fit(files: RowFiles, change: Change, words: str
         ("fusion_module", {"feature_dim": 0}, "feature_dim"),
         ("global_head", {"num_classes": 6}, "found shape (5, 8), expected (6, 8)"),
         ("global_head", {"feature_dim": 9}, "found shape (5, 8), expected (5, 9)"),
-        ("global_head", {"num_classes": None}, "global_head_best.pth: "),
+        ("global_head", {"num_classes": None}, "num_classes: found None"),
     ],
 )
 def test_other_components_that_do_not_fit(
@@ -359,9 +357,9 @@ def test_a_missing_manifest(files: RowFiles) -> None:
         (b"", "is not JSON"),
         (b"{", "is not JSON"),
         (b"\xff\xfe\x00garbage", "is not JSON"),
-        (b"[]", "found list, expected a manifest"),
-        (b"{}", "found nothing, expected"),
-        (b"null", "found NoneType"),
+        (b"[]", "is not a manifest: found a list, expected fields of: format, model"),
+        (b"{}", "model: found nothing, expected"),
+        (b"null", "is not a manifest: found nothing"),
     ],
 )
 def test_a_garbage_manifest(files: RowFiles, content: bytes, words: str) -> None:
@@ -374,12 +372,12 @@ def test_a_garbage_manifest(files: RowFiles, content: bytes, words: str) -> None
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": 2}, "has format 2, expected 1"),
-        ({"components": []}, "components: found [], expected dict"),
-        ({"num_experts": "2"}, "num_experts: found '2', expected int"),
-        ({"settings": None}, "settings: found None, expected dict"),
+        ({"format": 2}, "format: found 2, expected 1"),
+        ({"components": []}, "components: found a list, expected a mapping"),
+        ({"num_experts": "2"}, "num_experts: found '2' (text), expected a whole number"),
+        ({"settings": 3}, "settings: found a number, expected a mapping"),
         ({"components": {}}, "sha256 differs"),
-        ({"components": {"expert_0": "x"}}, "sha256 differs"),
+        ({"components": {"expert_0": "x"}}, "components.expert_0: found text, expected fields of"),
     ],
 )
 def test_a_manifest_that_says_something_else(
@@ -388,6 +386,39 @@ def test_a_manifest_that_says_something_else(
     manifest = json.loads(files.manifest.read_text())
     files.manifest.write_text(json.dumps({**manifest, **change}))
     assert words in refusal(files.manifest, lambda: load_model(files.directory))
+
+
+REQUIRED = {"format", "model", "fusion", "num_experts", "num_classes", "components", "settings"}
+MEASURED = {"epoch", "val_accuracy", "validation", "test"}
+
+
+def test_a_manifest_of_an_older_version_and_of_a_newer_one(
+    files: RowFiles, model: FusionModel
+) -> None:
+    tree = json.loads(files.manifest.read_text())
+    older = {key: value for key, value in tree.items() if key in REQUIRED | MEASURED}
+    newer = {**tree, "later": {"x": 1}, "components": {**tree["components"]}}
+    newer["components"]["expert_0"] = {**newer["components"]["expert_0"], "later": 1}
+    for content in (older, newer):
+        files.manifest.write_text(json.dumps(content))
+        found = load_model(files.directory)
+        assert torch.equal(found(make_images()).logits, model(make_images()).logits)
+    files.manifest.write_text(json.dumps(older))
+    assert (read_manifest(files.manifest).control, read_manifest(files.manifest).seed) == (
+        None,
+        None,
+    )
+    for key in older:
+        lacking = {name: value for name, value in older.items() if name not in (key, "format")}
+        files.manifest.write_text(json.dumps(lacking))
+        if key != "format":
+            assert f"{key}: found " in refusal(files.manifest, lambda: load_model(files.directory))
+
+
+def test_a_manifest_is_written_as_it_is_read(files: RowFiles) -> None:
+    before = files.manifest.read_bytes()
+    write_manifest(files.manifest, read_manifest(files.manifest))
+    assert files.manifest.read_bytes() == before
 
 
 # --- experts from elsewhere ----------------------------------------------------------------------

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from fusionrun.cli import main
-from fusionrun.components.store import load_expert, load_model, read_manifest
+from fusionrun.components.manifest import read_manifest
+from fusionrun.components.store import load_expert, load_model
 from fusionrun.evaluation import evaluate as evaluation
 from fusionrun.evaluation import predictions
 from fusionrun.evaluation.predictions import (
@@ -207,7 +208,7 @@ def test_predictions_name_what_they_belong_to(evaluated: Path) -> None:
     for fusion in ROWS:
         saved = npz(evaluated, fusion)
         manifest = read_manifest(row_folder(evaluated, fusion) / "manifest.json")
-        assert str(saved["weights"]) == manifest["weights"]
+        assert str(saved["weights"]) == manifest.weights
         hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
         assert saved["experts"].tolist() == hashes
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fusionrun.components.store import read_manifest
+from fusionrun.components.manifest import read_manifest
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.logs.csv import EXPERT_COLUMNS, row_columns, write_csv
 from fusionrun.logs.tensorboard import LAYOUT, NullLog, TensorBoardLog
@@ -448,7 +448,7 @@ def test_a_finished_row_is_in_tensorboard_with_settings_result_and_images(tmp_pa
             folder = task.split("-")[-1]
             manifest = read_manifest(tmp_path / f"out/resnet_fusions/{folder}/manifest.json")
             (result,) = events.Scalars("result/test_fused")
-            assert result.value == pytest.approx(manifest["test"]["fused"])
+            assert result.value == pytest.approx(manifest.test["fused"])
             assert "_hparams_/session_start_info" in events.summary_metadata
     for charts in LAYOUT.values():  # no chart stays empty
         for _, tags in charts.values():
