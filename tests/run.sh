@@ -3,22 +3,28 @@
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
-has_requirements() {
+# Is everything there that pyproject.toml names for development? Looks without importing.
+has_tools() {
   "$1" - <<'PYTHON' 2>/dev/null
-import sys
-from importlib.util import find_spec
-needed = ("torch", "torchvision", "numpy", "tensorboard", "yaml", "rich")
-tools = ("pytest", "hypothesis", "ruff", "mypy", "wandb", "scipy", "sklearn", "torchmetrics")
-sys.exit(0 if sys.version_info >= (3, 11) and all(map(find_spec, needed + tools)) else 1)
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
+    name = re.split("[=>]", requirement)[0]
+    if name != "hatchling":  # where it is missing, pip fetches it to build the package
+        version(name)
 PYTHON
 }
 
 PYTHON=${PYTHON:-python3}
-if ! has_requirements "$PYTHON"; then
-  if ! has_requirements .venv/bin/python; then
-    echo "tests/run.sh: setting up .venv from tests/requirements.txt (once; some minutes)"
+if ! has_tools "$PYTHON"; then
+  if ! has_tools .venv/bin/python; then
+    echo "tests/run.sh: setting up .venv from pyproject.toml (once; some minutes, about 6 GB)"
     "$PYTHON" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
   fi
   PYTHON=$PWD/.venv/bin/python
 fi

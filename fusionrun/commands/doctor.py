@@ -1,13 +1,13 @@
 """`fusionrun doctor`: before spending hours."""
 
 import argparse
-from pathlib import Path
 
 from fusionrun.commands.options import OVERRIDES, Verbs, make_console, recipe_and_overrides
 from fusionrun.common.distributed import RankInfo
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
+from fusionrun.study.shipped_recipes import find_recipe
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
         raise RecipeError("doctor needs a RECIPE")
     if options.ranks < 1 or not options.seconds > 0:
         raise RecipeError("--ranks and --seconds: expected a number above 0")
-    recipe = load_recipe(Path(recipe_word), overrides)
+    recipe = load_recipe(find_recipe(recipe_word), overrides)
     if rank_info.rank > 0:
         return ExitStatus.DONE
     from fusionrun.doctor.doctor import doctor

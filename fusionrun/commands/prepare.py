@@ -1,13 +1,13 @@
 """`fusionrun prepare`: the data and its splits, before any training."""
 
 import argparse
-from pathlib import Path
 
 from fusionrun.commands.options import OVERRIDES, Verbs, recipe_and_overrides
 from fusionrun.common.distributed import LaunchError, RankInfo
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
+from fusionrun.study.shipped_recipes import find_recipe
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     recipe_word, overrides = recipe_and_overrides(options.words)
     if recipe_word is None:
         raise RecipeError("prepare needs a RECIPE")
-    recipe = load_recipe(Path(recipe_word), overrides)
+    recipe = load_recipe(find_recipe(recipe_word), overrides)
     from fusionrun.data.datasets import DataError
     from fusionrun.study.context import load_data
     from fusionrun.study.study import plan_study

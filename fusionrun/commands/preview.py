@@ -7,6 +7,7 @@ from fusionrun.commands.options import OVERRIDES, Verbs, make_console, recipe_an
 from fusionrun.common.distributed import RankInfo
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
+from fusionrun.study.shipped_recipes import find_recipe
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -32,12 +33,14 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
         raise RecipeError("preview needs a RECIPE or an OUTPUT_DIR")
     if options.seeds < 1 or options.epochs < 1:
         raise RecipeError("--seeds and --epochs: expected a number above 0")
-    path, preset = Path(recipe_word), {}
-    if path.is_dir():
-        path, preset = path / "recipe.yaml", {"output_dir": recipe_word}
-    recipe = load_recipe(path, overrides, preset)
+    folder = Path(recipe_word)
+    if folder.is_dir():
+        recipe_word = str(folder / "recipe.yaml")
+        recipe = load_recipe(folder / "recipe.yaml", overrides, {"output_dir": str(folder)})
+    else:
+        recipe = load_recipe(find_recipe(recipe_word), overrides)
     from fusionrun.evaluation.preview import preview
     from fusionrun.study.study import plan_study
 
-    study = plan_study(recipe, str(path))
+    study = plan_study(recipe, recipe_word)
     return preview(study, rank_info, make_console(), seeds=options.seeds, epochs=options.epochs)

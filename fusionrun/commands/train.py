@@ -1,6 +1,7 @@
 """`fusionrun train`: the rows of a recipe, or one row in the words of the seed's scripts."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,7 @@ from fusionrun.commands.options import OVERRIDES, Verbs, make_console, recipe_an
 from fusionrun.common.distributed import RankInfo
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
-
-SHIPPED = Path(__file__).resolve().parents[2] / "configs"
+from fusionrun.study.shipped_recipes import find_recipe, shipped_recipes
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -18,7 +18,7 @@ def add_parser(verbs: Verbs) -> None:
         help="train a study's rows",
         description="Train the rows of a recipe: under torchrun one rank a row, else one after "
         "another. With --model and --fusion_type: that single row, on the recipe's data "
-        f"(default recipe: {SHIPPED.name}/cifar100.yaml).",
+        "(default recipe: configs/cifar100.yaml).",
         epilog="Exit status: 0 all rows done, 1 could not start, 2 wrong recipe or command line, "
         "3 some row failed, 4 stopped before the end (run it again to go on).",
     )
@@ -52,10 +52,11 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     recipe_word, overrides = recipe_and_overrides(options.words)
     preset = flags_as_fields(options)
     if recipe_word is None:
-        if "rows" not in preset:
+        default = "cifar100" if "rows" in preset else os.environ.get("FUSIONRUN_DEFAULT_RECIPE")
+        if not default:  # launch.sh has one
             raise RecipeError("train needs a RECIPE, or --model and --fusion_type")
-        recipe_word = str(SHIPPED / "cifar100.yaml")
-    recipe = load_recipe(Path(recipe_word), overrides, preset)
+        recipe_word = str(shipped_recipes()[default])
+    recipe = load_recipe(find_recipe(recipe_word), overrides, preset)
     # torch takes seconds to import; a wrong recipe shouldn't have to wait for it
     from fusionrun.launch.rank import run as run_launch
     from fusionrun.study.study import plan_study

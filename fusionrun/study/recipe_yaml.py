@@ -103,8 +103,7 @@ def read_yaml(
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        hint = "; see configs/ for the ones shipped" if what == "recipe" else ""
-        raise RecipeError(f"{path}: no such {what}{hint}") from None
+        raise RecipeError(f"{path}: no such {what}") from None
     except IsADirectoryError:
         raise RecipeError(f"{path}: is a folder, expected a YAML {what}") from None
     except UnicodeDecodeError:

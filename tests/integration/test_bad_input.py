@@ -210,7 +210,12 @@ COMMANDS = {
     "": ("COMMAND", "--help"),
     "trian recipe.yaml": ("'trian'", "--help"),
     "train": ("RECIPE", "--model"),
-    "train nowhere.yaml": ("nowhere.yaml: no such recipe", "configs/"),
+    "train nowhere.yaml": (
+        "nowhere.yaml: no such recipe",
+        "expected one of: cifar100, cifar100_all16",
+    ),
+    "train configs/demmo.yaml": ("configs/demmo.yaml: no such recipe", "did you mean 'demo'?"),
+    f"train {'x' * 300}": ("can't be read", "too long"),
     "train .": (".: is a folder", "YAML recipe"),
     "train recipe.yaml fusion.epochs 3": ("found 3 recipes", "expected one"),
     "train recipe.yaml --epoch-s 3": ("--epoch-s", "--help"),
