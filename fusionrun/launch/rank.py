@@ -35,19 +35,11 @@ from fusionrun.launch.resume import is_done, is_reusable, resume_path
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.train_task import train_expert, train_row
 from fusionrun.logs.text import TaskLog
+from fusionrun.monitor.gather import StatusGather
+from fusionrun.monitor.heartbeat import Heartbeat, read_heartbeat
 from fusionrun.monitor.live import Display
-from fusionrun.monitor.record import (
-    ENDED,
-    Channel,
-    Heartbeat,
-    Observer,
-    Outcome,
-    Record,
-    Snapshot,
-    read_heartbeat,
-    read_outcome,
-    write_outcome,
-)
+from fusionrun.monitor.record import ENDED, Outcome, Record, read_outcome, write_outcome
+from fusionrun.monitor.snapshot import Snapshot, SnapshotBuilder
 from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.queue import Queue
 from fusionrun.study.recipe_yaml import dump_recipe
@@ -95,7 +87,7 @@ def run(study: Study, rank_info: RankInfo, console: Console, *, only_failed: boo
     threads = divide_threads(rank_info, study.recipe.runtime.threads)
     queue = Queue(study.tasks, store, rank_info.rank, rank_info.world_size)
     record = Record(host=rank_info.host)
-    channel = Channel(
+    gather = StatusGather(
         rank_info,
         record,
         num_experts=study.recipe.experts.count,
@@ -105,15 +97,15 @@ def run(study: Study, rank_info: RankInfo, console: Console, *, only_failed: boo
     heartbeat = Heartbeat(record, study.layout.heartbeat(rank_info.rank), 1.0)
     display = None
     if rank_info.rank == 0:
-        display = _make_display(study, rank_info, channel, queue, str(device), threads, console)
+        display = _make_display(study, rank_info, gather, queue, str(device), threads, console)
     heartbeat.start()
-    channel.start()
+    gather.start()
     if display is not None:
         display.start()
     try:
         _work(study, rank_info, queue, record, stop, device, threads)
     finally:
-        code = _wait_for_peers(channel, stop)
+        code = _wait_for_peers(gather, stop)
         heartbeat.stop()
         # None: the peers can't be asked how they ended
         status = ExitStatus.STOPPED if code is None else ExitStatus(code)
@@ -126,7 +118,7 @@ def run(study: Study, rank_info: RankInfo, console: Console, *, only_failed: boo
         _leave_to_torchrun()
     if lock is not None:
         lock.close()
-    if not channel.alive and not channel.broken:
+    if not gather.alive and not gather.broken:
         leave()
     return status
 
@@ -234,16 +226,16 @@ def _prepare_output(study: Study, *, first_attempt: bool) -> None:
 def _make_display(
     study: Study,
     rank_info: RankInfo,
-    channel: Channel,
+    gather: StatusGather,
     queue: Queue,
     device: str,
     threads: int,
     console: Console,
 ) -> Display:
-    observer = Observer(
+    builder = SnapshotBuilder(
         study.layout,
         study.tasks,
-        channel,
+        gather,
         rank_info,
         study=study.name,
         device=device,
@@ -253,7 +245,7 @@ def _make_display(
     watchdog = Watchdog(study.recipe.runtime.hang_minutes, rank_info)
 
     def observe() -> Snapshot:
-        snapshot = observer.snapshot()
+        snapshot = builder.build()
         watchdog.look(snapshot)
         return snapshot
 
@@ -350,7 +342,7 @@ def _take_tasks(
             return
         else:
             record.state = "idle"
-            record.pulse += 1
+            record.progress_count += 1
             time.sleep(0.2)
 
 
@@ -493,17 +485,17 @@ def _verdict(study: Study, queue: Queue, records: Sequence[Record]) -> int | Non
     return ExitStatus.ROW_FAILED
 
 
-def _wait_for_peers(channel: Channel, stop: Stop) -> int | None:
+def _wait_for_peers(gather: StatusGather, stop: Stop) -> int | None:
     """Keep serving the table until rank 0 ends it; None when that can't be waited for."""
     stopped_at = None
-    while channel.alive:
-        if channel.wait(0.2) is not None:
+    while gather.alive:
+        if gather.wait(0.2) is not None:
             break
         if stop.requested():
             stopped_at = stopped_at or time.monotonic()
             if time.monotonic() - stopped_at > FAREWELL_SECONDS:
                 break
-    return channel.exit_code
+    return gather.exit_code
 
 
 def _leave_to_torchrun() -> NoReturn:

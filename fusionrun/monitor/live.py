@@ -1,6 +1,5 @@
 """Show a launch while it runs: the live table on a terminal, plain lines anywhere else."""
 
-import json
 import sys
 import threading
 import time
@@ -13,8 +12,9 @@ from rich.live import Live
 
 from fusionrun.common.atomic_files import write_json
 from fusionrun.common.exit_status import ExitStatus
+from fusionrun.common.typed_fields import FieldError, plain, read_json
 from fusionrun.monitor import table as board
-from fusionrun.monitor.record import Snapshot
+from fusionrun.monitor.snapshot import Snapshot
 from fusionrun.study.paths import Layout
 
 WATCH_HINT = "Ctrl-C leaves this view; the launch goes on"
@@ -112,7 +112,7 @@ class Display:
 
     def _store(self, snapshot: Snapshot) -> None:
         try:
-            write_json(self._layout.status, snapshot.to_json(), durable=False)
+            write_json(self._layout.status, plain(snapshot), durable=False)
             self._notice = ""
         except OSError as error:
             self._notice = f"{self._layout.status} can't be written: {error.strerror or error}"
@@ -216,24 +216,19 @@ def _follow(output_dir: Path, snapshot: Snapshot, live: Live, every_seconds: flo
 
 
 def _read(output_dir: Path) -> Snapshot:
-    """The snapshot in `output_dir`, proven to be one that can be shown."""
+    """The snapshot in `output_dir`."""
     path = Layout(output_dir).status
     try:
-        snapshot = Snapshot.from_json(json.loads(path.read_text(encoding="utf-8")))
-        board.table(snapshot, width=80)
-        board.summary_lines(snapshot)
-        return snapshot
+        return read_json(path, Snapshot)
     except FileNotFoundError:
         raise _UnreachableError(
             f"{path} doesn't exist: no launch has written there; give a launch's output_dir"
         ) from None
     except OSError as error:
         raise _UnreachableError(f"{path} can't be read: {error.strerror or error}") from None
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        # a foreign file's values may be of any type; that they can be drawn is the check
-        why = " ".join(f"{type(error).__name__}: {error}".split())
+    except FieldError as error:
         raise _UnreadableError(
-            f"{path} isn't a status file of this version of fusionrun ({why})"
+            f"{path} isn't a status file of this version of fusionrun ({error})"
         ) from None
 
 

@@ -11,7 +11,8 @@ from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from fusionrun.monitor.record import ENDED, RankState, RankView, Snapshot, TaskView
+from fusionrun.monitor.record import ENDED, RankState
+from fusionrun.monitor.snapshot import RankStatus, Snapshot, TaskStatus
 
 STOP_HINT = "Ctrl-C once: stop at the next step with a checkpoint; same command continues"
 SILENT_SECONDS = 10.0  # heartbeats come every second or so; younger ones are not worth a word
@@ -76,7 +77,7 @@ def summary_lines(snapshot: Snapshot) -> list[str]:
     return lines + [f"  {text}" for text, _ in _rank_notes(snapshot, tuple(snapshot.ranks))]
 
 
-def milestone(task: TaskView) -> str:
+def milestone(task: TaskStatus) -> str:
     """One line that says how a task ended."""
     if task.state == "failed":
         return f"✗ {task.name} failed: {_plain(task.note)}"
@@ -207,7 +208,7 @@ def _counts(snapshot: Snapshot) -> list[str]:
     return counts
 
 
-def _rank_notes(snapshot: Snapshot, ranks: Sequence[RankView]) -> list[tuple[str, str]]:
+def _rank_notes(snapshot: Snapshot, ranks: Sequence[RankStatus]) -> list[tuple[str, str]]:
     """(text, style) for what there is to say about `ranks`."""
     told = {task.note for task in snapshot.tasks}
     notes = []
@@ -226,7 +227,7 @@ def _rank_notes(snapshot: Snapshot, ranks: Sequence[RankView]) -> list[tuple[str
     return notes
 
 
-def _unoccupied(ranks: Sequence[RankView]) -> list[tuple[str, str]]:
+def _unoccupied(ranks: Sequence[RankStatus]) -> list[tuple[str, str]]:
     """Which ranks have nothing to do, and why."""
     reasons: tuple[tuple[RankState, str], ...] = (
         ("idle", "idle: no task can start yet"),
@@ -242,7 +243,7 @@ def _unoccupied(ranks: Sequence[RankView]) -> list[tuple[str, str]]:
     return notes
 
 
-def _silence(rank: RankView) -> str:
+def _silence(rank: RankStatus) -> str:
     if rank.state in ENDED or rank.heartbeat_age is None or rank.heartbeat_age <= SILENT_SECONDS:
         return ""
     return f"no heartbeat {rank.heartbeat_age:.0f} s"
@@ -366,7 +367,7 @@ class _Rows:
     def _all_experts(self) -> list[Text]:
         return [_expert_numbers(task) for task in self._tasks]
 
-    def _memory(self, task: TaskView) -> Text:
+    def _memory(self, task: TaskStatus) -> Text:
         rank = self._ranks.get(task.name)
         return _dimmed(_bytes(rank.memory_bytes if rank else None))
 
@@ -405,7 +406,7 @@ class _Rows:
         return _one_line(line)
 
 
-def _wait(snapshot: Snapshot, task: TaskView) -> str:
+def _wait(snapshot: Snapshot, task: TaskStatus) -> str:
     """What a row that hasn't begun needs."""
     if task.state == "queued":
         return "for a free rank"
@@ -418,7 +419,7 @@ def _wait(snapshot: Snapshot, task: TaskView) -> str:
     return f"for {_plural(missing, 'expert')}" if missing else _plain(task.note)
 
 
-def _name(task: TaskView, room: int) -> str:
+def _name(task: TaskStatus, room: int) -> str:
     """Model and fusion; where both don't fit, the model is cut: fusions differ in their ends."""
     name = f"{task.model} {task.fusion}"
     if len(name) <= room:
@@ -427,7 +428,7 @@ def _name(task: TaskView, room: int) -> str:
     return f"{task.model[:model]}… {task.fusion}"[: max(room, 1)]
 
 
-def _epoch(task: TaskView) -> str:
+def _epoch(task: TaskStatus) -> str:
     """Completed epochs with the part of the current one, of all: 41.3/100."""
     if task.state not in ("running", "stopped"):
         return f"{task.epoch}/{task.epochs}"
@@ -435,7 +436,7 @@ def _epoch(task: TaskView) -> str:
     return f"{task.epoch}.{part}/{task.epochs}"
 
 
-def _best(task: TaskView) -> Text:
+def _best(task: TaskStatus) -> Text:
     if task.best is None:
         return Text(_MISSING, "dim")
     at = "" if task.best_epoch is None else f" @{task.best_epoch}"
@@ -449,7 +450,7 @@ def _gain_cell(gain: float | None) -> Text:
     return Text(text, "" if text == "+0.00" else "green" if text[0] == "+" else "red")
 
 
-def _expert_range(task: TaskView) -> Text:
+def _expert_range(task: TaskStatus) -> Text:
     """The worst and the best expert's accuracy: 78.5–80.1."""
     values = [value for value in task.experts if value is not None]
     if not values:
@@ -457,7 +458,7 @@ def _expert_range(task: TaskView) -> Text:
     return Text(f"{min(values):.1f}–{max(values):.1f}")
 
 
-def _expert_numbers(task: TaskView) -> Text:
+def _expert_numbers(task: TaskStatus) -> Text:
     """Every expert's accuracy, the best one bold."""
     best = max((value for value in task.experts if value is not None), default=None)
     cells = [
@@ -493,7 +494,7 @@ def _experts(snapshot: Snapshot, width: int) -> list[Text]:
     return lines + _done_models(folded, width) + _expert_failures(snapshot, width)
 
 
-def _expert_line(model: str, tasks: Sequence[TaskView], name_width: int, cell: int) -> Text:
+def _expert_line(model: str, tasks: Sequence[TaskStatus], name_width: int, cell: int) -> Text:
     done = f"{sum(task.state == 'done' for task in tasks)}/{len(tasks)}"
     etas = [task.eta_seconds for task in tasks if task.eta_seconds is not None]
     line = Text(f"{model:{name_width}}  {done:>5}  {_duration(max(etas, default=None)):>6}")
@@ -504,7 +505,7 @@ def _expert_line(model: str, tasks: Sequence[TaskView], name_width: int, cell: i
     return _one_line(_indented(line))
 
 
-def _expert_cell(task: TaskView, width: int) -> Text:
+def _expert_cell(task: TaskStatus, width: int) -> Text:
     """Symbol, bar while there's room and something to show, accuracy."""
     symbol, style = _LOOK[task.state]
     cell = Text.assemble((f"{symbol} ", style))
@@ -534,7 +535,7 @@ def _folded_experts(snapshot: Snapshot, width: int) -> list[Text]:
     return lines + _expert_failures(snapshot, width)
 
 
-def _done_models(by_model: dict[str, list[TaskView]], width: int) -> list[Text]:
+def _done_models(by_model: dict[str, list[TaskStatus]], width: int) -> list[Text]:
     """How many experts of each model are done, and their mean accuracy."""
     if not by_model:
         return []
@@ -555,22 +556,22 @@ def _expert_failures(snapshot: Snapshot, width: int) -> list[Text]:
     return lines
 
 
-def _experts_by_model(snapshot: Snapshot) -> dict[str, list[TaskView]]:
-    by_model: dict[str, list[TaskView]] = {}
+def _experts_by_model(snapshot: Snapshot) -> dict[str, list[TaskStatus]]:
+    by_model: dict[str, list[TaskStatus]] = {}
     for task in snapshot.tasks:
         if task.kind == "expert":
             by_model.setdefault(task.model, []).append(task)
     return by_model
 
 
-def _all_done(tasks: Iterable[TaskView]) -> bool:
+def _all_done(tasks: Iterable[TaskStatus]) -> bool:
     return all(task.state == "done" for task in tasks)
 
 
 # -- plain lines -------------------------------------------------------------------------------
 
 
-def _summary(snapshot: Snapshot, task: TaskView) -> str:
+def _summary(snapshot: Snapshot, task: TaskStatus) -> str:
     """One task's fields at fixed widths, then its note."""
     if task.state == "waiting":
         return f"{task.state:7}  {_wait(snapshot, task)}".rstrip()
@@ -595,7 +596,7 @@ def _state(state: str) -> Text:
     return Text(f"{symbol} {state}", style)
 
 
-def _task_bar(task: TaskView, width: int) -> Text:
+def _task_bar(task: TaskStatus, width: int) -> Text:
     return _bar(task.progress, width, _LOOK[task.state][1])
 
 

@@ -12,11 +12,13 @@ import torch.distributed as dist
 from rich.console import Console
 
 from fusionrun.common.distributed import read_rank_info
+from fusionrun.monitor.gather import StatusGather
+from fusionrun.monitor.heartbeat import Heartbeat
 from fusionrun.monitor.live import Display
-from fusionrun.monitor.record import Channel, Heartbeat, Record
+from fusionrun.monitor.record import Record
 from tests.bench import fusionrun_side
 from tests.bench.measure import Bench, Row, share
-from tests.bench.scaling import RANKS, SEED_STUDY, observer_of, study_of
+from tests.bench.scaling import RANKS, SEED_STUDY, builder_of, study_of
 from tests.bench.worker_pool import Crew, Part
 
 TICK, TICKS = 0.1, 10  # seconds, and ticks of a round; a launch ticks once a second
@@ -85,11 +87,13 @@ def _status_threads(rank: int, folder: Path) -> Part:
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=RANKS)
     study = study_of(SEED_STUDY, folder)
     record = Record(state="working", task=rank, epoch=3, step=40, steps=79, train_loss=1.0)
-    channel = Channel(rank_info, record, num_experts=4, every_seconds=TICK, decide=lambda _: None)
+    gather = StatusGather(
+        rank_info, record, num_experts=4, every_seconds=TICK, decide=lambda _: None
+    )
     if rank == 0:
         sys.stdout = terminal = _Terminal()
         Display(
-            observer_of(study, rank_info, channel).snapshot,
+            builder_of(study, rank_info, gather).build,
             study.layout,
             [task.name for task in study.tasks],
             every_seconds=TICK,
@@ -99,7 +103,7 @@ def _status_threads(rank: int, folder: Path) -> Part:
             ),
         ).start()
     Heartbeat(record, study.layout.heartbeat(rank), TICK).start()
-    channel.start()
+    gather.start()
 
     def part() -> float:
         start = time.process_time()

@@ -15,7 +15,9 @@ from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.common.distributed import RankInfo, read_rank_info
 from fusionrun.experts import build_expert
 from fusionrun.monitor import table as board
-from fusionrun.monitor.record import Channel, Observer, Record
+from fusionrun.monitor.gather import StatusGather
+from fusionrun.monitor.record import Record
+from fusionrun.monitor.snapshot import SnapshotBuilder
 from fusionrun.study.queue import Queue
 from fusionrun.study.recipe import DataConfig, Recipe, RowConfig
 from fusionrun.study.schedule import lower_bound, simulate
@@ -42,12 +44,12 @@ def study_of(rows: int, folder: Path) -> Study:
     return plan_study(Recipe(output_dir=str(folder), rows=configs, data=data), "benchmark")
 
 
-def observer_of(study: Study, rank_info: RankInfo, channel: Channel) -> Observer:
+def builder_of(study: Study, rank_info: RankInfo, gather: StatusGather) -> SnapshotBuilder:
     """Rank 0's view of a launch in which no task has ended yet."""
-    return Observer(
+    return SnapshotBuilder(
         study.layout,
         study.tasks,
-        channel,
+        gather,
         rank_info,
         study=study.name,
         device="cpu",
@@ -109,8 +111,10 @@ def _seconds_a_row(bench: Bench, rows: int) -> float:
     start = time.process_time()
     study = study_of(rows, bench.scratch)
     simulate(study.tasks, {task.name: task.cost for task in study.tasks}, RANKS)
-    channel = Channel(rank_info, Record(), num_experts=4, every_seconds=1.0, decide=lambda _: None)
-    observer = observer_of(study, rank_info, channel)
+    gather = StatusGather(
+        rank_info, Record(), num_experts=4, every_seconds=1.0, decide=lambda _: None
+    )
+    builder = builder_of(study, rank_info, gather)
     for _ in range(TABLES):
-        console.print(board.table(observer.snapshot(), console.width))
+        console.print(board.table(builder.build(), console.width))
     return (time.process_time() - start) / rows

@@ -23,10 +23,11 @@ from typing import Any, NoReturn
 import pytest
 from rich.console import Console, RenderableType
 
+from fusionrun.common.typed_fields import plain, read_json
 from fusionrun.monitor import live as display
 from fusionrun.monitor import table as board
 from fusionrun.monitor.live import Display, watch
-from fusionrun.monitor.record import RankView, Snapshot, TaskView
+from fusionrun.monitor.snapshot import RankStatus, Snapshot, TaskStatus
 from fusionrun.study.paths import Layout
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,10 +37,10 @@ OTHER = "task-1-resnet-concatenation"
 
 def snapshot(state: Any = "running", *, updated: float | None = None) -> Snapshot:
     ended: Any = "done" if state == "failed" else state  # in a failed launch, one row is
-    first = TaskView(
+    first = TaskStatus(
         NAME, "row", "densenet", "multiplicative", ended, 100, rank=0, epoch=41, val_accuracy=81.25
     )
-    second = TaskView(OTHER, "row", "resnet", "concatenation", "running", 100, rank=1, epoch=7)
+    second = TaskStatus(OTHER, "row", "resnet", "concatenation", "running", 100, rank=1, epoch=7)
     if state == "failed":
         second = dataclasses.replace(second, state="failed", note="ValueError: [/tmp/x] is empty")
     elif state != "running":
@@ -61,7 +62,10 @@ def snapshot(state: Any = "running", *, updated: float | None = None) -> Snapsho
         job_id=None,
         channel="",
         tasks=(first, second),
-        ranks=(RankView(0, "working", NAME, 0.1, None), RankView(1, "working", OTHER, 0.1, None)),
+        ranks=(
+            RankStatus(0, "working", NAME, 0.1, None),
+            RankStatus(1, "working", OTHER, 0.1, None),
+        ),
     )
 
 
@@ -195,8 +199,7 @@ def test_the_status_file_holds_the_last_snapshot(tmp_path: Path) -> None:
     assert json.loads(off.layout.status.read_text())["state"] == "running"
     state[0] = "done"
     off.display.stop()
-    stored = Snapshot.from_json(json.loads(off.layout.status.read_text()))
-    assert stored == snapshot("done", updated=7.0)
+    assert read_json(off.layout.status, Snapshot) == snapshot("done", updated=7.0)
 
 
 def test_a_full_disk_is_said_once_and_survived(
@@ -398,7 +401,7 @@ def test_a_failing_drawing_on_a_terminal_is_said_once(
 def stored(directory: Path, shown: Snapshot) -> Path:
     directory.mkdir(exist_ok=True)
     path = Layout(directory).status
-    path.write_text(json.dumps(shown.to_json()))
+    path.write_text(json.dumps(plain(shown)))
     return path
 
 
@@ -426,7 +429,7 @@ def test_watch_says_when_nothing_comes_any_more(tmp_path: Path, state: str, said
 
 
 def half_a_schema() -> str:
-    tree = snapshot().to_json()
+    tree = plain(snapshot())
     del tree["tasks"][0]["kind"], tree["progress"]
     return json.dumps(tree)
 
@@ -435,7 +438,7 @@ def half_a_schema() -> str:
     "content",
     ["", "{", "[]", "3", "null", "{}", '{"tasks": 3, "ranks": []}', half_a_schema(), "\x00\x01"]
     + [
-        json.dumps(snapshot().to_json() | change)
+        json.dumps(plain(snapshot()) | change)
         for change in (
             {"progress": "half"},
             {"state": "paused"},
@@ -443,7 +446,6 @@ def half_a_schema() -> str:
             {"tasks": ["a"]},
             {"ranks": [{"rank": 0}]},
             {"study": None},
-            {"invented": 1},
         )
     ],
 )
@@ -457,6 +459,18 @@ def test_watch_explains_a_file_it_cannot_show(
     assert len(error.splitlines()) == 1
     assert str(Layout(tmp_path).status) in error
     assert "isn't a status file of this version" in error
+
+
+def test_watch_reads_the_status_of_other_versions(tmp_path: Path) -> None:
+    tree = plain(snapshot("done", updated=7.0)) | {"invented": 1}
+    tree["tasks"][0]["of_a_later_version"] = {}
+    for name in ("note", "seconds"):
+        del tree["tasks"][0][name]
+    del tree["ranks"][0]["host"]
+    Layout(tmp_path).status.write_text(json.dumps(tree))
+    shown = watched(tmp_path)
+    stored(tmp_path, snapshot("done", updated=7.0))
+    assert shown == watched(tmp_path)
 
 
 def test_watch_without_a_launch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

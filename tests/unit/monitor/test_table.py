@@ -2,15 +2,18 @@
 
 import io
 import itertools
-import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from fusionrun.monitor.record import RankState, RankView, Record, Snapshot, TaskView, known
+from fusionrun.common.atomic_files import write_json
+from fusionrun.common.typed_fields import plain, read_json
+from fusionrun.monitor.record import RankState, Record, known
+from fusionrun.monitor.snapshot import RankStatus, Snapshot, TaskStatus
 from fusionrun.monitor.table import closing_lines, milestone, summary_lines, table
 
 MODELS = ("densenet", "resnet", "improved_wide_resnet", "resnext")
@@ -23,7 +26,7 @@ REASON = (
 )
 
 
-def row(index: int, state: str = "running", **changes: Any) -> TaskView:
+def row(index: int, state: str = "running", **changes: Any) -> TaskStatus:
     model, fusion = MODELS[index // 4 % 4], FUSIONS[index % 4]
     if index >= 16:
         fusion += f"-seed{index // 16}"
@@ -50,10 +53,10 @@ def row(index: int, state: str = "running", **changes: Any) -> TaskView:
             "images_per_second": 12345.6,
             "eta_seconds": 3720.0,
         }
-    return TaskView(**(fields | changes))
+    return TaskStatus(**(fields | changes))
 
 
-def expert(model: str, k: int, state: str, **changes: Any) -> TaskView:
+def expert(model: str, k: int, state: str, **changes: Any) -> TaskStatus:
     fields: dict[str, Any] = {
         "name": f"expert-{model}-{k}",
         "kind": "expert",
@@ -66,19 +69,21 @@ def expert(model: str, k: int, state: str, **changes: Any) -> TaskView:
         fields |= {"epoch": 30, "val_accuracy": 61.5, "eta_seconds": 95.0, "rank": k}
     if state == "done":
         fields |= {"epoch": 60, "val_accuracy": 77.0 + k}
-    return TaskView(**(fields | changes))
+    return TaskStatus(**(fields | changes))
 
 
-def experts(*states: str) -> list[TaskView]:
+def experts(*states: str) -> list[TaskStatus]:
     """Sixteen expert tasks, `states` repeating."""
     each = itertools.cycle(states)
     return [expert(model, k, next(each)) for model in MODELS for k in range(4)]
 
 
-def snapshot(tasks: list[TaskView], **changes: Any) -> Snapshot:
+def snapshot(tasks: list[TaskStatus], **changes: Any) -> Snapshot:
     by_rank = {task.rank: task.name for task in tasks if task.state == "running"}
     ranks = tuple(
-        RankView(rank, "working" if rank in by_rank else "idle", by_rank.get(rank), 0.4, 12 * 2**30)
+        RankStatus(
+            rank, "working" if rank in by_rank else "idle", by_rank.get(rank), 0.4, 12 * 2**30
+        )
         for rank in range(4)
     )
     fields: dict[str, Any] = {
@@ -110,7 +115,7 @@ def launches() -> dict[str, Snapshot]:
             [row(i, "waiting") for i in range(4)] + experts("queued"),
             eta_seconds=None,
             progress=0.0,
-            ranks=tuple(RankView(rank, "starting", None, None, None) for rank in range(4)),
+            ranks=tuple(RankStatus(rank, "starting", None, None, None) for rank in range(4)),
         ),
         "training experts": snapshot(
             [row(i, "waiting") for i in range(4)] + experts("done", "running", "queued", "done")
@@ -251,7 +256,7 @@ def test_what_was_not_measured_is_a_dash() -> None:
 def test_silence_is_shown_for_a_living_rank_only(
     age: float | None, state: Any, warned: bool
 ) -> None:
-    ranks = (RankView(0, state, row(0).name, age, None), RankView(1, state, None, age, None))
+    ranks = (RankStatus(0, state, row(0).name, age, None), RankStatus(1, state, None, age, None))
     shown = snapshot([row(0)], ranks=ranks)
     text = "\n".join(drawn(shown, 80) + summary_lines(shown))
     assert text.count("no heartbeat 10 s") == (4 if warned else 0)  # two ranks, two pictures
@@ -261,8 +266,8 @@ def test_silence_is_shown_for_a_living_rank_only(
 def test_what_a_rank_notes_is_said_once() -> None:
     task = row(0, "failed", note="disk full")
     ranks = (
-        RankView(0, "idle", None, 0.1, None, note="disk full"),
-        RankView(1, "idle", None, 0.1, None, note="disk slow"),
+        RankStatus(0, "idle", None, 0.1, None, note="disk full"),
+        RankStatus(1, "idle", None, 0.1, None, note="disk slow"),
     )
     shown = snapshot([task], ranks=ranks)
     for lines in (drawn(shown, 80), summary_lines(shown)):
@@ -387,10 +392,10 @@ def test_only_a_finished_launch_shows_100_percent() -> None:
     assert "━━ " not in next(line for line in drawn(almost, 100) if "99.9/100" in line)
 
 
-def test_the_picture_survives_the_status_file() -> None:
+def test_the_picture_survives_the_status_file(tmp_path: Path) -> None:
     for shown in launches().values():
-        again = Snapshot.from_json(json.loads(json.dumps(shown.to_json(), allow_nan=False)))
-        assert drawn(again, 120) == drawn(shown, 120)
+        write_json(tmp_path / "status.json", plain(shown))
+        assert read_json(tmp_path / "status.json", Snapshot) == shown
 
 
 # ------------------------------------------------------------------ how busy the ranks are
@@ -400,7 +405,7 @@ def test_ranks_without_a_task_say_so() -> None:
     states: list[tuple[RankState, str | None]] = [
         ("working", row(0).name), ("idle", None), ("finished", None), ("finished", None)
     ]  # fmt: skip
-    ranks = tuple(RankView(i, state, task, 0.1, None) for i, (state, task) in enumerate(states))
+    ranks = tuple(RankStatus(i, state, task, 0.1, None) for i, (state, task) in enumerate(states))
     text = "\n".join(drawn(snapshot([row(0)], ranks=ranks), 100))
     assert "rank 1 idle: no task can start yet" in text
     assert "ranks 2, 3 finished: all tasks are taken" in text
@@ -411,13 +416,13 @@ def test_ranks_without_a_task_say_so() -> None:
 def test_the_last_lines_add_up_what_the_ranks_did() -> None:
     busy = (90.0, 60.0, 45.0, 0.0)
     ranks = tuple(
-        RankView(i, "finished", None, 0.1, None, busy_seconds=each) for i, each in enumerate(busy)
+        RankStatus(i, "finished", None, 0.1, None, busy_seconds=each) for i, each in enumerate(busy)
     )
     done = snapshot([row(0, "done")], ranks=ranks, elapsed=100.0, state="done")
     work, idle = closing_lines(done)
     assert "work 3m15s, makespan 1m40s: speed-up 1.95" in work
     assert idle.endswith("rank 0 10 %, rank 1 40 %, rank 2 55 %, rank 3 100 %")
-    nothing = tuple(RankView(i, "finished", None, 0.1, None) for i in range(4))
+    nothing = tuple(RankStatus(i, "finished", None, 0.1, None) for i in range(4))
     assert closing_lines(snapshot([row(0, "done")], ranks=nothing)) == []
 
 
