@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -22,34 +22,6 @@ LAYOUT: Charts = {
         "training loss": ["Multiline", ["^expert_training/loss_train$"]],
     },
 }
-
-
-class RunLog(Protocol):
-    """Where a task's numbers and pictures go; the null log takes them nowhere."""
-
-    def scalars(self, values: Mapping[str, float], epoch: int) -> None: ...
-
-    def image(self, tag: str, pixels: Tensor) -> None: ...
-
-    def outcome(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class NullLog:
-    """No TensorBoard, no Weights & Biases."""
-
-    def scalars(self, values: Mapping[str, float], epoch: int) -> None:
-        pass
-
-    def image(self, tag: str, pixels: Tensor) -> None:
-        pass
-
-    def outcome(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class TensorBoardLog:

@@ -19,7 +19,7 @@ from PIL import Image
 from fusionrun.components.manifest import read_manifest
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.logs.csv import EXPERT_COLUMNS, row_columns, write_csv
-from fusionrun.logs.tensorboard import LAYOUT, NullLog, TensorBoardLog
+from fusionrun.logs.tensorboard import LAYOUT, TensorBoardLog
 from fusionrun.logs.text import TaskLog
 from fusionrun.logs.wandb import PROJECTS, WandbLog
 from fusionrun.monitor.record import Record
@@ -315,14 +315,6 @@ def test_what_tensorboard_shows_of_a_run(tmp_path: Path) -> None:
     tags = [tag for c in layout.category for chart in c.chart for tag in chart.multiline.tag]
     assert layout.category[0].chart[0].title == "fused accuracy on validation"
     assert all(re.compile(tag) for tag in tags)
-
-
-def test_the_null_log_takes_everything() -> None:
-    log = NullLog()
-    log.scalars({"x": 1.0}, 1)
-    log.image("x", torch.zeros(3, 8, 8, dtype=torch.uint8))
-    log.outcome({"x": 1}, {"y": 1.0})
-    log.close()
 
 
 # --- Weights & Biases ----------------------------------------------------------------------------

@@ -173,9 +173,9 @@ def test_summaries_come_at_their_interval(tmp_path: Path) -> None:
 
 def test_no_escapes_off_a_terminal_whatever_the_environment_says(tmp_path: Path) -> None:
     script = f"""
-import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
+import sys; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from test_display import NAME, Display, Layout, snapshot
+from tests.unit.monitor.test_live import NAME, Display, Layout, snapshot
 layout = Layout(Path({str(tmp_path)!r}))
 layout.task_log(NAME).parent.mkdir()
 shown = Display(snapshot, layout, [NAME], every_seconds=0.01, summary_minutes=0.001)
