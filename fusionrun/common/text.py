@@ -7,8 +7,8 @@ NOT_AVAILABLE = "n/a"  # what was not measured, wherever people read it
 
 
 def plural(count: int, word: str) -> str:
-    """1 row, 2 rows."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+    """1 row, 2,000 rows."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def size(count: float) -> str:

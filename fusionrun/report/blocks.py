@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fusionrun.report import charts
 from fusionrun.report.markup import Markup
 from fusionrun.tables.table import Table
 
@@ -82,3 +83,10 @@ class Chapter:
 class Document:
     title: str
     chapters: Sequence[Chapter]
+
+
+def bar_figures(charted: Sequence[tuple[str, charts.Bars]], what: str) -> list[Figure]:
+    """Bar charts by title that share their axis."""
+    values = [value for _, groups in charted for _, bars in groups for _, value in bars]
+    ticks = charts.round_ticks([0.0, *values], 4)
+    return [Figure(name, charts.bars(f"{name}: {what}", groups, ticks)) for name, groups in charted]

@@ -15,6 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 44.0, 10.0, 8.0, 36.0  # margins of a plot
 STRIP = 260.0  # width of an interval and of the axis below it
 LONGEST_LABEL = 14  # characters beside a bar
 MOST_HIGH_LINES = 10  # of a heat map; of more they are lower
+FUSED, ALTERNATIVE = "fused", "alternative"  # styles
 SHAPES = ("circle", "square", "triangle", "diamond", "nabla", "cross")
 
 Ticks = tuple[float, ...]

@@ -5,19 +5,15 @@ and Ito's, which the colour-blind can tell apart ("Color universal design", 2008
 and words say the same.
 """
 
-from collections.abc import Callable
 from html import escape
 from importlib import resources
-from typing import Any
 
 from fusionrun.report.blocks import (
     Block,
-    Chapter,
     Document,
     Gallery,
     Listing,
     Outcome,
-    Section,
     Text,
     Verdicts,
 )
@@ -35,7 +31,18 @@ LEGEND: dict[Outcome, str] = {
 
 
 def as_html(document: Document) -> str:
-    chapters = [_chapter(i, chapter) for i, chapter in enumerate(document.chapters)]
+    chapters = [
+        tag(
+            "article",
+            tag("h2", chapter.title),
+            tag("p", chapter.subtitle, class_="note"),
+            *(
+                tag("section", tag("h3", s.title), *map(html_block, s.blocks), id=_anchor(i, k))
+                for k, s in enumerate(chapter.sections)
+            ),
+        )
+        for i, chapter in enumerate(document.chapters)
+    ]
     style = resources.files("fusionrun.report").joinpath("report.css").read_text(encoding="utf-8")
     header = tag("header", tag("p", "fusionrun report", class_="brand"), tag("h1", document.title))
     body = tag("body", tag("main", header, _contents(document), *chapters))
@@ -74,22 +81,22 @@ def _anchor(chapter: int, section: int) -> str:
     return f"section-{chapter}-{section}"
 
 
-def _chapter(index: int, chapter: Chapter) -> Markup:
-    sections = [_section(_anchor(index, k), s) for k, s in enumerate(chapter.sections)]
-    subtitle = tag("p", chapter.subtitle, class_="note")
-    return tag("article", tag("h2", chapter.title), subtitle, *sections)
+def html_block(block: Block) -> Markup:
+    """One block of a section."""
+    if isinstance(block, Text):
+        if block.warning:
+            return tag("p", f"⚠ {block.text}", class_="warning")
+        return tag("p", block.text)
+    if isinstance(block, Listing):
+        listing = tag("pre", block.text)
+        return tag("details", tag("summary", block.title), listing, class_="listing")
+    if isinstance(block, Verdicts):
+        return html_verdicts(block)
+    return html_table(block) if isinstance(block, Table) else html_gallery(block)
 
 
-def _section(anchor: str, section: Section) -> Markup:
-    blocks = (BLOCKS[type(block)](block) for block in section.blocks)
-    return tag("section", tag("h3", section.title), *blocks, id=anchor)
-
-
-def _text(block: Text) -> Markup:
-    return tag("p", f"⚠ {block.text}", class_="warning") if block.warning else tag("p", block.text)
-
-
-def _verdicts(block: Verdicts) -> Markup:
+def html_verdicts(block: Verdicts) -> Markup:
+    """A line a row, its interval above an axis that all share."""
     items = [
         tag(
             "li",
@@ -100,21 +107,18 @@ def _verdicts(block: Verdicts) -> Markup:
         )
         for verdict in block.each
     ]
-    axis = tag("li", tag("span", _key(block), class_="sentence"), block.axis, class_="axis")
-    return join(tag("p", block.summary, class_="lead"), tag("ul", *items, axis, class_="verdicts"))
-
-
-def _key(block: Verdicts) -> Markup:
-    used = dict.fromkeys(verdict.outcome for verdict in block.each)
-    parts = (
+    used = {verdict.outcome for verdict in block.each}
+    key = (
         join(tag("span", MARKS[outcome], class_=f"mark {outcome}"), f" {LEGEND[outcome]} ")
         for outcome in MARKS
         if outcome in used
     )
-    return join(*parts)
+    axis = tag("li", tag("span", *key, class_="sentence"), block.axis, class_="axis")
+    return join(tag("p", block.summary, class_="lead"), tag("ul", *items, axis, class_="verdicts"))
 
 
-def _table(block: Table) -> Markup:
+def html_table(block: Table) -> Markup:
+    """It scrolls where the page is narrow; a folded one opens on a click."""
     classes = ["text" if column.is_text else "number" for column in block.columns]
     heads = [
         tag("th", column.heading, class_=style, scope="col")
@@ -135,7 +139,8 @@ def _table(block: Table) -> Markup:
     return join(tag("h4", block.title), scroll, note)
 
 
-def _gallery(block: Gallery) -> Markup:
+def html_gallery(block: Gallery) -> Markup:
+    """Figures side by side below their note and legend."""
     figures = [
         tag(
             "figure",
@@ -155,12 +160,3 @@ def _gallery(block: Gallery) -> Markup:
 
 def _listing(block: Listing) -> Markup:
     return tag("details", tag("summary", block.title), tag("pre", block.text), class_="listing")
-
-
-BLOCKS: dict[type[Block], Callable[[Any], Markup]] = {
-    Text: _text,
-    Verdicts: _verdicts,
-    Table: _table,
-    Gallery: _gallery,
-    Listing: _listing,
-}

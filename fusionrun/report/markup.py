@@ -14,18 +14,15 @@ def tag(name: str, *content: str, **attributes: str | float | None) -> Markup:
 
     Content that isn't Markup is escaped, and so is every attribute.
     """
-    written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(_attribute(value))}"'
-        for key, value in attributes.items()
-        if value is not None
-    )
+    written = ""
+    for key, value in attributes.items():
+        if value is not None:
+            # numbers are pixels: a hundredth of one is enough
+            text = value if isinstance(value, str) else f"{round(value, 2):g}"
+            written += f' {key.rstrip("_").replace("_", "-")}="{html.escape(text)}"'
     return Markup(f"<{name}{written}>{join(*content)}</{name}>")
 
 
 def join(*content: str) -> Markup:
+    """One after the other; what isn't Markup is escaped."""
     return Markup("".join(c if isinstance(c, Markup) else html.escape(c) for c in content))
-
-
-def _attribute(value: str | float) -> str:
-    """Numbers are pixels: a hundredth of one is enough."""
-    return value if isinstance(value, str) else f"{round(value, 2):g}"

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fusionrun.common.atomic_files import write_text
-from fusionrun.report import comparison, sections
 from fusionrun.report.blocks import Chapter, Document, Section
 from fusionrun.report.html import as_html
 from fusionrun.report.load import ReportError, StudyResults, read_study
 from fusionrun.report.render import as_csv, as_latex, as_markdown
+from fusionrun.report.sections import SECTIONS, comparison
 from fusionrun.study.paths import Layout
 
 QUESTION = "Does learned fusion beat the cheap alternatives?"
@@ -61,7 +61,7 @@ def compose(studies: Sequence[StudyResults]) -> Document:
         found = [Section(title, say(studies)) for title, say in comparison.SECTIONS]
         chapters.append(Chapter("Side by side", f"{len(studies)} studies", found))
     for study in studies:
-        found = [Section(title, say(study)) for title, say in sections.SECTIONS]
+        found = [Section(title, say(study)) for title, say in SECTIONS]
         kept = [section for section in found if section.blocks]
         chapters.append(Chapter(study.label, study.evaluation.subtitle, kept))
     return Document(QUESTION, chapters)

@@ -77,6 +77,11 @@ class TestedRow(RowName):
     def method(self, key: str) -> CorruptionResult | None:
         return next((method for method in self.methods if method.key == key), None)
 
+    def label(self, key: str) -> str:
+        """Of the method `key`, for people."""
+        method = self.method(key)
+        return method.label if method else key
+
 
 @dataclass(frozen=True)
 class OODSet:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fusionrun.evaluation.schema import RowResult
-from fusionrun.report.answer import summary
 from fusionrun.report.blocks import Block, Text
 from fusionrun.report.load import StudyResults
+from fusionrun.report.sections.answer import summary
 from fusionrun.tables.table import Column, Table
 
 Studies = Sequence[StudyResults]

@@ -2,14 +2,21 @@
 
 from collections.abc import Sequence
 
+from fusionrun.common.text import plural
 from fusionrun.evaluation.schema import Difference, Evaluation, RowResult
 from fusionrun.report import charts
 from fusionrun.report.blocks import Block, Outcome, Text, Verdict, Verdicts
 from fusionrun.report.load import StudyResults
 from fusionrun.report.markup import Markup
+from fusionrun.report.sections.columns import DIFFERENCE, OF_ROW, ROW
 from fusionrun.tables.table import Column, Table, p_value
 
-ROW = Column("row", "text", lambda row: row.name)
+HOW_TO_READ = (
+    "Points of test accuracy over the alternative that was best on validation, with the 95 % "
+    "interval of a paired bootstrap over test images; p is McNemar's. A row beats or loses when "
+    "its interval leaves out zero. The intervals speak of other test images, not of training "
+    "again with another seed."
+)
 COLUMNS = (
     ROW,
     Column("model", "text", lambda row: row.model),
@@ -25,15 +32,8 @@ COLUMNS = (
     Column("high", "points", lambda row: row.difference.high),
     Column("p", "p", lambda row: row.difference.p_value),
 )
-
-
-DIFFERENCE = (  # of (row, method, difference)
-    Column("difference", "points", lambda pair: pair[2].points),
-    Column("low", "points", lambda pair: pair[2].low),
-    Column("high", "points", lambda pair: pair[2].high),
-)
 CONTROLS = (
-    Column("row", "text", lambda pair: pair[0].name),
+    OF_ROW,
     Column("fused", "percent", lambda pair: pair[0].fused.top1),
     Column("against", "text", lambda pair: pair[1].label),
     Column("its accuracy", "percent", lambda pair: pair[1].top1),
@@ -53,12 +53,12 @@ def summary(evaluation: Evaluation) -> str:
     """One sentence for all rows."""
     found = [outcome(row.difference) for row in evaluation.in_question]
     missing = len(evaluation.failures)
-    left_out = f" {count(missing, 'row')} could not be measured." if missing else ""
+    left_out = f" {plural(missing, 'row')} could not be measured." if missing else ""
     if not found:
         return f"No row could be compared.{left_out}"
     beats, still, loses = (found.count(each) for each in ("beats", "open", "loses"))
     return (
-        f"Learned fusion beats the best cheap alternative in {beats} of {count(len(found), 'row')}"
+        f"Learned fusion beats the best cheap alternative in {beats} of {plural(len(found), 'row')}"
         f", loses in {loses}, and in {still} there is no clear difference.{left_out}"
     )
 
@@ -68,21 +68,27 @@ def answer(study: StudyResults) -> list[Block]:
     rows, failures = study.evaluation.in_question, study.evaluation.failures
     edges = [edge for row in rows for edge in (row.difference.low, row.difference.high)]
     ticks = charts.round_ticks([0.0, *edges])
-    verdicts = [_verdict(row, ticks) for row in rows]
+    verdicts = [verdict(row, ticks) for row in rows]
     verdicts += [
         Verdict("unknown", row.name, f"n/a, not measured: {row.problem}", Markup())
         for row in failures
     ]
+    reading = HOW_TO_READ
+    if len(rows) > 1:
+        reading += (
+            f" Of {len(rows)} rows without any real difference, {0.05 * len(rows):.1f} would be "
+            "expected to stand out by luck alone."
+        )
     note = "difference: fused minus the alternative in points; low, high: its 95 % interval."
     return [
         Verdicts(summary(study.evaluation), verdicts, charts.interval_axis(ticks)),
-        Text(_how_to_read(len(rows))),
+        Text(reading),
         Table("The answer in numbers", COLUMNS, rows, note, folded=True),
-        *_controls(rows),
+        *against_controls(rows),
     ]
 
 
-def _controls(rows: Sequence[RowResult]) -> list[Block]:
+def against_controls(rows: Sequence[RowResult]) -> list[Block]:
     """Whether it's fusion that helps: each row against the rows that were trained to settle it."""
     pairs = [
         (row, method, method.difference)
@@ -94,14 +100,15 @@ def _controls(rows: Sequence[RowResult]) -> list[Block]:
     for _, method, difference in pairs:
         found.setdefault(method.label, []).append(outcome(difference))
     sentences = [
-        f"{label}: fused is ahead in {outcomes.count('beats')} of {count(len(outcomes), 'row')}, "
+        f"{label}: fused is ahead in {outcomes.count('beats')} of {plural(len(outcomes), 'row')}, "
         f"behind in {outcomes.count('loses')}."
         for label, outcomes in found.items()
     ]
     return [Table("Against its controls", CONTROLS, pairs, " ".join(sentences))] if pairs else []
 
 
-def _verdict(row: RowResult, ticks: charts.Ticks) -> Verdict:
+def verdict(row: RowResult, ticks: charts.Ticks) -> Verdict:
+    """A row's answer, and its interval drawn on an axis that all rows share."""
     found, d = outcome(row.difference), row.difference
     over = "over" if found == "beats" else "against"
     p = p_value(d.p_value)
@@ -111,20 +118,3 @@ def _verdict(row: RowResult, ticks: charts.Ticks) -> Verdict:
     )
     picture = charts.interval(ticks, found, d.low, d.points, d.high, f"{row.name}: {finding}")
     return Verdict(found, row.name, finding, picture)
-
-
-def _how_to_read(rows: int) -> str:
-    chance = (
-        f" Of {rows} rows without any real difference, {0.05 * rows:.1f} would be expected to "
-        "stand out by luck alone."
-    )
-    return (
-        "Points of test accuracy over the alternative that was best on validation, with the 95 % "
-        "interval of a paired bootstrap over test images; p is McNemar's. A row beats or loses "
-        "when its interval leaves out zero. The intervals speak of other test images, not of "
-        "training again with another seed." + (chance if rows > 1 else "")
-    )
-
-
-def count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
