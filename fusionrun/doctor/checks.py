@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fusionrun.common.text import plural, size
 from fusionrun.components.store import load_expert_weights
 from fusionrun.data.datasets import Dataset
-from fusionrun.data.splits import HOLDOUT_FILE, META_FILE, Splits
+from fusionrun.data.split_files import HOLDOUT_FILE, META_FILE
+from fusionrun.data.splits import Splits
 from fusionrun.launch.preflight import (
     MEND_EXPERT,
     Finding,

@@ -14,7 +14,8 @@ from rich.text import Text
 from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
 from fusionrun.common.text import duration, plural
 from fusionrun.data.datasets import DataError
-from fusionrun.data.splits import HOLDOUT_FILE, META_FILE, POOL_FILE, SplitError
+from fusionrun.data.split_files import HOLDOUT_FILE, META_FILE, POOL_FILE
+from fusionrun.data.splits import SplitError
 from fusionrun.doctor.checks import (
     check_compute,
     check_data,

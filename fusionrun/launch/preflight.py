@@ -19,7 +19,7 @@ from torch import nn
 
 from fusionrun.common.distributed import LaunchError, RankInfo
 from fusionrun.common.text import plural, size
-from fusionrun.data.splits import META_FILE
+from fusionrun.data.split_files import META_FILE
 from fusionrun.launch.resume import is_done, is_reusable, resume_path
 from fusionrun.study.paths import expert_file
 from fusionrun.study.study import Study

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fusionrun.data.datasets.subset import even_subset
+from fusionrun.data.datasets.subset import stratified_subset
 from fusionrun.data.errors import DataError
 from fusionrun.data.loader import Batch
 from fusionrun.robustness.cifar_c import corrupted_names, read_corrupted
@@ -93,7 +93,7 @@ def published_images(
     recipe, data = context.study.recipe.data, context.data
     for part in read_corrupted(folder, len(data.classes)):
         # the study's test set may be a subset already
-        whole = even_subset(
+        whole = stratified_subset(
             part.labels.numpy(), recipe.test_images, recipe.seed, "data.test_images"
         )
         index = torch.from_numpy(whole)[chosen]

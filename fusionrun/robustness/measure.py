@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fusionrun.common.typed_fields import build
-from fusionrun.data.datasets.subset import even_subset
+from fusionrun.data.datasets.subset import stratified_subset
 from fusionrun.data.loader import Batch
 from fusionrun.evaluation.evaluate import ROW_PROBLEMS, about, name_row, say
 from fusionrun.evaluation.schema import DataInfo, FailedRow
@@ -44,7 +44,7 @@ class RobustnessOptions:
 def measure(context: RunContext, options: RobustnessOptions) -> Robustness:
     """All rows in every image condition and on every OOD set. Raises DataError."""
     data, folder = context.data, options.corrupted
-    subset = even_subset(data.test_labels.numpy(), options.images, SEED, "--images")
+    subset = stratified_subset(data.test_labels.numpy(), options.images, SEED, "--images")
     chosen = torch.from_numpy(subset)
     ood_sets = load_ood_sets(context, options.ood, len(chosen))
     problems: Problems = {}

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
 from fusionrun.data.datasets import Dataset, load_dataset
 from fusionrun.data.loader import ResidentLoader
-from fusionrun.data.splits import Splits, load_or_create_splits
+from fusionrun.data.split_files import load_or_create_splits
+from fusionrun.data.splits import SplitRules, Splits
 from fusionrun.experts import Expert
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import Task
@@ -160,14 +161,16 @@ def load_data(study: Study, progress: Callable[[str], None]) -> tuple[Dataset, S
     splits = load_or_create_splits(
         study.splits_dir,
         dataset.train_labels.numpy(),
+        SplitRules(
+            seed=data.seed,
+            holdout_fraction=data.holdout_fraction,
+            val_fraction=data.val_fraction,
+            num_experts=study.recipe.experts.count,
+            kind=data.split,
+            shared_fraction=data.shared_fraction,
+            unique_fraction=data.unique_fraction,
+        ),
         dataset_name=dataset.name,
         fingerprint=dataset.fingerprint,
-        seed=data.seed,
-        holdout_fraction=data.holdout_fraction,
-        val_fraction=data.val_fraction,
-        num_experts=study.recipe.experts.count,
-        kind=data.split,
-        shared_fraction=data.shared_fraction,
-        unique_fraction=data.unique_fraction,
     )
     return dataset, splits

@@ -62,7 +62,7 @@ def load_dataset(
     `root` holds the source files. Sets read from files are prepared once in `cache_dir` (default
     `<root>/.fusionrun_cache`) and shared by every process that loads them. `train_images` and
     `test_images` say how many to use: None is all (of "synthetic": 4000 and 1000), otherwise a
-    subset drawn with `seed`, even over the classes. `num_classes` means something to "synthetic"
+    subset drawn with `seed`, stratified by class. `num_classes` means something to "synthetic"
     only.
 
     Raises DataError for an unknown name, and for files that are missing, damaged or unwritable.

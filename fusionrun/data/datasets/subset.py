@@ -1,4 +1,4 @@
-"""A part of a data set, even over its classes, for studies that can't afford the whole."""
+"""A part of a data set, stratified by class, for studies that can't afford the whole."""
 
 from dataclasses import replace
 
@@ -16,8 +16,8 @@ def take_subset(arrays: Arrays, train: int | None, test: int | None, seed: int) 
     """
     if train is None and test is None:
         return arrays
-    train_part = even_subset(arrays.train_labels, train, seed, "data.train_images")
-    test_part = even_subset(arrays.test_labels, test, seed, "data.test_images")
+    train_part = stratified_subset(arrays.train_labels, train, seed, "data.train_images")
+    test_part = stratified_subset(arrays.test_labels, test, seed, "data.test_images")
     return replace(
         arrays,
         train_images=arrays.train_images[train_part],
@@ -28,7 +28,7 @@ def take_subset(arrays: Arrays, train: int | None, test: int | None, seed: int) 
     )
 
 
-def even_subset(
+def stratified_subset(
     labels: npt.NDArray[np.int64], count: int | None, seed: int, name: str
 ) -> npt.NDArray[np.int64]:
     """`count` sorted indices, as many of each class as possible, drawn with `seed`."""

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from fusionrun.data.datasets import DATASETS, DataError, cache, load_dataset
-from fusionrun.data.datasets.subset import even_subset
+from fusionrun.data.datasets.subset import stratified_subset
 
 fork = multiprocessing.get_context("fork")
 
@@ -805,15 +805,15 @@ def test_importing_and_using_prepared_data_needs_no_torchvision(tmp_path, offici
 
 def test_a_subset_is_even_over_the_classes_and_drawn_with_its_seed():
     labels = np.array([0] * 50 + [1] * 30 + [2] * 3)
-    first = even_subset(labels, 33, 1, "data.train_images")
+    first = stratified_subset(labels, 33, 1, "data.train_images")
     assert len(set(first.tolist())) == 33 and (np.diff(first) > 0).all()
     # three of the small class are all there is; the others share the rest evenly
     assert np.bincount(labels[first]).tolist() == [15, 15, 3]
-    assert np.array_equal(first, even_subset(labels, 33, 1, "data.train_images"))
-    assert not np.array_equal(first, even_subset(labels, 33, 2, "data.train_images"))
-    assert np.array_equal(even_subset(labels, None, 1, "data.train_images"), np.arange(83))
+    assert np.array_equal(first, stratified_subset(labels, 33, 1, "data.train_images"))
+    assert not np.array_equal(first, stratified_subset(labels, 33, 2, "data.train_images"))
+    assert np.array_equal(stratified_subset(labels, None, 1, "data.train_images"), np.arange(83))
     with pytest.raises(DataError, match=r"data\.test_images is 84, .* 83"):
-        even_subset(labels, 84, 1, "data.test_images")
+        stratified_subset(labels, 84, 1, "data.test_images")
 
 
 def test_a_subset_of_files_has_its_own_fingerprint_and_images(tmp_path, official):

@@ -19,7 +19,7 @@ from torch import Tensor
 from fusionrun.cli import main
 from fusionrun.components.store import load_model, load_single
 from fusionrun.data.datasets import Dataset
-from fusionrun.data.datasets.subset import even_subset
+from fusionrun.data.datasets.subset import stratified_subset
 from fusionrun.data.errors import DataError
 from fusionrun.data.splits import Splits
 from fusionrun.robustness import cifar_c as corrupted
@@ -329,7 +329,7 @@ def test_published_images_of_a_study_of_some(monkeypatch: pytest.MonkeyPatch) ->
     images = torch.arange(120, dtype=torch.uint8).view(120, 1, 1, 1).expand(120, 3, 8, 8)
     part = corrupted.CorruptedImages("fog", 2, images, labels)
     monkeypatch.setattr(conditions, "read_corrupted", lambda folder, classes: iter([part]))
-    whole = even_subset(labels.numpy(), 30, 7, "")
+    whole = stratified_subset(labels.numpy(), 30, 7, "")
     chosen = torch.tensor([0, 4, 29])
     data = SimpleNamespace(test_labels=labels[whole], classes=range(C), name="cifar10")
     recipe = SimpleNamespace(data=SimpleNamespace(test_images=30, seed=7))

@@ -14,7 +14,7 @@ import torch
 
 from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.data.augmentation.policies import AUGMENTATIONS
-from fusionrun.data.splits import make_splits
+from fusionrun.data.splits import SplitRules, make_splits
 from fusionrun.experts import BUILDERS, build_expert
 from fusionrun.fusions import FUSIONS
 from fusionrun.study.defaults import EXPERT_DEFAULTS, FUSION_DEFAULTS
@@ -171,13 +171,15 @@ def test_costs_are_images_times_work(tmp_path: Path, overrides: list[str]) -> No
     recipe, data = study.recipe, study.recipe.data
     splits = make_splits(
         np.arange(4000) % 4,
-        seed=1,
-        holdout_fraction=data.holdout_fraction,
-        val_fraction=data.val_fraction,
-        num_experts=recipe.experts.count,
-        kind=data.split,
-        shared_fraction=data.shared_fraction,
-        unique_fraction=data.unique_fraction,
+        SplitRules(
+            seed=1,
+            holdout_fraction=data.holdout_fraction,
+            val_fraction=data.val_fraction,
+            num_experts=recipe.experts.count,
+            kind=data.split,
+            shared_fraction=data.shared_fraction,
+            unique_fraction=data.unique_fraction,
+        ),
     )
     expert_images = len(splits.expert_train[0]) * recipe.experts.epochs
     # every expert of a row sees every image of the fusion's part
