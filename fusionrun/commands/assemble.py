@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from fusionrun.commands.options import Verbs, make_console
-from fusionrun.common.distributed import RankInfo
+from fusionrun.common.distributed import LaunchError, RankInfo
 from fusionrun.common.exit_status import ExitStatus
 
 
@@ -26,10 +26,31 @@ def add_parser(verbs: Verbs) -> None:
 
 
 def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
-    """Assemble and measure; under torchrun one process does it for all."""
+    """Assemble, measure where a study is named, save; under torchrun one process does it for all.
+
+    Raises RecipeError, naming the manifest's field, for what can't be used or doesn't fit, and
+    LaunchError when the study's data or the device isn't there, or nothing can be written.
+    """
     if rank_info.rank > 0:
         return ExitStatus.DONE
-    from fusionrun.components.assemble import assemble
+    from fusionrun.components.assemble import assemble, read_plan, require_new, save_assembled
+    from fusionrun.data.errors import DataError
+    from fusionrun.evaluation.assembled import assembled_table, measure_assembled
 
-    folder = Path(options.output_dir)
-    return assemble(Path(options.manifest), folder, rank_info, make_console())
+    folder, console = Path(options.output_dir), make_console()
+    try:
+        plan = read_plan(Path(options.manifest))
+        require_new(folder)
+        assembled = assemble(plan)
+        if plan.evaluate is None:
+            save_assembled(assembled, folder)
+        else:
+            measured = measure_assembled(assembled, plan.evaluate, rank_info)
+            save_assembled(assembled, folder, measured)
+            console.print(assembled_table(assembled, measured))
+            for caution in measured["evaluated_on"]["cautions"]:
+                console.print(caution, markup=False, soft_wrap=True)
+    except (DataError, OSError) as error:
+        raise LaunchError(str(error)) from None
+    console.print(f"assembled model: {folder}", markup=False, soft_wrap=True)
+    return ExitStatus.DONE

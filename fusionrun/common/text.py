@@ -50,4 +50,9 @@ def shown(value: object) -> str:
 
 def one_line(error: object) -> str:
     """A message of many lines as one."""
-    return " ".join(str(error).split())
+    return clipped(" ".join(str(error).split()))
+
+
+def clipped(message: str) -> str:
+    """The beginning of a message that quotes without end what stands in a file."""
+    return message if len(message) <= 1500 else f"{message[:1500]}..."

@@ -50,7 +50,7 @@ def read_json(path: Path, kind: type[T]) -> T:
     """
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FieldError("", f"is not JSON: {one_line(error)}") from None
     return build(kind, tree, strict=False)
 

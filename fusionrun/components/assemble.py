@@ -1,234 +1,260 @@
-"""`assemble MANIFEST OUTPUT_DIR`: one model of components that different rows or runs trained."""
+"""One model of components that different rows or runs trained: found, verified, joined, saved."""
 
+import contextlib
 import shutil
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
+from torch import nn
 
 from fusionrun import __version__
 from fusionrun.common.atomic_files import write_atomically
-from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
-from fusionrun.common.exit_status import ExitStatus
-from fusionrun.components.assembly import (
-    SHARED,
-    Part,
-    Plan,
-    blame,
-    check_equal,
-    find_parts,
-    join,
-    read_plan,
+from fusionrun.common.text import clipped, nearest, shown
+from fusionrun.components.manifest import (
+    ComponentFile,
+    Manifest,
+    component_paths,
+    file_hash,
+    manifest_of,
+    read_manifest,
+    write_manifest,
 )
-from fusionrun.components.manifest import ComponentFile, Manifest, component_paths, write_manifest
-from fusionrun.components.store import state_hash
-from fusionrun.data.datasets import DataError
-from fusionrun.evaluation.alternatives import accuracy
-from fusionrun.evaluation.statistics.metrics import mix_logits, mix_probabilities
-from fusionrun.fusions import FusionModel
-from fusionrun.study.context import EVALUATION_BATCH, RunContext, open_context
-from fusionrun.study.paths import Layout, RowFiles
+from fusionrun.components.store import (
+    ComponentInfo,
+    load_checked_state,
+    load_component,
+    load_expert,
+    load_fusion_module,
+    load_global_head,
+    state_hash,
+)
+from fusionrun.fusions import FusionModel, FusionModule
+from fusionrun.study.paths import RowFiles
 from fusionrun.study.recipe import RecipeError
-from fusionrun.study.recipe_yaml import load_recipe
-from fusionrun.study.study import Study, plan_study
-from fusionrun.training.identity import of_data
-from fusionrun.training.inference import collect_logits
+from fusionrun.study.recipe_yaml import read_yaml
+from fusionrun.training.checkpoint import CheckpointError
 
-LABELS = {
-    "fused": "fused",
-    "best_expert": "best expert (on validation)",
-    "mean_probabilities": "mean prob.",
-    "mean_logits": "mean logits",
+# a manifest's keys, and what each takes
+KEYS = {
+    "experts": "a row's folder or a list of expert files",
+    "fusion": "a row's folder or a file",
+    "global_head": "a row's folder or a file",
+    "evaluate": "a study's output directory",
 }
-NOTE = (
-    "Accuracy in percent. Nothing trained or selected this model as a whole: the numbers are those "
-    "of this one combination. To choose among several, use validation, not the test set."
-)
+LOADERS = {
+    "expert": load_expert,
+    "fusion_module": load_fusion_module,
+    "global_head": load_global_head,
+}
+# what components say of themselves and must agree on
+SHARED = ("num_classes", "classes", "feature_dim", "image_size", "mean", "std")
+NOT_MEASURED: Mapping[str, Any] = {"validation": {}, "test": {}, "evaluated_on": None}
 
 
-def assemble(manifest: Path, output_dir: Path, rank_info: RankInfo, console: Console) -> int:
-    """Put the model together, measure it where a study is named, save it; returns 0.
+@dataclass(frozen=True)
+class Plan:
+    """What the user's manifest asks for."""
 
-    Raises RecipeError, naming the manifest's field, for what can't be used or doesn't fit, and
-    LaunchError when the study's data or the device isn't there, or nothing can be written.
-    """
-    plan = read_plan(manifest)
-    measured: dict[str, Any] = {"validation": {}, "test": {}, "evaluated_on": None}
+    path: Path  # of the manifest
+    experts: str | list[str]  # a row's folder, or files
+    fusion: str  # a row's folder, or a file
+    global_head: str  # likewise
+    evaluate: str | None  # a study's output directory
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component that the plan names."""
+
+    field: str  # of the plan
+    path: Path
+    info: ComponentInfo  # what the file says of itself
+    sha256: str
+    row: str | None  # whose manifest vouches for the file
+    settings: Mapping[str, Any]  # that it was trained with; empty: unknown
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The model, in evaluation mode, and what it is made of."""
+
+    plan: Plan
+    experts: list[Part]
+    fusion: Part
+    global_head: Part
+    model: FusionModel
+
+    @property
+    def parts(self) -> list[Part]:
+        """In the order of `component_paths`."""
+        return [*self.experts, self.fusion, self.global_head]
+
+
+def read_plan(path: Path) -> Plan:
+    """Raises RecipeError for anything but KEYS, each once and with what it takes."""
+    tree = read_yaml(path, "manifest", "experts and fusion")
+    for key in tree:
+        if key not in KEYS:
+            raise RecipeError(f"{path}: unknown key {shown(key)}; {nearest(str(key), KEYS)}")
+    values = {**dict.fromkeys(KEYS), "global_head": tree.get("fusion"), **tree}
+    for key, expected in KEYS.items():
+        value = values[key]
+        if key == "evaluate" and value is None:
+            continue
+        paths = value if key == "experts" and isinstance(value, list) and value else [value]
+        if not all(isinstance(each, str) and each.strip() and each.isprintable() for each in paths):
+            raise RecipeError(f"{path}: {key}: found {shown(value)}, expected {expected}")
+    return Plan(path, **values)
+
+
+@contextlib.contextmanager
+def blame(plan: Plan, field: str) -> Iterator[None]:
+    """What can't be used is the mistake of the manifest's field that names it: a RecipeError."""
     try:
-        if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-            raise RecipeError(f"{output_dir}: is there already; expected a new or an empty folder")
-        parts = find_parts(plan)
-        model = join(plan, parts)
-        if plan.evaluate is not None:
-            study = _plan_study(plan, plan.evaluate)
-            measured = _measure(plan, parts, model, study, rank_info)
-        _save(output_dir, plan, parts, model, measured)
-    except (DataError, OSError) as error:
-        raise LaunchError(str(error)) from None
-    if measured["evaluated_on"] is not None:
-        console.print(_table(measured, parts))
-        for caution in measured["evaluated_on"]["cautions"]:
-            console.print(caution, markup=False, soft_wrap=True)
-    console.print(f"assembled model: {output_dir}", markup=False, soft_wrap=True)
-    return ExitStatus.DONE
+        yield
+    # RuntimeError: the home of an unknown user; ValueError: modules that don't fit each other
+    except (CheckpointError, RecipeError, OSError, RuntimeError, ValueError) as error:
+        raise RecipeError(f"{plan.path}: {field}: {clipped(str(error))}") from None
 
 
-def _plan_study(plan: Plan, folder: str) -> Study:
-    with blame(plan, "evaluate"):
-        output_dir = Path(folder).expanduser()
-        path = Layout(output_dir).recipe
-        return plan_study(load_recipe(path, preset={"output_dir": str(output_dir)}), str(path))
+def require_new(folder: Path) -> None:
+    """Raise RecipeError unless there is nothing in `folder` that a model could overwrite."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RecipeError(f"{folder}: is there already; expected a new or an empty folder")
 
 
-def _measure(
-    plan: Plan, parts: Sequence[Part], model: FusionModel, study: Study, rank_info: RankInfo
-) -> dict[str, Any]:
-    """What the manifest says of the model's accuracy, in percent. Raises DataError, OSError."""
-    context = open_context(
-        study,
-        choose_device(rank_info, study.recipe.runtime.device),
-        divide_threads(rank_info, study.recipe.runtime.threads),
-        progress=partial(print, file=sys.stderr, flush=True),
-    )
-    _check_data(plan, parts[0], context)
-    context.settle(model)
-    validation = collect_logits(
-        model, context.loader(context.splits.fusion_val, EVALUATION_BATCH), bf16=context.bf16
-    )
-    test = collect_logits(model, context.test_loader(EVALUATION_BATCH), bf16=context.bf16)
-    own = [accuracy(each, validation[1]) for each in validation[0][:, 1:].unbind(dim=1)]
-    best = own.index(max(own))
-    return {
-        "validation": _accuracies(*validation, best),
-        "test": _accuracies(*test, best),
-        "evaluated_on": {
-            "study": str(study.layout.output_dir),
-            "data": context.data.name,
-            "fingerprint": context.data.fingerprint,
-            "val_images": len(validation[1]),
-            "test_images": len(test[1]),
-            "device": str(context.device),
-            "note": NOTE,
-            "cautions": _cautions(parts, context),
-        },
-    }
+def assemble(plan: Plan) -> Assembled:
+    """Put the model together. Raises RecipeError, naming the plan's field, for what doesn't fit."""
+    with blame(plan, "experts"):
+        if isinstance(plan.experts, list):
+            files = [Path(text) for text in plan.experts]
+        else:
+            row, manifest = _row(plan.experts)
+            files = [row.expert(k) for k in range(manifest.num_experts)]
+    experts = [_load(plan, f"experts.{k}", path, "expert") for k, path in enumerate(files)]
+    fusion = _load(plan, "fusion", _file(plan, "fusion", "fusion_module"), "fusion_module")
+    head = _load(plan, "global_head", _file(plan, "global_head", "global_head"), "global_head")
+    first = experts[0]
+    for part in (*experts, fusion, head):
+        with blame(plan, part.field):
+            expected = {name: getattr(first.info, name) for name in SHARED}
+            check_equal(part.path, vars(part.info), expected, f"as in {first.path}")
+    with blame(plan, "fusion"):
+        expected = {"num_experts": len(experts)}
+        check_equal(fusion.path, vars(fusion.info), expected, "as many as `experts` names")
+        assert isinstance(fusion.module, FusionModule)
+        modules = [part.module for part in experts]
+        model = FusionModel(modules, fusion.module, first.info.num_classes)
+    with blame(plan, "global_head"):
+        load_checked_state(model.global_head, head.module.state_dict(), head.path)
+    return Assembled(plan, experts, fusion, head, model.eval())
 
 
-def _check_data(plan: Plan, first: Part, context: RunContext) -> None:
-    """Raise RecipeError unless the study's images are what the components take."""
-    data = context.data
-    found = {
-        "num_classes": len(data.classes),
-        "classes": list(data.classes),
-        "image_size": data.test_images.shape[-1],
-        "mean": list(data.mean),
-        "std": list(data.std),
-    }
-    with blame(plan, "evaluate"):
-        expected = {name: getattr(first.info, name) for name in found}
-        check_equal(context.study.layout.output_dir, found, expected, f"as in {first.path}")
+def _file(plan: Plan, field: str, component: str) -> Path:
+    """What the field names itself, or that component of the row that it names."""
+    text = getattr(plan, field)
+    with blame(plan, field):
+        path = Path(text).expanduser()
+        return path if path.is_file() else component_paths(_row(text)[0], 0)[component]
 
 
-def _accuracies(logits: Tensor, labels: Tensor, best: int) -> dict[str, Any]:
-    """In percent, of logits (N, 1 + E, C): fused, then the experts; `best` is one of these."""
-    experts = logits[:, 1:]
-    each = [accuracy(own, labels) for own in experts.unbind(dim=1)]
-    return {
-        "fused": accuracy(logits[:, 0], labels),
-        "best_expert": each[best],
-        "mean_probabilities": accuracy(mix_probabilities(experts), labels),
-        "mean_logits": accuracy(mix_logits(experts), labels),
-        "experts": each,
-    }
+def _row(text: str) -> tuple[RowFiles, Manifest]:
+    """(files, manifest) of the row whose folder that is. Raises CheckpointError."""
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise CheckpointError(f"{folder}: found {found} there, expected a row's folder")
+    files = RowFiles(folder, csv=Path())
+    return files, read_manifest(files.manifest)
 
 
-def _cautions(parts: Sequence[Part], context: RunContext) -> list[str]:
-    """Where a component may have seen the study's validation images, or even its test images."""
-    here = context.identity(context.study.tasks[0]).of_data
-    found = []
-    for part in parts:
-        there = of_data(part.settings)
-        if not there:
-            found.append(f"{part.field}: it isn't known on which data {part.path} was trained")
-        elif differing := here.differences(there):
-            problem = f"was trained on other data or splits ({'; '.join(differing)})"
-            found.append(f"{part.field}: {part.path} {problem} and may know these images")
-    return found
+def _load(plan: Plan, field: str, path: Path, kind: str) -> Part:
+    with blame(plan, field):
+        path = path.expanduser()
+        info, _ = load_component(path, kind)
+        manifest = manifest_of(path)
+        return Part(
+            field=field,
+            path=path,
+            info=info,
+            sha256=file_hash(path),
+            row=manifest.row if manifest else None,
+            settings=info.settings or (manifest.settings if manifest else {}),
+            module=LOADERS[kind](path),
+        )
 
 
-def _table(measured: Mapping[str, Any], parts: Sequence[Part]) -> Table:
-    on = measured["evaluated_on"]
-    title = f"The assembled model on {on['study']} ({on['data']})"
-    table = Table(title=title, caption=NOTE, box=SIMPLE_HEAD)
-    table.caption_justify = "left"
-    table.add_column("")
-    columns = {"validation": on["val_images"], "test": on["test_images"]}
-    for name, images in columns.items():
-        table.add_column(f"{name}\n({images} images)", justify="right")
-    for key, label in LABELS.items():
-        table.add_row(label, *(f"{measured[name][key]:.2f}" for name in columns))
-    for k, part in enumerate(parts[:-2]):
-        cells = (f"{measured[name]['experts'][k]:.2f}" for name in columns)
-        table.add_row(f"expert {k}: {part.info.model}", *cells)
-    return table
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-
-def _save(
-    directory: Path,
-    plan: Plan,
-    parts: Sequence[Part],
-    model: FusionModel,
-    measured: Mapping[str, Any],
+def check_equal(
+    source: Path, found: Mapping[str, Any], expected: Mapping[str, Any], why: str
 ) -> None:
-    """Copies of the components, then the manifest that vouches for them. Raises OSError."""
+    """Raise CheckpointError, naming the first thing in which `source` isn't as expected."""
+    there, here = _flat(found, expected), _flat(expected, expected)
+    for name in here:
+        if there.get(name) != here[name]:
+            problem = f"found {shown(there.get(name))}, expected {shown(here[name])}, {why}"
+            raise CheckpointError(f"{source}: {name}: {problem}")
+
+
+def _flat(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """{name, or name.index in a list: value}; a list's length comes before what's in it."""
+    flat: dict[str, Any] = {}
+    for name in names:
+        value = values[name]
+        if isinstance(value, list):
+            flat |= {f"{name}.{index}": item for index, item in enumerate(value)}
+        else:
+            flat[name] = value
+    return flat
+
+
+def save_assembled(
+    assembled: Assembled, directory: Path, measured: Mapping[str, Any] = NOT_MEASURED
+) -> None:
+    """Copies of the components, then the manifest that vouches for them. Raises OSError.
+
+    `measured` has the accuracies on `validation` and `test` in percent, and what they were
+    `evaluated_on`.
+    """
     files = RowFiles(directory, csv=Path())
-    *experts, fusion, _ = parts
-    first = experts[0].info
-    copies = component_paths(files, len(experts))
-    for part, path in zip(parts, copies.values(), strict=True):
-        _copy(part.path, path)
+    first, fusion, parts = assembled.experts[0], assembled.fusion, assembled.parts
+    copies = component_paths(files, len(assembled.experts))
+    origins, components = {}, {}
+    for part, (name, path) in zip(parts, copies.items(), strict=True):
+        with part.path.open("rb") as content:
+            write_atomically(path, partial(shutil.copyfileobj, content))
+        said = ("model", "fusion", "expert", "epoch", "val_accuracy")
+        origins[name] = {
+            "file": str(part.path),
+            "sha256": part.sha256,
+            "row": part.row,
+            **{key: getattr(part.info, key) for key in said},
+        }
+        components[name] = ComponentFile(
+            str(path.relative_to(directory)), part.sha256, path.stat().st_size
+        )
     manifest = Manifest(
-        model="+".join(dict.fromkeys(part.info.model for part in experts)),
+        model="+".join(dict.fromkeys(part.info.model for part in assembled.experts)),
         fusion=fusion.info.fusion,
-        num_experts=len(experts),
-        **{name: getattr(first, name) for name in SHARED},
+        num_experts=len(assembled.experts),
+        **{name: getattr(first.info, name) for name in SHARED},
         val_accuracy=measured["validation"].get("fused"),
         settings={},
-        weights=state_hash(model.state_dict()),
+        weights=state_hash(assembled.model.state_dict()),
         validation=measured["validation"],
         test=measured["test"],
         assembled={
-            "by": str(plan.path),
+            "by": str(assembled.plan.path),
             "at": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
             "versions": {"fusionrun": __version__, "torch": torch.__version__},
-            "from": {name: _origin(part) for name, part in zip(copies, parts, strict=True)},
+            "from": origins,
             "evaluated_on": measured["evaluated_on"],
         },
-        components={
-            name: ComponentFile(str(path.relative_to(directory)), part.sha256, path.stat().st_size)
-            for (name, path), part in zip(copies.items(), parts, strict=True)
-        },
+        components=components,
     )
     write_manifest(files.manifest, manifest)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as content:
-        write_atomically(target, lambda file: shutil.copyfileobj(content, file))
-
-
-def _origin(part: Part) -> dict[str, Any]:
-    names = ("model", "fusion", "expert", "epoch", "val_accuracy")
-    said = {name: getattr(part.info, name) for name in names}
-    return {"file": str(part.path), "sha256": part.sha256, "row": part.row, **said}

@@ -105,6 +105,23 @@ def verify(files: RowFiles, manifest: Manifest, paths: Mapping[str, Path]) -> No
             )
 
 
+def manifest_of(component: Path) -> Manifest | None:
+    """The manifest of the row that has this file as a component; None where there is none.
+
+    Raises CheckpointError when the file isn't as that manifest describes it.
+    """
+    path = component.absolute()
+    files = RowFiles(path.parent.parent, csv=Path())
+    if not files.manifest.is_file():
+        return None
+    manifest = read_manifest(files.manifest)
+    for name, entry in manifest.components.items():
+        if files.directory / entry.file == path:
+            verify(files, manifest, {name: path})
+            return manifest
+    return None
+
+
 def component_paths(files: RowFiles, num_experts: int) -> dict[str, Path]:
     """{component's name in the manifest: its file}."""
     experts = {f"expert_{k}": files.expert(k) for k in range(num_experts)}

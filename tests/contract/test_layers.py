@@ -94,10 +94,7 @@ ROOMS: dict[str, set[str]] = {
 }
 # arrows that still run back; to be emptied
 TO_GO = {
-    ("components", "evaluation"),
-    ("components", "robustness"),
     ("doctor", "evaluation"),
-    ("components", "logs"),
 }
 MAIN = "__main__"
 

@@ -285,6 +285,48 @@ def test_a_manifest_that_is_wrong(
     assert "mix.yaml: " in found and words in found
 
 
+ALIASES = "a: &a [x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{ALIASES}experts: *i\nfusion: B",  # 250 bytes, tens of millions of values
+        "experts: &a [*a]\nfusion: B",
+        f"experts: {'9' * 4000}\nfusion: B",
+        f"experts: {'9' * 9000}\nfusion: B",
+        f"experts: !!float {'x' * 100_000}\nfusion: B",
+        f"experts: !!{'x' * 100_000} 3\nfusion: B",
+        f"experts: {'A' * 100_000}\nfusion: B",
+        f"experts: [{'A/' * 50_000}]\nfusion: B",
+        f"experts: [{', '.join(['A'] * 5000)}]\nfusion: B",
+        f"experts: A\nfusion: [{', '.join(['B'] * 5000)}]",
+        f"experts: A\nfusion: B\n{'k' * 100_000}: B",
+        f"experts: A\nfusion: B\n? {'k' * 100_000}\n: B\n? {'k' * 100_000}\n: B",
+        f"experts: A\nfusion: B\nevaluate: {'x' * 100_000}",
+        f"experts: A\nfusion: {'B/' * 100_000}",
+        f"experts: {'[' * 5000}",
+        f"{'- A' * 5000}",
+    ],
+)
+def test_whatever_a_manifest_holds_its_refusal_can_be_read(
+    tmp_path: Path,
+    a: Saved,
+    b: Saved,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+) -> None:
+    a.files.directory.rename(tmp_path / "A")
+    b.files.directory.rename(tmp_path / "B")
+    monkeypatch.chdir(tmp_path)
+    Path("mix.yaml").write_text(text)
+    assert len(refused(tmp_path, capsys, Path("mix.yaml"))) < 2000
+
+
 def test_a_manifest_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "none.yaml: no such manifest" in refused(tmp_path, capsys, tmp_path / "none.yaml")
 

@@ -357,6 +357,9 @@ def test_a_missing_manifest(files: RowFiles) -> None:
         (b"", "is not JSON"),
         (b"{", "is not JSON"),
         (b"\xff\xfe\x00garbage", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"epoch": ' + b"9" * 5000 + b"}", "is not JSON"),
+        (b'{"model": ' + b"9" * 4000 + b"}", "model: found 9999"),
         (b"[]", "is not a manifest: found a list, expected fields of: format, model"),
         (b"{}", "model: found nothing, expected"),
         (b"null", "is not a manifest: found nothing"),
@@ -366,7 +369,7 @@ def test_a_garbage_manifest(files: RowFiles, content: bytes, words: str) -> None
     files.manifest.write_bytes(content)
     text = refusal(files.manifest, lambda: load_model(files.directory))
     assert words in text
-    assert "\n" not in text
+    assert "\n" not in text and len(text) < 2000
 
 
 @pytest.mark.parametrize(
