@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
+from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Group
 from rich.text import Text
 
 from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.evaluation.schema import FailedRow
-from fusionrun.evaluation.tables import markdown_table, rich_table
 from fusionrun.robustness.schema import CorruptionResult, Robustness, TestedRow
+from fusionrun.tables.markdown import markdown_table
+from fusionrun.tables.table import Column, Table
+from fusionrun.tables.terminal import terminal_table
 
 MAIN = ("fused", "best_expert", "mean_probabilities")  # methods of the main table
 REFERENCE = "mean_probabilities"
@@ -31,7 +35,6 @@ DETECTION_LEGEND = (
     "have none."
 )
 SCORES = {"max_probability": "largest probability", "energy": "energy"}
-DETECTED = ("images", "method", "score", "AUROC", "AUPR in", "AUPR out", "FPR at 95 % TPR")
 MORE_LEGEND = (
     "AUPR: average precision of finding the in-distribution images (in) or the OOD ones (out). FPR "
     "at 95 % TPR: OOD images that pass where 95 % of the in-distribution do."
@@ -39,43 +42,63 @@ MORE_LEGEND = (
 
 CSV_COLUMNS = ("task", "model", "fusion", "set", "severity", "contender", "top1")
 
-Lines = list[list[str]]
-Cells = Callable[[Robustness, TestedRow], Lines]
+Entry = FailedRow | TestedRow
+Item = tuple[Entry, Any]  # a row and one of its results, None where it has none
+NAME = (
+    Column("model", "text", lambda item: item[0].model),
+    Column("fusion", "text", lambda item: item[0].variant),
+)
+METHOD = Column("method", "text", lambda item: item[1] and item[1].label)
+DETECTED = (  # of (row, OODResult)
+    Column("images", "text", lambda item: item[1] and item[1].set),
+    Column("method", "text", lambda item: item[1] and item[0].label(item[1].method)),
+    Column("score", "text", lambda item: item[1] and SCORES[item[1].score]),
+    Column("AUROC", "percent", lambda item: item[1] and item[1].auroc),
+    Column("AUPR in", "percent", lambda item: item[1] and item[1].aupr_in),
+    Column("AUPR out", "percent", lambda item: item[1] and item[1].aupr_out),
+    Column("FPR at 95 % TPR", "percent", lambda item: item[1] and item[1].fpr_at_95_tpr),
+)
 
 
 def tables(results: Robustness) -> Group:
     """For the terminal."""
-    headings, legend = _main_headings(results)
-    main = _stacked(results, accuracy_lines, len(headings))
-    parts: list[RenderableType] = [rich_table(TITLE, ["row", *headings], main, caption=legend)]
-    names = ["row", "method", *(of.name.replace("_", " ") for of in results.ood_sets)]
-    lines = _stacked(results, detection_lines, 1 + len(results.ood_sets))
     legend = f"{DETECTION_LEGEND} By {' / by '.join(SCORES.values())}."
-    parts.append(rich_table(DETECTION_TITLE, names, lines, caption=legend))
-    return Group(*parts, *(Text(line) for line in _remarks(results)))
+    columns = [Column("method", "text", lambda item: item[1] and item[0].label(item[1]))]
+    for of in results.ood_sets:
+        name = of.name.replace("_", " ")
+        columns.append(Column(name, "written", partial(aurocs, of.name)))
+    detection = _stacked(DETECTION_TITLE, columns, results, detectors, legend)
+    main = _stacked(TITLE, accuracy_columns(results), results, main_methods, main_legend(results))
+    remarks = (Text(line) for line in _remarks(results))
+    return Group(terminal_table(main), terminal_table(detection), *remarks)
 
 
 def markdown(results: Robustness) -> str:
     """robustness.md."""
-    headings, legend = _main_headings(results)
+    main = [(row, method) for row in results.entries for method in main_methods(row)]
     parts = [
         f"# {TITLE}\n\n{results.study}, {results.evaluated}: {results.data.name}, "
         f"{results.images} of {results.data.test_images} test images.\n",
-        markdown_table(
-            ["model", "fusion", *headings], _lines(results, accuracy_lines, len(headings))
-        ),
-        f"{legend}\n",
+        markdown_table(Table(TITLE, [*NAME, *accuracy_columns(results)], main)),
+        f"{main_legend(results)}\n",
         "".join(f"- {line}\n" for line in _remarks(results)),
     ]
-    for suite, what in (("made", "made by fusionrun"), ("published", "published images")):
-        measured = [s for row in results.rows for m in row.methods if (s := m.suite(suite))]
-        if measured:
-            names = [corruption.name for corruption in measured[0].corruptions]
-            lines = _lines(results, partial(corruption_lines, suite), 1 + len(names))
-            table = markdown_table(["model", "fusion", "method", *names], lines)
+    for source, what in (("made", "made by fusionrun"), ("published", "published images")):
+        methods = [method for row in results.rows for method in row.methods]
+        suite = next((s for method in methods if (s := method.suite(source))), None)
+        if suite is not None:
+            each = [
+                Column(corruption.name, "percent", partial(of_corruption, source, index))
+                for index, corruption in enumerate(suite.corruptions)
+            ]
+            table = markdown_table(Table(EACH_TITLE, [*NAME, METHOD, *each], main))
             parts += [f"## {EACH_TITLE}, {what}\n", table, f"{EACH_LEGEND}\n"]
-    lines = _lines(results, every_detection, len(DETECTED))
-    detection = markdown_table(["model", "fusion", *DETECTED], lines)
+    entries = [
+        (row, entry)
+        for row in results.entries
+        for entry in (row.ood if isinstance(row, TestedRow) else [None])
+    ]
+    detection = markdown_table(Table(DETECTION_TITLE, [*NAME, *DETECTED], entries))
     parts += [f"## {DETECTION_TITLE}\n", detection, f"{DETECTION_LEGEND} {MORE_LEGEND}\n"]
     return "\n".join(part for part in parts if part)
 
@@ -84,135 +107,116 @@ def long_rows(results: Robustness) -> Iterator[dict[str, object]]:
     """A line for every accuracy, by CSV_COLUMNS; severity is sigma where the set is noise."""
     for row in results.rows:
         for method in row.methods:
-            for name, severity, top1 in _accuracies(method):
+            accuracies: list[tuple[str, float | None, float]] = [("clean", None, method.clean)]
+            accuracies += [("noise", level.sigma, level.top1) for level in method.noise]
+            for suite, prefix in ((method.made, ""), (method.published, "published:")):
+                accuracies += [
+                    (f"{prefix}{corruption.name}", severity, top1)
+                    for corruption in (suite.corruptions if suite else ())
+                    for severity, top1 in enumerate(corruption.top1, 1)
+                ]
+            for name, severity, top1 in accuracies:
                 values = (row.task, row.model, row.fusion, name, severity, method.key, top1)
                 yield dict(zip(CSV_COLUMNS, values, strict=True))
 
 
-def _accuracies(method: CorruptionResult) -> Iterator[tuple[str, float | None, float]]:
-    """(set, severity, top1)."""
-    yield "clean", None, method.clean
-    for level in method.noise:
-        yield "noise", level.sigma, level.top1
-    for suite, prefix in ((method.made, ""), (method.published, "published:")):
-        for corruption in suite.corruptions if suite else ():
-            for severity, top1 in enumerate(corruption.top1, 1):
-                yield f"{prefix}{corruption.name}", severity, top1
+def main_methods(row: Entry) -> Sequence[CorruptionResult | None]:
+    """A row's lines of the main table."""
+    if isinstance(row, FailedRow):
+        return [None]
+    return [method for method in row.methods if method.key in MAIN]
 
 
-def _main_headings(results: Robustness) -> tuple[list[str], str]:
-    """(headings of the main table, its legend)."""
+def accuracy_columns(results: Robustness) -> list[Column]:
+    """Of the main table, of items (row, method)."""
     levels = next((method.noise for row in results.rows for method in row.methods), ())
-    noise = [f"noise {level.sigma:g}" for level in levels if level.sigma]
-    headings = ["method", "clean", *noise, "corrupted", "kept"]
+    columns = [METHOD, Column("clean", "percent", lambda item: item[1] and item[1].clean)]
+    columns += [
+        Column(f"noise {level.sigma:g}", "percent", partial(with_noise, index))
+        for index, level in enumerate(levels)
+        if level.sigma
+    ]
+    columns.append(Column("corrupted", "percent", partial(of_suite, "made", "mean")))
+    columns.append(Column("kept", "percent", partial(of_suite, "made", "kept")))
     if results.corrupted:
-        return [*headings, "published", "kept of it"], LEGEND + PUBLISHED_LEGEND
-    return headings, LEGEND
+        columns.append(Column("published", "percent", partial(of_suite, "published", "mean")))
+        columns.append(Column("kept of it", "percent", partial(of_suite, "published", "kept")))
+    return columns
 
 
-def _lines(results: Robustness, cells: Cells, width: int) -> Lines:
-    """Of all rows, each method's line after the row's model and variant."""
-    return [
-        [row.model, row.variant, *line]
-        for row in results.entries
-        for line in _cells(results, row, cells, width)
-    ]
+def main_legend(results: Robustness) -> str:
+    return LEGEND + PUBLISHED_LEGEND if results.corrupted else LEGEND
 
 
-def _stacked(results: Robustness, cells: Cells, width: int) -> Lines:
-    """The lines of each row as one, its name before them."""
-    return [
-        [f"{row.model}\n{row.variant}", *map("\n".join, zip(*lines, strict=True))]
-        for row in results.entries
-        if (lines := _cells(results, row, cells, width))
-    ]
+def with_noise(index: int, item: Item) -> float | None:
+    """Accuracy of an item (row, method) at a level of noise."""
+    top1: float | None = item[1] and item[1].noise[index].top1
+    return top1
 
 
-def _cells(results: Robustness, row: TestedRow | FailedRow, cells: Cells, width: int) -> Lines:
-    return [[NOT_AVAILABLE] * width] if isinstance(row, FailedRow) else cells(results, row)
+def of_suite(source: str, field: str, item: Item) -> float | None:
+    """Mean or kept accuracy of an item (row, method) under all corruptions of a source."""
+    return getattr(item[1] and item[1].suite(source), field, None)
 
 
-def accuracy_lines(results: Robustness, row: TestedRow) -> Lines:
-    """The main table's part of a row."""
-    suites = ["made", "published"] if results.corrupted else ["made"]
-    return [
-        [
-            method.label,
-            _percent(method.clean),
-            *(_percent(level.top1) for level in method.noise if level.sigma),
-            *(
-                _percent(value)
-                for suite in map(method.suite, suites)
-                for value in ((suite.mean, suite.kept) if suite else (None, None))
-            ),
-        ]
-        for method in row.methods
-        if method.key in MAIN
-    ]
+def of_corruption(source: str, index: int, item: Item) -> float | None:
+    """Accuracy of an item (row, method) under one corruption, mean over its severities."""
+    suite = item[1] and item[1].suite(source)
+    top1: float | None = suite and suite.corruptions[index].mean
+    return top1
 
 
-def corruption_lines(suite: str, results: Robustness, row: TestedRow) -> Lines:
-    return [
-        [method.label, *(_percent(corruption.mean) for corruption in found.corruptions)]
-        for method in row.methods
-        if method.key in MAIN and (found := method.suite(suite))
-    ]
+def detectors(row: Entry) -> Sequence[str | None]:
+    """Keys of the methods whose confidence was measured."""
+    return (
+        list(dict.fromkeys(of.method for of in row.ood)) if isinstance(row, TestedRow) else [None]
+    )
 
 
-def detection_lines(results: Robustness, row: TestedRow) -> Lines:
-    """AUROC by both scores, for each method and OOD set."""
-    labels = {method.key: method.label for method in row.methods}
-    found = {(of.method, of.set, of.score): of.auroc for of in row.ood}
-    return [
-        [
-            labels[key],
-            *(
-                " / ".join(_percent(found[key, of.name, score]) for score in SCORES)
-                for of in results.ood_sets
-            ),
-        ]
-        for key in dict.fromkeys(key for key, _, _ in found)
-    ]
+def aurocs(name: str, item: Item) -> str | None:
+    """Of an item (row, key of a method) on the OOD set `name`, by each score."""
+    row, key = item
+    if isinstance(row, FailedRow):
+        return None
+    found = {of.score: of.auroc for of in row.ood if (of.set, of.method) == (name, key)}
+    numbers = (found[score] for score in SCORES)
+    return " / ".join(NOT_AVAILABLE if auroc is None else f"{auroc:.2f}" for auroc in numbers)
 
 
-def every_detection(results: Robustness, row: TestedRow) -> Lines:
-    """By DETECTED."""
-    labels = {method.key: method.label for method in row.methods}
-    return [
-        [
-            of.set,
-            labels[of.method],
-            SCORES[of.score],
-            *map(_percent, (of.auroc, of.aupr_in, of.aupr_out, of.fpr_at_95_tpr)),
-        ]
-        for of in row.ood
-    ]
-
-
-def _percent(value: float | None) -> str:
-    return NOT_AVAILABLE if value is None else f"{value:.2f}"
+def _stacked(
+    title: str,
+    columns: Sequence[Column],
+    results: Robustness,
+    parts: Callable[[Entry], Sequence[Any]],
+    note: str,
+) -> Table:
+    """A line a row: what the columns read from all of its items, each on a line of the cell."""
+    items = []
+    for row in results.entries:
+        lines = Table("", columns, [(row, part) for part in parts(row)]).lines()
+        cells = ("\n".join(cell.text for cell in column) for column in zip(*lines, strict=True))
+        items.append([f"{row.model}\n{row.variant}", *cells])
+    drawn = [Column("row", "text", itemgetter(0))]
+    for index, column in enumerate(columns, 1):
+        drawn.append(
+            Column(column.heading, "text" if column.is_text else "written", itemgetter(index))
+        )
+    return Table(title, drawn, items, note)
 
 
 def _remarks(results: Robustness) -> list[str]:
     """The verdict, what the OOD images are, then what a reader must not overlook."""
-    verdict = _verdict(results.rows)
-    ood = [f"{of.name}: {of.images} images: {of.about}" for of in results.ood_sets]
-    problems = [f"{row.task}: not measured: {row.problem}" for row in results.failures]
-    return [*([verdict] if verdict else []), *ood, *results.notes, *problems]
-
-
-def _verdict(rows: Sequence[TestedRow]) -> str:
-    """How often fused keeps ahead of the experts' mean when images are corrupted."""
     pairs = []
-    for row in rows:
+    for row in results.rows:
         means = {method.key: method.made.mean for method in row.methods if method.made}
         fused, reference = means.get("fused"), means.get(REFERENCE)
         if fused is not None and reference is not None:
             pairs.append((fused, reference))
     ahead = sum(fused > reference for fused, reference in pairs)
-    return (
+    verdict = (
         f"On corrupted images fused is more accurate than the mean of its experts' probabilities "
         f"in {ahead} of {len(pairs)} rows (plain means, without intervals)."
-        if pairs
-        else ""
     )
+    ood = [f"{of.name}: {of.images} images: {of.about}" for of in results.ood_sets]
+    problems = [f"{row.task}: not measured: {row.problem}" for row in results.failures]
+    return [*([verdict] if pairs else []), *ood, *results.notes, *problems]

@@ -10,6 +10,7 @@ from fusionrun.report.charts import ALTERNATIVE, FUSED, Axis, Dot, Grid, Line, r
 from fusionrun.report.load import StudyResults
 from fusionrun.report.sections.columns import OF_ROW
 from fusionrun.robustness.schema import CorruptionResult, Robustness, TestedRow
+from fusionrun.robustness.tables import DETECTED, DETECTION_TITLE, SCORES
 from fusionrun.tables.table import Column, Table
 
 # method -> (heading, heading of a narrow column, style of its line)
@@ -22,7 +23,6 @@ DETECTORS = {
     **{key: name for key, (name, _, _) in METHODS.items()},
     "mean_logits": "mean of logits",
 }
-SCORES = {"max_probability": "largest probability", "energy": "energy"}
 
 MISSING = (
     "Not measured: `python -m fusionrun robustness OUTPUT_DIR` asks the saved models about noisy, "
@@ -177,10 +177,15 @@ def ood_detection(found: Robustness) -> list[Block]:
     ]
     entries = [(row, entry) for row in found.rows for entry in row.ood]
     about = [f"{of.name}: {of.images:,} images: {of.about}." for of in found.ood_sets]
-    title = "Out-of-distribution detection"
     return [
-        Table(title, columns, items, " ".join([DETECTION_NOTE, *about])),
-        Table(f"{title}, every number", EVERY_NUMBER, entries, EVERY_NOTE, folded=True),
+        Table(DETECTION_TITLE, columns, items, " ".join([DETECTION_NOTE, *about])),
+        Table(
+            f"{DETECTION_TITLE}, every number",
+            [OF_ROW, *DETECTED],
+            entries,
+            EVERY_NOTE,
+            folded=True,
+        ),
     ]
 
 
@@ -189,15 +194,3 @@ def auroc(key: str, item: tuple[TestedRow, str, str]) -> float | None:
     row, *place = item
     known = (e.auroc for e in row.ood if [e.set, e.score] == place and e.method == key)
     return next(known, None)
-
-
-EVERY_NUMBER = (  # of (row, OODResult)
-    OF_ROW,
-    Column("images", "text", lambda item: item[1].set),
-    Column("method", "text", lambda item: item[0].label(item[1].method)),
-    Column("score", "text", lambda item: SCORES[item[1].score]),
-    Column("AUROC", "percent", lambda item: item[1].auroc),
-    Column("AUPR in", "percent", lambda item: item[1].aupr_in),
-    Column("AUPR out", "percent", lambda item: item[1].aupr_out),
-    Column("FPR at 95 % TPR", "percent", lambda item: item[1].fpr_at_95_tpr),
-)
