@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Trains a whole study in one launch: sets up Python once, then starts one torchrun.
 #
-#   bash launch.sh [RECIPE] [key=value ...]        default recipe: configs/demo.yaml
+#   bash launch.sh [RECIPE] [key=value ...]        a file, or a shipped recipe's name (default: demo)
 #   sbatch launch.sh RECIPE [key=value ...]        the same on a Slurm cluster
 #   srun launch.sh RECIPE [key=value ...]          or with srun: one task per node
+#   bash launch.sh COMMAND ...                     what `fusionrun COMMAND ...` does: train as above,
+#                                                  any other (doctor, evaluate, ...) in one process
 #
 # Environment: RANKS         processes per node (default: the GPUs that Slurm gave, else 4;
 #                            they share GPUs if there are fewer)
@@ -43,16 +45,19 @@ find_root() {
   exit 1
 }
 
-# Is everything there that requirements.txt names? Looks without importing, which takes seconds.
+# Is everything there that requirements.txt names, and new enough? (Newer than was tried is let
+# through.) Looks without importing, which takes seconds.
 has_requirements() {
-  "$1" - <<'PYTHON' 2>/dev/null
+  "$1" - "$ROOT/requirements.txt" <<'PYTHON' 2>/dev/null
+import re
 import sys
 from importlib.metadata import version
-from importlib.util import find_spec
-needed = ("torch", "torchvision", "numpy", "tensorboard", "yaml", "rich")
-enough = sys.version_info >= (3, 11) and all(find_spec(name) for name in needed)
-torch = tuple(int(part) for part in version("torch").split("+")[0].split(".")[:2])
-sys.exit(0 if enough and torch >= (2, 11) else 1)
+assert sys.version_info >= (3, 11)
+for requirement in open(sys.argv[1]):
+    name, lowest = requirement.split(",")[0].split(">=")
+    found, wanted = ([int(part) for part in re.findall(r"\d+", text)][:2]
+                     for text in (version(name), lowest))
+    assert found >= wanted
 PYTHON
 }
 
@@ -84,8 +89,9 @@ set_up_venv() {
   if has_requirements "$ROOT/.venv/bin/python"; then return; fi
   echo "launch.sh: setting up $ROOT/.venv from requirements.txt (once; some minutes, about 6 GB)"
   "$base" -m venv "$ROOT/.venv"
+  # the checkout itself, too: it brings the command .venv/bin/fusionrun
   "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    -r "$ROOT/requirements.txt"
+    -r "$ROOT/requirements.txt" --editable "$ROOT"
 }
 
 # torchrun, but for its warnings, and for its traceback when it was told to stop or another
@@ -95,10 +101,13 @@ import logging
 import sys
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousError
-from torch.distributed.run import main
+from torch.distributed.run import get_args_parser, main
 logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+options = sys.argv[1:]
+if "--shutdown-timeout" in get_args_parser().format_help():  # torch 2.11 does not know it yet
+    options = ["--shutdown-timeout=25", *options]
 try:
-    main(sys.argv[1:])
+    main(options)
 except SignalException:
     sys.exit(1)
 except RendezvousError as error:
@@ -110,16 +119,16 @@ start_torchrun() {
   local logs=$EXIT_DIR/torchrun others="" rank
   for ((rank = 1; rank < RANKS; rank++)); do others+="${others:+,}$rank:3"; done
   # The store must not outlive a restart of the workers (pytorch issue 135712).
-  export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+  export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR} LOGLEVEL=${LOGLEVEL:-ERROR}
   # Its own session: a Ctrl-C reaches this script alone, which forwards it once.
   # Nothing but the ranks may have the exit file's name: `ranks_left` knows them by it.
   FUSIONRUN_EXIT_FILE=$EXIT_DIR/status setsid "$PYTHON" -c "$TORCHRUN" \
-    --nproc-per-node="$RANKS" --max-restarts="${MAX_RESTARTS:-20}" --monitor-interval=0.5 \
-    --shutdown-timeout=25 --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2 \
+    --nproc-per-node="$RANKS" --max-restarts="$MAX_RESTARTS" --monitor-interval=0.5 \
+    --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2 \
     --log-dir="$logs" ${others:+--redirects="$others"} "${RENDEZVOUS[@]}" \
-    -m fusionrun train "$@" &
+    -m fusionrun "$@" &
   CHILD=$!
 }
 
@@ -229,14 +238,37 @@ run_under_slurm() {
   exit "$CODE"
 }
 
+# A whole number that is large enough, or exit status 2.
+require_number() { # name, value, lowest
+  [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ && $2 -ge $3 ]] && return
+  echo "launch.sh: $1: found '$2', expected a whole number, $3 or more" >&2
+  exit 2
+}
+
 main() {
-  [[ $# -gt 0 && $1 != *=* && $1 != -* ]] || set -- "" "$@"
+  case ${1:-} in
+    -h | --help)
+      sed -n '2,/^#SBATCH/ { /^#SBATCH/! s/^# \{0,1\}//p }' "${BASH_SOURCE[0]}"
+      exit
+      ;;
+  esac
   ROOT=$(find_root)
+  if [[ ! ${1:-} =~ ^[a-z]+$ || ! -f $ROOT/fusionrun/commands/$1.py ]]; then
+    export FUSIONRUN_DEFAULT_RECIPE=demo
+    set -- train "$@"
+  fi
+  if [[ $1 == train ]]; then
+    RANKS=${RANKS:-${SLURM_GPUS_ON_NODE:-4}}
+    require_number RANKS "$RANKS" 1
+    require_number MAX_RESTARTS "${MAX_RESTARTS:=20}" 0
+  fi
   PYTHON=$(find_python)
-  [[ -n $1 ]] || set -- "$ROOT/configs/demo.yaml" "${@:2}"
+  export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+  if [[ $1 != train || " $* " == *" --help "* || " $* " == *" -h "* ]]; then
+    exec "$PYTHON" -m fusionrun "$@"
+  fi
   if needs_srun; then run_under_slurm "$@"; fi
   require_one_task_per_node
-  RANKS=${RANKS:-${SLURM_GPUS_ON_NODE:-4}}
   choose_rendezvous
   EXIT_DIR=$(mktemp -d)
   trap 'rm -rf "$EXIT_DIR"' EXIT
@@ -248,6 +280,12 @@ main() {
   wait_for_ranks
   [[ ! -t 1 ]] || printf '\033[?25h' # a killed rank 0 leaves the cursor hidden
   if [[ -s $EXIT_DIR/status ]]; then exit "$(<"$EXIT_DIR/status")"; fi
+  # a rank makes that file when it starts; it writes into it when it ends
+  if [[ ! -e $EXIT_DIR/status && -z ${STOPPING:-} && $CODE -le 128 ]]; then
+    echo "launch.sh: torchrun ended with status $CODE before a rank could start; fix what it says" \
+      "above" >&2
+    exit 1
+  fi
   echo "launch.sh: torchrun ended with status $CODE, and its ranks without saying how; run the same" \
     "command to go on" >&2
   exit 4

@@ -56,6 +56,9 @@ def main(arguments: Sequence[str]) -> int:
     except LaunchError as error:
         print(f"fusionrun: {error}", file=sys.stderr)
         return ExitStatus.NOT_STARTED
+    exit_file = os.environ.get("FUSIONRUN_EXIT_FILE")
+    if exit_file and rank_info.local_rank == 0:
+        Path(exit_file).touch()  # a rank has started; without it, launch.sh says that none could
     parser = make_parser()
     code = ExitStatus.DONE
     try:
@@ -73,7 +76,6 @@ def main(arguments: Sequence[str]) -> int:
             print(f"fusionrun: {error}", file=sys.stderr)
     except SystemExit:  # argparse has shown what was asked for: --help, --version
         pass
-    exit_file = os.environ.get("FUSIONRUN_EXIT_FILE")
     if not exit_file:
         return code
     if rank_info.local_rank == 0:

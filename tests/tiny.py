@@ -110,7 +110,7 @@ def launch_sh(*arguments: str | Path, cwd: Path, **more: str) -> subprocess.Comp
     return subprocess.run(
         ["bash", str(ROOT / "launch.sh"), *map(str, arguments)],
         cwd=cwd,
-        env=environment(PYTHON=sys.executable, **more),
+        env=environment(**{"PYTHON": sys.executable, **more}),
         capture_output=True,
         text=True,
         timeout=110,

@@ -368,6 +368,22 @@ def test_launch_sh_is_told_the_status_by_file(
     assert len(capsys.readouterr().err.splitlines()) == 3
 
 
+def test_a_rank_that_falls_has_left_the_sign_that_it_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """launch.sh tells by it what could not start from what stopped before the end."""
+
+    def falls(*_: object) -> int:
+        assert Path("status").read_text() == ""
+        raise ZeroDivisionError
+
+    monkeypatch.setenv("FUSIONRUN_EXIT_FILE", "status")
+    monkeypatch.setattr("fusionrun.commands.train.run", falls)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "recipe.yaml"])
+    assert Path("status").read_text() == ""
+
+
 # ------------------------------------------------------------------ exit 1: the data
 
 

@@ -210,6 +210,77 @@ def test_launch_sh_passes_on_that_the_recipe_is_wrong(tmp_path: Path) -> None:
     assert "fusion.epocs" in done.stderr and "'epochs'" in done.stderr
 
 
+@pytest.mark.parametrize("value", ["0", "-1", "auto", "1.5", "08", "2 "])
+@pytest.mark.parametrize("name", ["RANKS", "MAX_RESTARTS"])
+def test_launch_sh_refuses_what_is_no_number(tmp_path: Path, name: str, value: str) -> None:
+    if (name, value) == ("MAX_RESTARTS", "0"):
+        value = "never"
+    done = launch_sh("tiny.yaml", cwd=tmp_path, **{name: value})
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"launch.sh: {name}: found '{value}', expected a whole number")
+
+
+def test_launch_shs_help_needs_no_python(tmp_path: Path) -> None:
+    for word in ("--help", "-h"):
+        done = launch_sh(word, cwd=tmp_path, PYTHON=str(tmp_path / "none"))
+        assert done.returncode == 0 and not done.stderr
+        assert all(name in done.stdout for name in ("RANKS", "PYTHON", "MAX_RESTARTS"))
+        assert "Exit status: 0 all rows done" in done.stdout and "#" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fusion.epocs=3", "tiny.yaml"],
+        ["--only", "*/concatenation", "tiny.yaml", "seed=3", "fusion.epocs=3"],
+        ["train", "--epochs", "3", "fusion.epocs=3", "tiny.yaml"],
+    ],
+)
+def test_launch_sh_leaves_the_order_of_its_words_to_the_command(
+    tmp_path: Path, words: list[str]
+) -> None:
+    """The mistake is found behind everything else, so all of it was understood."""
+    write_recipe(tmp_path)
+    done = launch_sh(*words, cwd=tmp_path, RANKS="1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("fusionrun: override 'fusion.epocs=3': fusion.epocs")
+
+
+def test_launch_sh_knows_recipes_by_name_and_the_demo_by_none(tmp_path: Path) -> None:
+    for words in (["rows.0.model=vgg"], ["rows.0.model=vgg", "demo"]):
+        done = launch_sh(*words, cwd=tmp_path, RANKS="1")
+        assert done.returncode == 2
+        assert "rows.0.model: found 'vgg'" in done.stderr
+    done = launch_sh("train", "seed=3", cwd=tmp_path, RANKS="1")
+    assert done.returncode == 2 and "train needs a RECIPE" in done.stderr
+
+
+def test_launch_sh_runs_any_other_command_in_one_process(four_ranks: Path) -> None:
+    done = launch_sh("evaluate", "out", cwd=four_ranks, RANKS="ignored")
+    assert done.returncode == 0, done.stderr
+    assert "densenet" in done.stdout
+    for words in (["doctor", "--help"], ["train", "-h"], ["evaluate", "nowhere"]):
+        ours, direct = launch_sh(*words, cwd=four_ranks), alone(*words, cwd=four_ranks)
+        assert (ours.returncode, ours.stdout) == (direct.returncode, direct.stdout)
+        assert ours.stderr == direct.stderr
+
+
+@pytest.mark.parametrize("status", [1, 2])
+def test_launch_sh_tells_what_never_started_from_what_stopped(tmp_path: Path, status: int) -> None:
+    stub = tmp_path / "python"
+    stub.write_text(f"#!/bin/sh\n[ $1 != - ] || exit 0\necho no such option >&2\nexit {status}\n")
+    stub.chmod(0o755)
+    done = launch_sh("tiny.yaml", cwd=tmp_path, PYTHON=str(stub))
+    assert done.returncode == 1
+    first, last = done.stderr.splitlines()
+    assert first == "no such option"
+    assert f"torchrun ended with status {status} before a rank could start" in last
+    stub.write_text('#!/bin/sh\n[ $1 != - ] || exit 0\n: > "$FUSIONRUN_EXIT_FILE"\nexit 1\n')
+    done = launch_sh("tiny.yaml", cwd=tmp_path, PYTHON=str(stub))
+    assert done.returncode == 4 and "run the same command to go on" in done.stderr
+
+
 def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_result(
     four_ranks: Path, tmp_path: Path
 ) -> None:
