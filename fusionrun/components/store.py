@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusionrun.common.image_classifier import TrainedOn
 from fusionrun.common.text import shown
 from fusionrun.common.typed_fields import FieldError, build
 from fusionrun.components.manifest import (
@@ -92,6 +93,7 @@ def load_expert(path: str | Path) -> Expert:
     with _fitting(path):
         expert = build_expert(info.model, info.num_classes, **info.arguments)
     load_checked_state(expert, weights, path)
+    expert.know(TrainedOn(tuple(info.classes), tuple(info.mean), tuple(info.std), info.image_size))
     return expert.eval()
 
 

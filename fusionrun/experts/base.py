@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusionrun.common.image_classifier import ImageClassifier
 
-class Expert(nn.Module):
+
+class Expert(ImageClassifier):
     """A backbone with its own classifier.
 
     A new architecture builds its trunk, any module that maps images (N, 3, H, W) to a map
@@ -37,6 +39,11 @@ class Expert(nn.Module):
         features = self.features(images)
         logits: Tensor = self.classifier(features)
         return features, logits
+
+    def class_logits(self, images: Tensor) -> Tensor:
+        """As `forward`, the logits alone."""
+        logits: Tensor = self(images)[1]
+        return logits
 
     def _initialise(self) -> None:
         if self.classifier.weight.is_meta:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fusionrun.common.image_classifier import ImageClassifier
+
 from .base import FusionModule
 
 
@@ -17,12 +19,13 @@ class FusionOutput(NamedTuple):
     features: Tensor  # (N, E, D), what the fusion read
 
 
-class FusionModel(nn.Module):
+class FusionModel(ImageClassifier):
     """Images -> experts -> fusion -> global head, trained end to end.
 
     `experts` are modules that map images (N, 3, H, W) to features (N, D) and logits (N, C) and
     say their `feature_dim`. The global head starts Xavier-uniform with zero bias. With `detached`
-    the experts get no gradient from the fused logits: they learn as if there were no fusion.
+    the experts get no gradient from the fused logits: they learn as if there were no fusion. The
+    model knows what it was trained on where its experts agree in it.
 
     Raises ValueError when the experts are not as many as the fusion was built for, when their
     feature sizes differ from the fusion's, or when one has another number of classes.
@@ -44,6 +47,9 @@ class FusionModel(nn.Module):
         self.global_head = nn.Linear(fusion.feature_dim, num_classes)
         nn.init.xavier_uniform_(self.global_head.weight)
         nn.init.zeros_(self.global_head.bias)
+        known = {getattr(expert, "trained_on", None) for expert in experts}
+        if len(known) == 1 and (trained_on := known.pop()) is not None:
+            self.know(trained_on)
 
     def forward(self, images: Tensor) -> FusionOutput:
         """Images (N, 3, H, W) -> logits (N, C), expert_logits (N, E, C), features (N, E, D)."""
@@ -52,6 +58,11 @@ class FusionModel(nn.Module):
         expert_logits = torch.stack([logits for _, logits in outputs], dim=1)
         logits = self.global_head(self.fusion(features.detach() if self.detached else features))
         return FusionOutput(logits, expert_logits, features)
+
+    def class_logits(self, images: Tensor) -> Tensor:
+        """As `forward`, the fused logits alone."""
+        logits: Tensor = self(images).logits
+        return logits
 
 
 def _check_fit(experts: Sequence[nn.Module], fusion: FusionModule, num_classes: int) -> None:

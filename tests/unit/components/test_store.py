@@ -198,6 +198,22 @@ def test_the_manifest_vouches_for_every_file(files: RowFiles) -> None:
     assert manifest.num_experts == EXPERTS
 
 
+def test_what_is_loaded_knows_its_images(files: RowFiles, model: FusionModel) -> None:
+    """As its files say, so that nobody has to normalise by hand."""
+    info = make_about()
+    images = torch.rand(6, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(of).view(1, 3, 1, 1) for of in (info.mean, info.std))
+    answer = model((images - mean) / std)
+    loaded, expert = load_model(files.directory), load_expert(files.expert(1))
+    torch.testing.assert_close(loaded.predict(images), answer.logits.softmax(dim=1))
+    expected = answer.expert_logits[:, 1].softmax(dim=1)
+    torch.testing.assert_close(expert.predict(images), expected)
+    for network in (loaded, expert):
+        assert network.classes == tuple(info.classes) and network.image_size == SIZE
+        assert (network.mean, network.std) == (tuple(info.mean), tuple(info.std))
+    assert list(loaded.state_dict()) == list(model.state_dict())
+
+
 def test_a_saved_model_can_move(files: RowFiles, model: FusionModel, tmp_path: Path) -> None:
     moved = files.directory.rename(tmp_path / "elsewhere")
     assert torch.equal(load_model(moved)(make_images()).logits, model(make_images()).logits)
