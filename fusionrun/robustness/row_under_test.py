@@ -24,8 +24,8 @@ from fusionrun.robustness.schema import (
     CorruptionResult,
     NoiseLevel,
     OODResult,
+    RobustnessRow,
     Suite,
-    TestedRow,
 )
 from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
@@ -96,10 +96,10 @@ class RowUnderTest:
                 )
                 self.ood.append(OODResult(name, key, score, **metrics))
 
-    def result(self) -> TestedRow:
+    def result(self) -> RobustnessRow:
         """What robustness.json says of the row."""
         methods = [self._method(key) for key in self.accuracies[CLEAN]]
-        return TestedRow(
+        return RobustnessRow(
             **name_row(self.row),
             epoch=self.epoch,
             methods=tuple(methods),

@@ -66,7 +66,7 @@ class OODResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestedRow(RowName):
+class RobustnessRow(RowName):
     """A row that was measured."""
 
     epoch: int  # that validation selected
@@ -99,12 +99,12 @@ class Robustness(RunHeader):
     corrupted: str | None  # the folder of published images
     ood_sets: tuple[OODSet, ...] = field(metadata={"key": "foreign"})
     notes: tuple[str, ...]  # what a reader of the numbers needs to know
-    entries: tuple[FailedRow | TestedRow, ...] = field(metadata={"key": "rows"})
+    entries: tuple[FailedRow | RobustnessRow, ...] = field(metadata={"key": "rows"})
 
     @property
-    def rows(self) -> tuple[TestedRow, ...]:
+    def rows(self) -> tuple[RobustnessRow, ...]:
         """Those that were measured."""
-        return tuple(entry for entry in self.entries if isinstance(entry, TestedRow))
+        return tuple(entry for entry in self.entries if isinstance(entry, RobustnessRow))
 
     @property
     def failures(self) -> tuple[FailedRow, ...]:

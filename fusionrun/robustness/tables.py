@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.evaluation.schema import FailedRow
-from fusionrun.robustness.schema import CorruptionResult, Robustness, TestedRow
+from fusionrun.robustness.schema import CorruptionResult, Robustness, RobustnessRow
 from fusionrun.tables.markdown import markdown_table
 from fusionrun.tables.table import Column, Table
 from fusionrun.tables.terminal import terminal_table
@@ -42,7 +42,7 @@ MORE_LEGEND = (
 
 CSV_COLUMNS = ("task", "model", "fusion", "set", "severity", "contender", "top1")
 
-Entry = FailedRow | TestedRow
+Entry = FailedRow | RobustnessRow
 Item = tuple[Entry, Any]  # a row and one of its results, None where it has none
 NAME = (
     Column("model", "text", lambda item: item[0].model),
@@ -96,7 +96,7 @@ def markdown(results: Robustness) -> str:
     entries = [
         (row, entry)
         for row in results.entries
-        for entry in (row.ood if isinstance(row, TestedRow) else [None])
+        for entry in (row.ood if isinstance(row, RobustnessRow) else [None])
     ]
     detection = markdown_table(Table(DETECTION_TITLE, [*NAME, *DETECTED], entries))
     parts += [f"## {DETECTION_TITLE}\n", detection, f"{DETECTION_LEGEND} {MORE_LEGEND}\n"]
@@ -169,7 +169,9 @@ def of_corruption(source: str, index: int, item: Item) -> float | None:
 def detectors(row: Entry) -> Sequence[str | None]:
     """Keys of the methods whose confidence was measured."""
     return (
-        list(dict.fromkeys(of.method for of in row.ood)) if isinstance(row, TestedRow) else [None]
+        list(dict.fromkeys(of.method for of in row.ood))
+        if isinstance(row, RobustnessRow)
+        else [None]
     )
 
 

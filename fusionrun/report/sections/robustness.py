@@ -9,7 +9,7 @@ from fusionrun.report.blocks import Block, Figure, Gallery, Text
 from fusionrun.report.charts import ALTERNATIVE, FUSED, Axis, Dot, Grid, Line, round_ticks
 from fusionrun.report.load import StudyResults
 from fusionrun.report.sections.columns import OF_ROW
-from fusionrun.robustness.schema import CorruptionResult, Robustness, TestedRow
+from fusionrun.robustness.schema import CorruptionResult, Robustness, RobustnessRow
 from fusionrun.robustness.tables import DETECTED, DETECTION_TITLE, SCORES
 from fusionrun.tables.table import Column, Table
 
@@ -141,7 +141,7 @@ def mean_of_severities(method: CorruptionResult, item: Any) -> float | None:
     return None if suite is None else suite.corruptions[item[4]].mean
 
 
-def _names(row: TestedRow, source: str) -> list[str]:
+def _names(row: RobustnessRow, source: str) -> list[str]:
     suite = row.methods[0].suite(source)
     return [corruption.name for corruption in suite.corruptions] if suite else []
 
@@ -189,7 +189,7 @@ def ood_detection(found: Robustness) -> list[Block]:
     ]
 
 
-def auroc(key: str, item: tuple[TestedRow, str, str]) -> float | None:
+def auroc(key: str, item: tuple[RobustnessRow, str, str]) -> float | None:
     """Of the method `key`, for an item (row, set, score)."""
     row, *place = item
     known = (e.auroc for e in row.ood if [e.set, e.score] == place and e.method == key)
