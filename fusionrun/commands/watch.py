@@ -20,6 +20,6 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     """Show the table until the launch ends."""
-    from fusionrun.monitor.live import watch
+    from fusionrun.monitor.watch import watch
 
     return watch(Path(options.output_dir))

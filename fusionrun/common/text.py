@@ -14,23 +14,31 @@ def plural(count: int, word: str) -> str:
 def size(count: float) -> str:
     """Bytes: 12.5 MiB, 1.2 GiB."""
     mib = count / 2**20
-    return f"{mib:.3g} MiB" if mib < 1000 else f"{mib / 1024:,.1f} GiB"
+    return f"{mib:.3g} MiB" if mib < 999.5 else f"{mib / 1024:,.1f} GiB"
 
 
-def duration(seconds: float) -> str:
-    """Two digits and more, in six characters: 0.25s, 8.1s, 45s, 8m30s, 45m, 1h02m, 3d04h, 12d."""
-    if seconds < 9.95:
+def duration(seconds: float, *, ticking: bool = False) -> str:
+    """Two digits and more, in six characters: 0.25s, 8.1s, 45s, 8m30s, 45m, 1h02m, 3d04h, 12d.
+
+    A `ticking` clock shows whole seconds up to the hour and counts what is full: 8s, 12m30s.
+    """
+    if seconds < 9.95 and not ticking:
         return f"{seconds:.2f}s" if seconds < 0.995 else f"{seconds:.1f}s"
-    whole, minutes, hours = round(seconds), round(seconds / 60), round(seconds / 3600)
+    whole = max(round(seconds), 0)
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if ticking:
+        minutes, hours = whole // 60, whole // 3600
     if whole < 60:
         return f"{whole}s"
-    if whole < 600:
+    if whole < (3600 if ticking else 600):
         return f"{whole // 60}m{whole % 60:02}s"
     if minutes < 60:
         return f"{minutes}m"
     if minutes < 24 * 60:
         return f"{minutes // 60}h{minutes % 60:02}m"
-    return f"{hours // 24}d{hours % 24:02}h" if hours < 240 else f"{round(hours / 24)}d"
+    if hours < 240:
+        return f"{hours // 24}d{hours % 24:02}h"
+    return f"{hours // 24 if ticking else round(hours / 24)}d"
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:

@@ -14,10 +14,10 @@ from torch.distributed import HashStore
 from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.common.distributed import RankInfo, read_rank_info
 from fusionrun.experts import build_expert
-from fusionrun.monitor import table as board
 from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.record import Record
 from fusionrun.monitor.snapshot import SnapshotBuilder
+from fusionrun.monitor.table import table
 from fusionrun.study.queue import Queue
 from fusionrun.study.recipe import DataConfig, Recipe, RowConfig
 from fusionrun.study.schedule import lower_bound, simulate
@@ -116,5 +116,5 @@ def _seconds_a_row(bench: Bench, rows: int) -> float:
     )
     builder = builder_of(study, rank_info, gather)
     for _ in range(TABLES):
-        console.print(board.table(builder.build(), console.width))
+        console.print(table(builder.build(), console.width))
     return (time.process_time() - start) / rows

@@ -24,10 +24,10 @@ import pytest
 from rich.console import Console, RenderableType
 
 from fusionrun.common.typed_fields import plain, read_json
-from fusionrun.monitor import live as display
-from fusionrun.monitor import table as board
-from fusionrun.monitor.live import Display, watch
+from fusionrun.monitor import live, screen
+from fusionrun.monitor.live import Display
 from fusionrun.monitor.snapshot import RankStatus, Snapshot, TaskStatus
+from fusionrun.monitor.watch import watch
 from fusionrun.study.paths import Layout
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -212,7 +212,7 @@ def test_a_full_disk_is_said_once_and_survived(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         path.write_text(json.dumps(value))
 
-    monkeypatch.setattr(display, "write_json", write_json)
+    monkeypatch.setattr(live, "write_json", write_json)
     off = Off(tmp_path)
     off.display.start()
     off.ticks(5)
@@ -296,7 +296,7 @@ def _be_child(act: Callable[[], int], columns: int, lines: int) -> NoReturn:
         os._exit(status)
 
 
-def screen(output: str) -> list[str]:
+def picture(output: str) -> list[str]:
     """What a terminal (of any height) shows after `output`: the few codes that rich uses."""
     lines, y, x = [""], 0, 0
     for code, text in re.findall(r"(\x1b\[[?0-9;]*[A-Za-z]|[\r\n])|([^\x1b\r\n]+)", output):
@@ -345,7 +345,7 @@ def cursor_is_visible(output: str) -> bool:
 def test_a_terminal_shows_one_table_and_gets_its_cursor_back(tmp_path: Path) -> None:
     status, output = in_terminal(lambda: launch(tmp_path))
     assert status == 0, output
-    lines = screen(output)
+    lines = picture(output)
     text = "\n".join(lines)
     assert output.count("fused %") > 10  # drawn again and again
     assert sum("fused %" in line for line in lines) == 1  # but there's one
@@ -364,7 +364,7 @@ def test_a_terminal_shows_one_table_and_gets_its_cursor_back(tmp_path: Path) -> 
 
 def test_a_table_taller_than_the_terminal_leaves_no_remnants(tmp_path: Path) -> None:
     status, output = in_terminal(lambda: launch(tmp_path), columns=60, lines=9)
-    lines = screen(output)
+    lines = picture(output)
     assert status == 0
     assert "Ctrl-C once" in output  # it's rows that are left out
     assert f"✗ {OTHER} failed: ValueError: [/tmp/x] is empty" in lines  # not broken at 60 columns
@@ -378,7 +378,7 @@ def test_a_table_taller_than_the_terminal_leaves_no_remnants(tmp_path: Path) -> 
 def test_a_failing_drawing_on_a_terminal_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw, calls = board.table, [0]
+    draw, calls = screen.table, [0]
 
     def table(*args: Any, **options: Any) -> RenderableType:
         calls[0] += 1
@@ -386,9 +386,9 @@ def test_a_failing_drawing_on_a_terminal_is_said_once(
             raise ZeroDivisionError("in the drawing")
         return draw(*args, **options)
 
-    monkeypatch.setattr(board, "table", table)
+    monkeypatch.setattr(screen, "table", table)
     status, output = in_terminal(lambda: launch(tmp_path, "done"))
-    text = "\n".join(screen(output))
+    text = "\n".join(picture(output))
     assert status == 0
     assert text.count("ZeroDivisionError: in the drawing") == 1
     assert text.count("fused %") == 1
@@ -495,7 +495,7 @@ def test_watch_on_a_terminal_follows_to_the_end(tmp_path: Path) -> None:
         return watch(tmp_path, every_seconds=0.02)
 
     status, output = in_terminal(act)
-    text = "\n".join(screen(output))
+    text = "\n".join(picture(output))
     assert status == 3, output
     assert re.search("no update for 2[5-9] s", output)
     assert "doesn't exist" in output  # said while it was gone, and not the end

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from fusionrun.common.atomic_files import write_json
 from fusionrun.common.typed_fields import plain, read_json
+from fusionrun.monitor.log_lines import closing_lines, milestone, summary_lines
 from fusionrun.monitor.record import RankState, Record, known
 from fusionrun.monitor.snapshot import RankStatus, Snapshot, TaskStatus
-from fusionrun.monitor.table import closing_lines, milestone, summary_lines, table
+from fusionrun.monitor.table import table
 
 MODELS = ("densenet", "resnet", "improved_wide_resnet", "resnext")
 FUSIONS = ("multiplicative", "multiplicativeAddition", "TransformerBase", "concatenation")
@@ -376,8 +377,15 @@ def test_milestones_are_one_line() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        *((0.0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (3599.7, "1h00m"), (86399.0, "23h59m")),
-        *((86400.0, "1d00h"), (1e7, "115d17h"), (-3.0, "0s"), (None, "–"), (float("inf"), "–")),
+        *(
+            (0.0, "0s"),
+            (59.4, "59s"),
+            (59.6, "1m00s"),
+            (3599.7, "1h00m"),
+            (1234.0, "20m34s"),
+            (86399.0, "23h59m"),
+        ),
+        *((86400.0, "1d00h"), (1e7, "115d"), (-3.0, "0s"), (None, "–")),
     ],
 )
 def test_durations(seconds: float | None, text: str) -> None:

@@ -1,0 +1,89 @@
+"""The live table of a launch that runs elsewhere, from its status file."""
+
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from fusionrun.common.exit_status import ExitStatus
+from fusionrun.common.typed_fields import FieldError, read_json
+from fusionrun.monitor.log_lines import summary_lines
+from fusionrun.monitor.screen import Screen
+from fusionrun.monitor.snapshot import Snapshot
+from fusionrun.monitor.words import printable
+from fusionrun.study.paths import Layout
+
+WATCH_HINT = "Ctrl-C leaves this view; the launch keeps running"
+STALE_SECONDS = 10.0
+# the exit status of `watch` is the launch's
+_EXIT_CODES = {
+    "running": ExitStatus.DONE,
+    "done": ExitStatus.DONE,
+    "failed": ExitStatus.ROW_FAILED,
+    "stopped": ExitStatus.STOPPED,
+}
+
+
+class _UnreadableError(Exception):
+    """There is no status that could be shown; the message says why."""
+
+
+class _UnreachableError(_UnreadableError):
+    """The file system says no; it may say yes later."""
+
+
+def watch(output_dir: Path, *, every_seconds: float = 1.0, console: Console | None = None) -> int:
+    """Show the launch that writes to `output_dir` until it ends; returns the exit status.
+
+    Off a terminal it's one summary. 0: done (or still running), 3: failed, 4: stopped, as a
+    launch exits; 1: there is nothing to show. Ctrl-C ends the view and harms nothing.
+    """
+    screen = Screen(console or Console())
+    try:
+        snapshot = _read(output_dir)
+        if screen.live is None:
+            for line in summary_lines(snapshot) + [f"  ! {text}" for text in _staleness(snapshot)]:
+                screen.line(line)
+            return _EXIT_CODES[snapshot.state]
+        with screen.live:
+            trouble: list[str] = []
+            while snapshot.state == "running":
+                screen.draw(snapshot, _staleness(snapshot) + trouble, WATCH_HINT)
+                time.sleep(every_seconds)
+                trouble = []
+                try:
+                    snapshot = _read(output_dir)
+                except _UnreachableError as error:
+                    # on a network file system a file that is being replaced can be missing briefly
+                    trouble = [str(error)]
+            screen.draw(snapshot, whole=True)
+        return _EXIT_CODES[snapshot.state]
+    except KeyboardInterrupt:
+        return ExitStatus.DONE
+    except _UnreadableError as error:
+        print(f"fusionrun: {printable(str(error))}", file=sys.stderr)
+        return ExitStatus.NOT_STARTED
+
+
+def _read(output_dir: Path) -> Snapshot:
+    path = Layout(output_dir).status
+    try:
+        return read_json(path, Snapshot)
+    except FileNotFoundError:
+        raise _UnreachableError(
+            f"{path} doesn't exist: no launch has written there; give a launch's output_dir"
+        ) from None
+    except OSError as error:
+        raise _UnreachableError(f"{path} can't be read: {error.strerror or error}") from None
+    except FieldError as error:
+        raise _UnreadableError(
+            f"{path} isn't a status file of this version of fusionrun ({error})"
+        ) from None
+
+
+def _staleness(snapshot: Snapshot) -> list[str]:
+    age = time.time() - snapshot.updated
+    if snapshot.state != "running" or age <= STALE_SECONDS:
+        return []
+    return [f"no update for {age:.0f} s: the launch was killed, or its file system is slow"]
