@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import fusionrun
+from tests.environments import wanted
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -33,3 +34,11 @@ def test_the_version_stands_in_one_place() -> None:
         if f'"{fusionrun.__version__}"' in path.read_text()
     ]
     assert written == [ROOT / "fusionrun/__init__.py"]
+
+
+def test_both_ends_are_tried_as_they_are_declared() -> None:
+    """Beside the packages, the tools that the process tests need."""
+    lowest, newest = wanted("lowest"), wanted("newest")
+    assert "torch==2.11" in lowest and all("==" in requirement for requirement in lowest)
+    assert set(newest) - set(lowest) == set(PROJECT["dependencies"])
+    assert {name.split("==")[0] for name in set(newest) & set(lowest)} == {"pytest", "hatchling"}
