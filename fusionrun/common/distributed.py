@@ -29,6 +29,7 @@ class RankInfo:
     restarts: int  # of this node's workers by torchrun, and of the job by Slurm
     job_id: str | None  # Slurm's
     nodes: int = 1  # machines of the launch
+    has_launcher: bool = False  # torchrun started this process and cares for it
 
     @property
     def host(self) -> str:
@@ -71,6 +72,7 @@ def read_rank_info(environ: Mapping[str, str]) -> RankInfo:
         restarts=number(0, "TORCHELASTIC_RESTART_COUNT") + number(0, "SLURM_RESTART_COUNT"),
         job_id=environ.get("SLURM_JOB_ID"),
         nodes=number(1, "GROUP_WORLD_SIZE"),
+        has_launcher="RANK" in environ,
     )
 
 

@@ -7,7 +7,8 @@ from fusionrun.components.store import load_expert_weights, state_hash
 from fusionrun.experts import Expert
 from fusionrun.study.context import RunContext
 from fusionrun.study.paths import expert_file
-from fusionrun.training.identity import of_data
+from fusionrun.study.study import Study
+from fusionrun.training.identity import HASH_DIGITS, Identity, of_data
 
 
 def load_experts(context: RunContext, model: str) -> tuple[list[Expert], list[str]]:
@@ -17,25 +18,25 @@ def load_experts(context: RunContext, model: str) -> tuple[list[Expert], list[st
         path = expert_file(context.study.checkpoint_dir, model, k)
         expert = context.study.build_expert(model, len(context.data.classes))
         about = load_expert_weights(expert, path)
-        _check_origin(context, model, k, path, about.get("settings", {}))
+        identity = context.identity(context.study.expert_task(model, k))
+        require_origin(context.study, identity, path, about.get("settings"))
         experts.append(expert)
-        sources.append(f"{path} ({_origin(about)}, weights {state_hash(expert.state_dict())[:12]})")
+        weights = state_hash(expert.state_dict())[:HASH_DIGITS]
+        sources.append(f"{path} ({_origin(about)}, weights {weights})")
     return experts, sources
 
 
-def _check_origin(context: RunContext, model: str, k: int, path: Path, settings: Any) -> None:
-    """Refuse an expert of ours that isn't the one this recipe would train.
+def require_origin(study: Study, identity: Identity, path: Path, settings: object) -> None:
+    """Raise IdentityError for an expert of ours that isn't the one this recipe would train.
 
     In the study's own folder nothing may differ. In a folder of the user's choice experts are
     free to be trained otherwise, but not on other data: they could have seen this holdout.
     """
-    study = context.study
     if not isinstance(settings, dict) or not settings:
         return  # somebody else's expert; what it saw is its owner's business
-    expected = context.identity(study.expert_task(model, k))
     if study.recipe.experts.checkpoint_dir is not None:
-        expected, settings = expected.of_data, of_data(settings)
-    expected.require_same(path, settings)
+        identity, settings = identity.of_data, of_data(settings)
+    identity.require_same(path, settings)
 
 
 def _origin(about: dict[str, Any]) -> str:

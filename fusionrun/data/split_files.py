@@ -20,6 +20,7 @@ from fusionrun.data.splits import (
     Splits,
     draw_holdout,
     hash_indices,
+    hash_of_parts,
     make_splits,
 )
 
@@ -53,6 +54,24 @@ class SplitMeta:
     def __post_init__(self) -> None:
         for name, found in (("sizes", self.sizes), ("sha256", self.sha256)):
             require({"holdout", "pool"} <= found.keys(), name, found, "one entry a set of indices")
+
+
+@dataclass(frozen=True)
+class StoredSplit:
+    """What identifies the split in a folder."""
+
+    fingerprint: str  # of the data's content
+    hash: str  # as `Splits.hash`
+
+
+def stored_split(directory: Path) -> StoredSplit | None:
+    """By the folder's record alone, no index is read; None where there is none that can be read."""
+    try:
+        meta = read_json(directory / META_FILE, SplitMeta)
+    except (OSError, FieldError):
+        return None
+    parts = {name: h for name, h in meta.sha256.items() if name not in ("holdout", "pool")}
+    return StoredSplit(meta.fingerprint, hash_of_parts(parts))
 
 
 def load_or_create_splits(

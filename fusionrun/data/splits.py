@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +79,12 @@ class Splits:
         The same for the same index sets, whatever integer type or byte order holds them, and from
         whichever folder or seed they came.
         """
-        parts = {name: hash_indices(indices) for name, indices in self.parts.items()}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return hash_of_parts({name: hash_indices(part) for name, part in self.parts.items()})
+
+
+def hash_of_parts(hashes: Mapping[str, str]) -> str:
+    """sha256 of a split whose parts have these hashes: (name: `hash_indices`)."""
+    return hashlib.sha256(json.dumps(dict(hashes), sort_keys=True).encode()).hexdigest()
 
 
 def hash_indices(indices: npt.NDArray[Any]) -> str:

@@ -1,28 +1,35 @@
 """What an earlier launch left of a task: its result, or a state that training resumes from."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from fusionrun.components.manifest import read_manifest
+from fusionrun.components.manifest import Manifest, read_manifest
+from fusionrun.components.starting_experts import require_origin
+from fusionrun.components.store import state_hash
+from fusionrun.data.split_files import stored_split
 from fusionrun.study.paths import expert_file
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, Task
-from fusionrun.training.checkpoint import CheckpointError
+from fusionrun.training.checkpoint import CheckpointError, peek
 from fusionrun.training.errors import TaskError
+from fusionrun.training.identity import FINGERPRINT, HASH_DIGITS, SPLIT, WEIGHTS, Identity, upgraded
 
 
 def is_done(study: Study, task: Task) -> bool:
     """Whether the task's result stands on disk, so that no launch does it again.
 
-    Raises TaskError when a row's result stands there but was made with other settings.
+    Raises IdentityError when a row's result stands there but was made with other settings, and
+    CheckpointError when its manifest can't be read.
     """
     if isinstance(task, ExpertTask):
         return expert_file(study.checkpoint_dir, task.model, task.expert).exists()
     manifest = study.layout.row(task.model, task.row.variant).manifest
     if not manifest.is_file():
         return False
-    found = read_manifest(manifest)
-    stored = {**found.settings, "experts": found.experts_from or []}
-    study.identity(task).require_same(manifest, stored)
+    study.identity(task).require_same(manifest, _of_manifest(read_manifest(manifest)))
     return True
 
 
@@ -39,3 +46,58 @@ def resume_path(study: Study, task: Task) -> Path:
     if isinstance(task, ExpertTask):
         return study.layout.expert_resume(task.model, task.expert)
     return study.layout.row(task.model, task.row.variant).checkpoint
+
+
+def require_own(study: Study) -> None:
+    """Raise IdentityError for the first result or resume state that another experiment made.
+
+    Of the launch's tasks, by what the files say of themselves: the split on disk and the experts'
+    weights are compared too, no data set is read. What can't be read is left to its task.
+    """
+    split = stored_split(study.splits_dir)
+    data = {} if split is None else {FINGERPRINT: split.fingerprint, SPLIT: split.hash}
+    weights = cache(lambda model: expert_weights(study, model))
+    for task in study.tasks:
+        identity = study.identity(task, data)
+        if isinstance(task, ExpertTask):
+            path = expert_file(study.checkpoint_dir, task.model, task.expert)
+            found = peek(path) if path.is_file() else None
+            if found is not None:
+                require_origin(study, identity, path, found.get("settings"))
+        for path, fields in _left_behind(study, task):
+            own = weights(task.model) if WEIGHTS in fields else None
+            known = {WEIGHTS: own} if own else {}
+            Identity(
+                {**identity.fields, **known}, identity.defaults, identity.uncompared
+            ).require_same(path, fields)
+
+
+def expert_weights(study: Study, model: str) -> list[str] | None:
+    """The hashes of the experts that rows of `model` start from; None where one isn't there."""
+    found = []
+    for k in range(study.recipe.experts.count):
+        path = expert_file(study.checkpoint_dir, model, k)
+        payload = peek(path) if path.is_file() else None
+        state = None if payload is None else payload.get("state_dict", payload)
+        try:
+            found.append(state_hash(state)[:HASH_DIGITS])  # type: ignore[arg-type]
+        except (AttributeError, TypeError):  # no state dict: the row will say so
+            return None
+    return found
+
+
+def _left_behind(study: Study, task: Task) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """(file, stored fields) of a row's result and of the task's resume state, where readable."""
+    if not isinstance(task, ExpertTask):
+        manifest = study.layout.row(task.model, task.row.variant).manifest
+        with suppress(CheckpointError):
+            yield manifest, _of_manifest(read_manifest(manifest))
+    path = resume_path(study, task)
+    state = peek(path) if path.is_file() else None
+    if state is not None and isinstance(state.get("settings"), dict):
+        yield path, upgraded(state["settings"])
+
+
+def _of_manifest(manifest: Manifest) -> dict[str, Any]:
+    """The stored fields, with what is known of the experts that the row started from."""
+    return upgraded({"experts": manifest.experts_from or [], **manifest.settings})

@@ -43,9 +43,14 @@ class RowFiles:
 
 @dataclass(frozen=True)
 class Layout:
-    """The file tree below one output directory."""
+    """The file tree below one output directory.
+
+    Several launches may work there at once, on other rows: the first keeps its status where people
+    look for it; `launch` names one of the others, which keep theirs apart.
+    """
 
     output_dir: Path
+    launch: str = ""
 
     @property
     def recipe(self) -> Path:
@@ -61,7 +66,7 @@ class Layout:
 
     @property
     def status(self) -> Path:
-        return self.output_dir / "status.json"
+        return (self._launch_state if self.launch else self.output_dir) / "status.json"
 
     @property
     def state(self) -> Path:
@@ -69,12 +74,30 @@ class Layout:
         return self.output_dir / ".fusionrun"
 
     @property
+    def launches(self) -> Path:
+        """Of launches beside the first."""
+        return self.state / "launches"
+
+    @property
+    def _launch_state(self) -> Path:
+        return self.launches / self.launch if self.launch else self.state
+
+    def lock(self, name: str = "") -> Path:
+        """Held by a launch: the first one's own, or of the row or experts called `name`."""
+        return self.state / "locks" / f"{name}.lock" if name else self.state / "lock"
+
+    @property
+    def recipe_lock(self) -> Path:
+        """Held by whoever adds rows to the study, or writes the tables of all of them."""
+        return self.state / "recipe.lock"
+
+    @property
     def selection(self) -> Path:
         """The rows that `--rerun failed` found, for the launch's restarts."""
-        return self.state / "selection.json"
+        return self._launch_state / "selection.json"
 
     def heartbeat(self, rank: int) -> Path:
-        return self.state / "ranks" / f"{rank}.json"
+        return self._launch_state / "ranks" / f"{rank}.json"
 
     def outcome(self, task: str) -> Path:
         return self.state / "outcomes" / f"{task}.json"

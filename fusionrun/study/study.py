@@ -49,10 +49,18 @@ class Study:
 
     def only(self, rows: Collection[Row]) -> "Study":
         """The same study for a launch that works on `rows` alone, and on the experts they need."""
-        kept: list[Task] = [t for t in self.tasks if isinstance(t, RowTask) and t.row in rows]
-        needed = {name for task in kept for name in task.needs}
-        kept += [task for task in self.tasks if task.name in needed]
+        kept = [task for task in self.row_tasks if task.row in rows]
+        return self.with_tasks({name for task in kept for name in (task.name, *task.needs)})
+
+    def with_tasks(self, names: Collection[str]) -> "Study":
+        """The same study for a launch that works on the tasks called so alone."""
+        kept = [task for task in self.tasks if task.name in names]
         return replace(self, tasks=tuple(replace(task, index=i) for i, task in enumerate(kept)))
+
+    @property
+    def row_tasks(self) -> list[RowTask]:
+        """The launch's tasks that are rows."""
+        return [task for task in self.tasks if isinstance(task, RowTask)]
 
     def matching(self, patterns: Sequence[str]) -> "Study":
         """The same study for a launch of the rows whose model/fusion fits one of the patterns.

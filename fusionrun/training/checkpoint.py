@@ -63,6 +63,18 @@ def load(path: Path) -> dict[str, Any]:
     return payload
 
 
+def peek(path: Path) -> dict[str, Any] | None:
+    """What the checkpoint at `path` holds, its tensors left on disk; None where that can't be said.
+
+    No checksum is verified: whoever uses the file calls `load`, which says what is wrong with it.
+    """
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # a damaged file makes its readers fail in every way there is
+        return None
+    return payload if isinstance(payload, dict) else None
+
+
 def _damaged_record(path: Path) -> str | None:
     """The first record of the archive that isn't as it was written, or None."""
     with zipfile.ZipFile(path) as archive:

@@ -330,14 +330,27 @@ def test_an_output_dir_that_is_a_file(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_an_output_dir_where_another_launch_works(capsys: pytest.CaptureFixture[str]) -> None:
-    state = Path("out/.fusionrun")
-    state.mkdir(parents=True)
-    with (state / "lock").open("w") as lock:
+    Path("out/.fusionrun/locks").mkdir(parents=True)
+    for name in ("lock", "recipe.lock", f"locks/{TASK}.lock", "locks/experts-resnet.lock"):
+        Path("out/.fusionrun", name).touch()  # they are left behind and say nothing
+    with Path(f"out/.fusionrun/locks/{TASK}.lock").open("w") as lock:
         lock.write("host elsewhere, pid 4711, since yesterday\n")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        says = ("out: another launch works here", "host elsewhere, pid 4711", "output_dir")
+        says = (f"another launch works here on {TASK}", "host elsewhere, pid 4711", "output_dir")
         refuse(capsys, 1, "train", "recipe.yaml", says=says)
+
+
+def test_an_output_dir_where_another_launch_works_on_another_row() -> None:
+    """Its status stays where people look for it, ours stands apart."""
+    Path("out/.fusionrun").mkdir(parents=True)
+    Path("out/status.json").write_text("theirs")
+    with Path("out/.fusionrun/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["train", "recipe.yaml"]) == 0
+    assert Path("out/status.json").read_text() == "theirs"
+    assert Path(f"out/.fusionrun/launches/{TASK}/status.json").is_file()
+    assert outcome(TASK)["state"] == "done"
 
 
 def test_nothing_to_watch(capsys: pytest.CaptureFixture[str]) -> None:
@@ -718,11 +731,13 @@ def test_the_same_command_goes_on_once_it_is_mended(capsys: pytest.CaptureFixtur
     bare(folder / "expert_0_best.pth", expert())
     assert main(["train", "recipe.yaml"]) == 0
     assert outcome(TASK)["state"] == "done"
-    assert main(["train", "recipe.yaml", "--epochs", "2"]) == 3  # another experiment
-    note = outcome(TASK)["note"]
-    assert "out/resnet_fusions/concatenation/manifest.json: was made with other settings" in note
-    assert "fusion.epochs: 1 there, 2 in this recipe" in note
-    assert "Traceback" not in "".join(capsys.readouterr())
+    capsys.readouterr()
+    before = tree(Path("out"))
+    assert main(["train", "recipe.yaml", "--epochs", "2"]) == 2  # another experiment
+    said = capsys.readouterr().err
+    assert "out/recipe.yaml (the study in this folder): was made with other settings" in said
+    assert "fusion.epochs: 1 there, 2 in this recipe" in said and "Traceback" not in said
+    assert tree(Path("out")) == before
     assert main(["train", "recipe.yaml"]) == 0
 
 
@@ -771,9 +786,17 @@ def test_experts_of_another_recipe_are_not_passed_off_as_this_ones(
 ) -> None:
     own = ["train", "recipe.yaml", "experts.checkpoint_dir=null"]
     assert main(own) == 0
-    assert main([*own, "experts.epochs=2", "rows.0.fusion=simpleAddition"]) == 3
-    task = TASK.replace("concatenation", "simpleAddition")
-    assert "experts.epochs: 1 there, 2 in this recipe" in outcome(task)["note"]
+    before = tree(Path("out"))
+    capsys.readouterr()
+    assert main([*own, "experts.epochs=2", "rows.0.fusion=simpleAddition"]) == 2
+    assert "experts.epochs: 1 there, 2 in this recipe" in capsys.readouterr().err
+    Path("out/recipe.yaml").unlink()  # the experts' own files say so too
+    assert main([*own, "experts.epochs=2", "rows.0.fusion=simpleAddition"]) == 2
+    said = capsys.readouterr().err
+    assert "expert_0_best.pth: was made with other settings" in said
+    assert "experts.epochs: 1 there, 2 in this recipe" in said
+    del before["out/recipe.yaml"]
+    assert tree(Path("out")) == before
 
 
 def test_experts_from_elsewhere_may_be_trained_otherwise_but_not_on_other_data(
@@ -782,6 +805,7 @@ def test_experts_from_elsewhere_may_be_trained_otherwise_but_not_on_other_data(
     assert main(["train", "recipe.yaml"]) == 0
     other = ["train", "recipe.yaml", "output_dir=other", "experts.epochs=2"]
     assert main(other) == 0
-    assert main([*other, "output_dir=third", "data.seed=7"]) == 3
-    note = json.loads(Path(f"third/.fusionrun/outcomes/{TASK}.json").read_text())["note"]
-    assert "data.seed: 42 there, 7 in this recipe" in note
+    capsys.readouterr()
+    assert main([*other, "output_dir=third", "data.seed=7"]) == 2
+    assert "data.seed: 42 there, 7 in this recipe" in capsys.readouterr().err
+    assert not Path("third").exists()

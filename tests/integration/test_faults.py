@@ -135,7 +135,7 @@ def test_a_rank_that_stands_still_is_named_and_the_launch_ends(tmp_path: Path) -
     )
     assert done.returncode != 0
     (line,) = (x for x in done.stderr.splitlines() if x.startswith("fusionrun: "))
-    assert f"rank 1 ({ROW}) has stood still" in line
+    assert f"rank 1 ({ROW}) has made no progress" in line
     assert all((tmp_path / path).is_file() for path in OTHERS)
 
 

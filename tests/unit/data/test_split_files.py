@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fusionrun.data.errors import DataError
-from fusionrun.data.split_files import load_or_create_splits
+from fusionrun.data.split_files import StoredSplit, load_or_create_splits, stored_split
 from fusionrun.data.splits import SplitError, SplitRules
 from tests.unit.data.test_splits import labels_of, same, split
 
@@ -38,6 +38,8 @@ def test_files_and_what_they_say(tmp_path):
     splits = load(directory)
     assert same(splits, split(labels_of(), seed=42))
     assert splits.hash == split(labels_of(), seed=42).hash == load(directory).hash
+    assert stored_split(directory) == StoredSplit("abc", splits.hash)
+    assert stored_split(tmp_path) is None
     visible = {p.name for p in directory.iterdir() if not p.name.startswith(".")}
     assert visible == {POOL, HOLDOUT, META}
     holdout, pool = np.load(directory / HOLDOUT), np.load(directory / POOL)

@@ -411,8 +411,7 @@ def test_a_truncated_expert(trained: Path) -> None:
 
 
 def change(path: Path, **values: Any) -> None:
-    about, weights = load_component(path, "expert")
-    checkpoint.save(path, {**about, **values, "state_dict": weights})
+    checkpoint.save(path, {**checkpoint.load(path), **values})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,191 @@
+"""What a rank does between joining and leaving: claim a task, execute it, until none is left."""
+
+import json
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fusionrun.common.atomic_files import write_json
+from fusionrun.common.distributed import LaunchError, RankInfo
+from fusionrun.data.datasets import DataError
+from fusionrun.launch.resume import is_done, is_reusable, resume_path
+from fusionrun.launch.shutdown import StopSignals
+from fusionrun.launch.task_reporter import TaskReporter
+from fusionrun.launch.train_task import train_expert, train_row
+from fusionrun.logs.text import TaskLog
+from fusionrun.monitor.record import Outcome, Record, read_outcome, write_outcome
+from fusionrun.study.context import RunContext, open_context
+from fusionrun.study.queue import Queue
+from fusionrun.study.study import Study
+from fusionrun.study.tasks import ExpertTask, Task
+from fusionrun.training.checkpoint import CheckpointError
+from fusionrun.training.errors import StopRequested, TaskError
+
+CRASHES = 3  # a task that kills its process so often at one point isn't started again
+# what a person can fix; anything else deserves its traceback in the task's log
+USER_ERRORS = (TaskError, CheckpointError, DataError, LaunchError, OSError)
+
+
+@dataclass
+class ClaimLoop:
+    """One rank at work; how it ended is in the record's state."""
+
+    study: Study
+    rank_info: RankInfo
+    queue: Queue
+    record: Record
+    stop: StopSignals
+    device: torch.device
+    threads: int
+
+    def run(self) -> None:
+        """Claim and execute tasks until none is left or a stop is asked for; raises nothing."""
+        record, context = self.record, None
+        try:
+            for task in self.study.tasks:
+                if is_reusable(self.study, task):
+                    found = read_outcome(self.study.layout.outcome(task.name))
+                    self.queue.close(task, "done", found.seconds if found else None)
+            while not self.stop.requested():
+                claimed = self.queue.next()
+                if claimed is not None:
+                    # only now: a rank that finds nothing to do needs no data
+                    context = context or self._open_context(claimed)
+                    self.execute(context, claimed)
+                elif self.queue.exhausted:
+                    break
+                else:
+                    record.state = "idle"
+                    record.progress_count += 1
+                    time.sleep(0.2)
+            record.state = "stopped" if self.stop.requested() else "finished"
+        except StopRequested:
+            record.state = "stopped"
+        except USER_ERRORS as error:
+            record.note, record.state = in_words(error), "failed"
+        except Exception:
+            record.note, record.state = traceback.format_exc(), "failed"
+
+    def execute(self, context: RunContext, task: Task) -> None:
+        """One task from claim to outcome; only a stop gets past this, a failure is the task's."""
+        layout, record = self.study.layout, self.record
+        trace, started = "", time.monotonic()
+        try:
+            with TaskLog(layout.task_log(task.name), task.name) as log:
+                reporter = TaskReporter(self.study, task, record, log, self.device)
+                log.line(
+                    f"starts on rank {self.rank_info.rank}, {self.device}, {self.threads} threads"
+                )
+                try:
+                    self._require_startable(task)
+                    if isinstance(task, ExpertTask):
+                        train_expert(context, task, reporter)
+                    else:
+                        train_row(context, task, reporter)
+                    log.line("done")
+                except StopRequested:
+                    log.line("stopped; the same command resumes from this checkpoint")
+                    layout.crashes(task.name).unlink(missing_ok=True)
+                    raise
+                finally:
+                    reporter.close()
+            outcome = reporter.outcome(self.rank_info.rank)
+        except StopRequested:
+            raise
+        except USER_ERRORS as error:
+            outcome = self._failed(in_words(error))
+        except Exception as error:
+            trace = traceback.format_exc()
+            log_file = layout.task_log(task.name)
+            outcome = self._failed(f"{type(error).__name__}: {error}; traceback in {log_file}")
+        finally:
+            record.busy_seconds += time.monotonic() - started
+        try:
+            self._write_down(task, outcome, trace)
+        except OSError as error:
+            # a full disk can't even hold the reason; the table gets it from the queue
+            print(f"[{task.name}] {outcome.note}; {in_words(error)}", file=sys.stderr, flush=True)
+        record.task, record.note = -1, ""
+        word = "done" if outcome.state == "done" else outcome.note
+        self.queue.close(task, word, outcome.seconds)
+
+    def _open_context(self, claimed: Task) -> RunContext:
+        """Load the data; what hinders that is told to those who wait for the claimed task."""
+        rank_info, record = self.rank_info, self.record
+        launch: dict[str, Any] = {
+            "job_id": rank_info.job_id,
+            "nodes": rank_info.nodes,
+            "restarts": rank_info.restarts,
+            "rank": rank_info.rank,
+            "host": rank_info.host,
+        }
+
+        def note(text: str) -> None:
+            record.note = text
+            if self.stop.requested():  # long set-ups can be stopped too
+                raise StopRequested
+
+        try:
+            context = open_context(
+                self.study,
+                self.device,
+                self.threads,
+                progress=note,
+                launch=launch,
+                stop_requested=self.stop.requested,
+            )
+        except StopRequested:
+            raise
+        except Exception as error:
+            self.queue.close(claimed, in_words(error))
+            raise
+        record.note = ""
+        return context
+
+    def _require_startable(self, task: Task) -> None:
+        """Count its crashes; TaskError when a need failed or another experiment's result is there.
+
+        A task that took its process with it CRASHES times without getting further isn't started:
+        torchrun's restarts are there for the other rows too. A clean end removes the count.
+        """
+        failed = [need for need in task.needs if self.queue.outcome(need) != "done"]
+        if failed:
+            raise TaskError(f"can't start: {failed[0]} failed ({self.queue.outcome(failed[0])})")
+        is_done(self.study, task)  # says why when a result that isn't this task's stands there
+        note, checkpoint = self.study.layout.crashes(task.name), resume_path(self.study, task)
+        reached = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        crashes = 0
+        if note.exists():
+            before = json.loads(note.read_text())
+            crashes = before["crashes"] + 1 if before["reached"] == reached else 0
+        if crashes >= CRASHES:
+            raise TaskError(
+                f"its process died {crashes} times without getting further; the log of the rank "
+                f"and the system's (dmesg: out of memory?) may say why. A new launch tries it again"
+            )
+        write_json(note, {"crashes": crashes, "reached": reached})
+
+    def _failed(self, note: str) -> Outcome:
+        return Outcome("failed", note=note, rank=self.rank_info.rank, epoch=int(self.record.epoch))
+
+    def _write_down(self, task: Task, outcome: Outcome, trace: str) -> None:
+        """The outcome, and a failure's reason in the task's log. Raises OSError."""
+        layout = self.study.layout
+        if outcome.state == "failed":
+            with TaskLog(layout.task_log(task.name), task.name) as log:
+                log.details(trace)
+                log.line(f"failed: {outcome.note}")
+        write_outcome(layout.outcome(task.name), outcome)
+        layout.crashes(task.name).unlink(missing_ok=True)
+
+
+def in_words(error: Exception) -> str:
+    """What a person needs to know of an error; the system's own come with the file's name."""
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}. Nothing that was saved before is lost"
+    return str(error)

@@ -1,0 +1,146 @@
+"""How a launch ends: stop signals, the watchdog, the exit status, the last words."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from fusionrun.common.distributed import RankInfo
+from fusionrun.common.exit_status import ExitStatus
+from fusionrun.evaluation.results import collect_results, results_tables
+from fusionrun.monitor.gather import StatusGather
+from fusionrun.monitor.heartbeat import read_heartbeat
+from fusionrun.monitor.record import ENDED, Record
+from fusionrun.monitor.snapshot import Snapshot
+from fusionrun.study.queue import Queue
+from fusionrun.study.study import Study
+
+SHUTDOWN_SECONDS = 3.0  # how long a stopped rank waits for its peers: well inside any grace time
+
+
+class StopSignals:
+    """Remembers, while it's entered, that a stop signal came; a second one changes nothing.
+
+    The handlers that were there before come back at the end. A thread that isn't the main one
+    can't listen, so nothing stops a launch that a notebook's thread began.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._before: dict[signal.Signals, Any] = {}
+        self._received = 0
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for name in self._names:
+                number = signal.Signals[name]
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            # None: whoever was there before isn't Python's, and can't be put back
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def requested(self) -> bool:
+        return self._received != 0
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = self._received or number
+
+
+class Watchdog:
+    """Stops the launch when a rank makes no progress for too long (runtime.hang_minutes)."""
+
+    def __init__(self, limit_minutes: float | None, rank_info: RankInfo) -> None:
+        self._limit = limit_minutes
+        self._rank_info = rank_info
+        self._fired = False
+
+    def look(self, snapshot: Snapshot) -> None:
+        for rank in snapshot.ranks if self._limit is not None and not self._fired else ():
+            still = max(rank.still_seconds, rank.heartbeat_age or 0.0)
+            if rank.state not in ENDED and still > 60 * (self._limit or 0.0):
+                self._fired = True
+                print(
+                    f"fusionrun: rank {rank.rank} ({rank.task or rank.state}) has made no progress "
+                    f"for {still:.0f} s (runtime.hang_minutes={self._limit:g}); the launch stops. "
+                    f"The same command resumes from the last checkpoints",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                # torchrun tells every rank, and kills one that can't hear
+                target = os.getppid() if self._rank_info.is_distributed else os.getpid()
+                os.kill(target, signal.SIGTERM)
+
+
+def exit_status(study: Study, queue: Queue, records: Sequence[Record]) -> int | None:
+    """The launch's, once all ranks have ended; None before."""
+    if any(record.state not in ENDED for record in records):
+        return None
+    outcomes = [queue.outcome(task.name) for task in study.tasks]
+    if all(outcome == "done" for outcome in outcomes):
+        return ExitStatus.DONE
+    if any(record.state == "stopped" for record in records):
+        return ExitStatus.STOPPED
+    if all(record.state == "failed" or record.busy_seconds == 0 for record in records):
+        return ExitStatus.NOT_STARTED
+    return ExitStatus.ROW_FAILED
+
+
+def wait_for_peers(gather: StatusGather, stop: StopSignals) -> int | None:
+    """Keep serving the table until rank 0 ends it; None when that can't be waited for."""
+    stopped_at = None
+    while gather.alive:
+        if gather.wait(0.2) is not None:
+            break
+        if stop.requested():
+            stopped_at = stopped_at or time.monotonic()
+            if time.monotonic() - stopped_at > SHUTDOWN_SECONDS:
+                break
+    return gather.exit_code
+
+
+def exit_for_restart() -> NoReturn:
+    """End as a crash does, whoever else is told the exit status: a peer has died.
+
+    A rank that leaves quietly has done its work, in torchrun's eyes. On several nodes the torchrun
+    of such ranks would never start them again, and that of the dead peer would wait for it.
+    """
+    sys.stdout.flush()
+    os._exit(ExitStatus.STOPPED)
+
+
+def print_summary(
+    study: Study, code: ExitStatus, record: Record, console: Console, *, lost_peers: bool
+) -> None:
+    """The last words on the terminal or in the job's output."""
+    if code == ExitStatus.NOT_STARTED:
+        beats = [read_heartbeat(path) for path in study.layout.heartbeat(0).parent.glob("*.json")]
+        notes = [record.note, *(beat.note for beat in beats if beat and beat.state == "failed")]
+        print(f"fusionrun: {next(filter(None, notes), 'no rank could start')}", file=sys.stderr)
+        return
+    if code != ExitStatus.STOPPED:
+        console.print(results_tables(collect_results(study), console.width))
+    words = {
+        ExitStatus.DONE: "all rows done",
+        ExitStatus.ROW_FAILED: "some tasks failed; the same command runs them again, and only them",
+        ExitStatus.STOPPED: "stopped before the end; the same command resumes from here",
+    }
+    if lost_peers:
+        words[ExitStatus.STOPPED] = (
+            "another rank has died; if torchrun doesn't start all again, run the same command"
+        )
+    line = f"{words[code]}. Results: {study.layout.results('md')}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
