@@ -1,14 +1,10 @@
-"""Files that several processes of one launch share: locks."""
+"""One process at a time: locks on files."""
 
 import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-
-def ignore(message: str) -> None:
-    """The progress callback of callers that want none."""
 
 
 @contextlib.contextmanager

@@ -91,23 +91,24 @@ class ResidentLoader:
         """
         if not 0 <= start_step <= len(self):
             raise ValueError(f"start_step is {start_step}; expected 0 to {len(self)}")
-        return self._augmented(seed, start_step)
 
-    def _augmented(self, seed: int, start_step: int) -> Iterator[Batch]:
-        order = self._to_device(np.random.default_rng(seed).permutation(self._indices))
-        for step in range(start_step, len(self)):
-            first, end = self._bounds[step]
-            chosen = order[first:end]
-            labels = self._labels.index_select(0, chosen)
-            images, targets = augment(
-                self._images.index_select(0, chosen),
-                labels,
-                augmentation=self.augmentation,
-                num_classes=self.num_classes,
-                seed=derive_seed(seed, step),
-                erase_value=self._mean_colour,
-            )
-            yield Batch(self._normalised(images), targets, labels)
+        def batches() -> Iterator[Batch]:
+            order = self._to_device(np.random.default_rng(seed).permutation(self._indices))
+            for step in range(start_step, len(self)):
+                first, end = self._bounds[step]
+                chosen = order[first:end]
+                labels = self._labels.index_select(0, chosen)
+                images, targets = augment(
+                    self._images.index_select(0, chosen),
+                    labels,
+                    augmentation=self.augmentation,
+                    num_classes=self.num_classes,
+                    seed=derive_seed(seed, step),
+                    erase_value=self._mean_colour,
+                )
+                yield Batch(self._normalised(images), targets, labels)
+
+        return batches()  # a wrong start is said here, not when the first batch is asked for
 
     def sample(self, seed: int, count: int) -> Tensor:
         """The first images of this seed's epoch, augmented: (count or less, 3, H, W) uint8."""

@@ -1,7 +1,6 @@
 """Splits written down and reused: two .npy files and a record of how all follows from them."""
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,14 +97,6 @@ def load_or_create_splits(
         "total": len(labels),
         **vars(rules),
     }
-    with _locked(directory):
-        if (directory / META_FILE).exists():
-            return _load(directory, labels, rules, expected)
-        return _create(directory, labels, rules, expected)
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -117,7 +108,9 @@ def _locked(directory: Path) -> Iterator[None]:
                     f"{directory}: cannot be written ({error.strerror}). Expected a folder for "
                     "the split files; set data.splits_dir to a writable one."
                 ) from error
-        yield
+        if (directory / META_FILE).exists():
+            return _load(directory, labels, rules, expected)
+        return _create(directory, labels, rules, expected)
 
 
 def _create(
@@ -136,7 +129,7 @@ def _create(
     ):
         raise SplitError(
             f"{directory / POOL_FILE}: found without {META_FILE}, and not the complement of "
-            f"{HOLDOUT_FILE}. Delete this file to have it written again, or point data.splits_dir "
+            f"{HOLDOUT_FILE}. Move this file away to have it written again, or set data.splits_dir "
             "to another folder."
         )
     splits = make_splits(labels, rules, holdout)
@@ -211,9 +204,9 @@ def _mismatch(path: Path, field: str, found: object, expected: object) -> SplitE
 
 def _unfit(path: Path, problem: str) -> SplitError:
     return SplitError(
-        f"{path}: {problem}. These splits belong to other data or settings, or are damaged. Delete "
-        f"the folder {path.parent} to make new ones (experts trained on the old ones must then be "
-        "trained again), or point data.splits_dir elsewhere."
+        f"{path}: {problem}. These splits belong to other data or settings, or are damaged. Use "
+        "what they were made with, or set data.splits_dir to another folder, where new ones are "
+        "made (experts trained on the old ones must then be trained again)."
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fusionrun.data.datasets.subset import proportional_subset
 from fusionrun.data.errors import DataError, SplitError
 
 __all__ = ["DataError", "SplitError", "SplitRules", "Splits", "hash_indices", "make_splits"]
@@ -116,7 +117,7 @@ def make_splits(
     if holdout is None:
         holdout = draw_holdout(len(labels), rules)
     pool = np.setdiff1d(np.arange(len(labels)), holdout, assume_unique=True)
-    fusion_val = _stratified(labels, holdout, rules)
+    fusion_val = proportional_subset(labels, holdout, rules.val_fraction, rules.seed)
     fusion_train = np.setdiff1d(holdout, fusion_val, assume_unique=True)
     if rules.kind == "iid":
         expert_train = _iid(pool, rules)
@@ -158,23 +159,3 @@ def _iid(pool: Indices, rules: SplitRules) -> tuple[Indices, ...]:
         np.sort(np.concatenate([order[:shared], own[k * unique : (k + 1) * unique]]))
         for k in range(rules.num_experts)
     )
-
-
-def _stratified(labels: Indices, holdout: Indices, rules: SplitRules) -> Indices:
-    """A sorted random part of `holdout` that takes the same `val_fraction` of every class.
-
-    Whole samples: rounded down per class, then the classes with the largest remainders get one
-    more until the total fits. A class with two or more samples gives at least one and keeps one.
-    """
-    rng, fraction = np.random.default_rng(rules.seed), rules.val_fraction
-    by_class = {c: holdout[labels[holdout] == c] for c in np.unique(labels[holdout])}
-    # equal remainders are served in random order, so that low class numbers gain nothing
-    classes = rng.permutation(np.array(list(by_class), dtype=np.int64))
-    counts = np.array([len(by_class[c]) for c in classes], dtype=np.int64)
-    exact = counts * fraction
-    take = np.floor(exact + 1e-9).astype(np.int64)
-    missing = round(fraction * len(holdout)) - int(take.sum())
-    take[np.argsort(take - exact, kind="stable")[: max(missing, 0)]] += 1
-    take = np.clip(take, np.minimum(counts // 2, 1), np.maximum(counts - 1, 0))
-    parts = [rng.permutation(by_class[c])[:n] for c, n in zip(classes, take, strict=True)]
-    return np.sort(np.concatenate([*parts, holdout[:0]]))

@@ -135,7 +135,7 @@ def check_splits(study: Study, splits: Splits) -> Iterator[Finding]:
     }
     for sides, shared in overlaps.items():
         if shared:
-            advice = f"delete {study.splits_dir}, or set data.splits_dir to another folder"
+            advice = "set data.splits_dir to another folder, where new splits are made"
             found = f"{plural(len(shared), 'image')} shared by {sides}"
             yield Finding("splits", "fail", found, advice)
     if any(overlaps.values()):

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusionrun.common.locks import ignore
 from fusionrun.common.seeds import derive_seed
 from fusionrun.data.datasets import load_dataset
-from fusionrun.data.datasets.image_folder import decode_images
+from fusionrun.data.datasets.decode import decode_images
 from fusionrun.data.errors import DataError
 from fusionrun.robustness.counter_rng import CounterRNG, plasma
 
@@ -45,7 +44,11 @@ def built_in_sets(data_name: str, count: int, size: int, seed: int) -> list[OODI
 
 
 def read_ood_images(
-    folder: Path, count: int, size: int, seed: int, progress: Callable[[str], None] = ignore
+    folder: Path,
+    count: int,
+    size: int,
+    seed: int,
+    progress: Callable[[str], None] = lambda message: None,
 ) -> OODImages:
     """Images in `folder` or in folders directly inside it, of more than `count` a seeded choice.
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusionrun.common.locks import ignore
 from fusionrun.data.augmentation.batch import one_hot
 from fusionrun.data.loader import Batch
 from fusionrun.experts import build_expert
@@ -68,7 +67,7 @@ def run_context(
         runtime=RuntimeConfig(device="cuda" if bench.on_gpu else "cpu", **runtime),
     )
     study = plan_study(recipe, "benchmark")
-    return open_context(study, bench.device, torch.get_num_threads(), progress=ignore)
+    return open_context(study, bench.device, torch.get_num_threads(), progress=lambda message: None)
 
 
 def row(context: RunContext) -> Trainer:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from fusionrun.common.locks import ignore
 from fusionrun.doctor.step_timing import peak_memory, reset_peak
 from fusionrun.study.context import RunContext
 from tests.bench import fusionrun_side
@@ -50,7 +49,7 @@ def measure_speed(bench: Bench) -> list[Row]:
 
 def _trains(device: torch.device, scratch: Path, batch_size: int, threads: int, steps: int) -> Part:
     torch.set_num_threads(threads)
-    bench = Bench(device, threads, scratch, ignore)
+    bench = Bench(device, threads, scratch, lambda message: None)
     trainer = fusionrun_side.row(
         fusionrun_side.run_context(bench, "resnet", SMALL, batch_size=batch_size)
     )
@@ -85,7 +84,7 @@ def _peak(bench: Bench, model: str, *, conventional: bool) -> float:
 
 
 def _peaks(device: torch.device, scratch: Path, model: str, conventional: bool) -> Part:
-    bench = Bench(device, 1, scratch, ignore)
+    bench = Bench(device, 1, scratch, lambda message: None)
     before = reset_peak(device) or 0.0
     batch_size = PEAK_BATCH[device.type]
     trainer = fusionrun_side.row(fusionrun_side.run_context(bench, model, batch_size=batch_size))
@@ -120,7 +119,7 @@ def _copies(bench: Bench) -> Row:
 
 def _holder(scratch: Path, cache_dir: Path) -> Part:
     """Three calls: its memory before, the data set, its memory after."""
-    bench = Bench(torch.device("cpu"), 1, scratch, ignore)
+    bench = Bench(torch.device("cpu"), 1, scratch, lambda message: None)
     _read_all(
         fusionrun_side.run_context(bench, "resnet", fusionrun_side.TINY)
     )  # whatever that takes once

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from fusionrun.common.locks import ignore
 from fusionrun.data.datasets.cache import Arrays, load_or_build
 from tests.bench.measure import Bench, Row, share
 
@@ -62,7 +61,11 @@ def make_data_set(folder: Path) -> Path:
         fingerprint="0" * 16,
     )
     load_or_build(
-        folder / "cifar100", "official archive", lambda: arrays, name="cifar100", progress=ignore
+        folder / "cifar100",
+        "official archive",
+        lambda: arrays,
+        name="cifar100",
+        progress=lambda message: None,
     )
     return folder / "cifar100"
 

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fusionrun.common.locks import ignore
 from fusionrun.common.plugins import is_plugin, load_plugin
 from fusionrun.common.text import nearest
 from fusionrun.data.datasets import cifar, image_folder, synthetic
@@ -55,7 +54,7 @@ def load_dataset(
     train_images: int | None = None,
     test_images: int | None = None,
     seed: int = 42,
-    progress: Callable[[str], None] = ignore,
+    progress: Callable[[str], None] = lambda message: None,
 ) -> Dataset:
     """Load the data set `name` of DATASETS, or FILE.py:NAME, a function of a Request.
 
@@ -68,7 +67,7 @@ def load_dataset(
     Raises DataError for an unknown name, and for files that are missing, damaged or unwritable.
     """
     root = Path(root).expanduser()
-    arrays = _loader(name)(
+    arrays = find_loader(name)(
         Request(
             root=root,
             cache_dir=Path(cache_dir).expanduser() if cache_dir else root / ".fusionrun_cache",
@@ -100,7 +99,8 @@ def load_dataset(
     )
 
 
-def _loader(name: str) -> Callable[[Request], Arrays]:
+def find_loader(name: str) -> Callable[[Request], Arrays]:
+    """What loads the data set `name`, of DATASETS or of a plug-in. Raises DataError."""
     if is_plugin(name):
         try:
             found = load_plugin(name)

@@ -16,12 +16,27 @@ import numpy as np
 import numpy.typing as npt
 
 from fusionrun.common.locks import locked
+from fusionrun.common.typed_fields import plain, read_json
 from fusionrun.data.errors import DataError
 
 FORMAT_VERSION = 1
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class CacheMeta:
+    """meta.json: what the arrays beside it are."""
+
+    format_version: int
+    source_key: str
+    shapes: dict[str, list[int]]  # of ARRAYS
+    classes: tuple[Any, ...]  # text, but folders' names may hold characters that no recipe may
+    mean: Triple
+    std: Triple
+    fingerprint: str
+    notes: tuple[Any, ...]  # as classes
 
 
 @dataclass(frozen=True)
@@ -85,9 +100,13 @@ def load_or_build(
     renamed, so a killed one leaves no half cache. Raises DataError where nothing can be written.
     """
     lock = folder.parent / f".{folder.name}.lock"
+
+    def waiting() -> None:
+        progress(f"{name}: waiting for another process to prepare the data")
+
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(lock, shared=True, waiting=lambda: _say_waiting(name, progress)):
+        with locked(lock, shared=True, waiting=waiting):
             ready, _ = _open(folder, source_key)
     except OSError as error:
         # somebody else's finished cache is as good as ours, even where we may not write
@@ -96,7 +115,7 @@ def load_or_build(
             raise _cannot_write(folder.parent, error) from error
     if ready is not None:
         return ready
-    with locked(lock, waiting=lambda: _say_waiting(name, progress)):
+    with locked(lock, waiting=waiting):
         ready, reason = _open(folder, source_key)
         if ready is not None:
             return ready
@@ -112,10 +131,6 @@ def load_or_build(
     return ready
 
 
-def _say_waiting(name: str, progress: Callable[[str], None]) -> None:
-    progress(f"{name}: waiting for another process to prepare the data")
-
-
 def _cannot_write(cache_dir: Path, error: OSError) -> DataError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return DataError(
@@ -128,10 +143,10 @@ def _cannot_write(cache_dir: Path, error: OSError) -> DataError:
 def _open(folder: Path, source_key: str) -> tuple[Arrays | None, str]:
     """The cache mapped into memory, or None and why it cannot be used."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        if meta["format_version"] != FORMAT_VERSION:
-            return None, f"made by another version, format {meta['format_version']}"
-        if meta["source_key"] != source_key:
+        meta = read_json(folder / "meta.json", CacheMeta)
+        if meta.format_version != FORMAT_VERSION:
+            return None, f"made by another version, format {meta.format_version}"
+        if meta.source_key != source_key:
             return None, "the source files have changed"
         # mode "c" is copy-on-write: ranks of a machine share the pages, and torch sees a
         # writable array (it warns about read-only ones)
@@ -139,19 +154,19 @@ def _open(folder: Path, source_key: str) -> tuple[Arrays | None, str]:
             key: np.load(folder / f"{key}.npy", mmap_mode="c" if "images" in key else None)
             for key in ARRAYS
         }
-        if any(list(images[key].shape) != meta["shapes"][key] for key in ARRAYS):
+        if any(list(images[key].shape) != meta.shapes.get(key) for key in ARRAYS):
             return None, "the stored arrays have other shapes than recorded"
         return Arrays(
             **images,
-            classes=tuple(meta["classes"]),
-            mean=tuple(meta["mean"]),
-            std=tuple(meta["std"]),
-            fingerprint=meta["fingerprint"],
-            notes=tuple(meta["notes"]),
+            classes=meta.classes,
+            mean=meta.mean,
+            std=meta.std,
+            fingerprint=meta.fingerprint,
+            notes=meta.notes,
         ), ""
     except FileNotFoundError:
         return None, "there is none yet"
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, EOFError) as error:
         return None, f"the present one is damaged: {error}"
 
 
@@ -168,17 +183,17 @@ def _write(folder: Path, source_key: str, arrays: Arrays) -> None:
                 np.save(file, getattr(arrays, key))
                 file.flush()
                 os.fsync(file.fileno())
-        meta = {
-            "format_version": FORMAT_VERSION,
-            "source_key": source_key,
-            "shapes": {key: list(getattr(arrays, key).shape) for key in ARRAYS},
-            "classes": arrays.classes,
-            "mean": arrays.mean,
-            "std": arrays.std,
-            "fingerprint": arrays.fingerprint,
-            "notes": arrays.notes,
-        }
-        (part / "meta.json").write_text(json.dumps(meta, indent=1))
+        meta = CacheMeta(
+            format_version=FORMAT_VERSION,
+            source_key=source_key,
+            shapes={key: list(getattr(arrays, key).shape) for key in ARRAYS},
+            classes=arrays.classes,
+            mean=arrays.mean,
+            std=arrays.std,
+            fingerprint=arrays.fingerprint,
+            notes=arrays.notes,
+        )
+        (part / "meta.json").write_text(json.dumps(plain(meta), indent=1))
         # Readers hold the shared lock while they open files, and mapped files outlive their name.
         outdated = part.with_name(part.name + "-outdated")
         with contextlib.suppress(FileNotFoundError):

@@ -35,43 +35,31 @@ def _load(name: str, request: Request) -> Arrays:
             f"{name}: image_size is {request.image_size}, but its images are 32x32. "
             "Set data.image_size to 32, or use data set image_folder for other sizes."
         )
-    return load_or_build(
-        request.cache_dir / name,
-        "official archive",
-        lambda: _build(name, request.root, request.download, request.progress),
-        name=name,
-        progress=request.progress,
-    )
 
+    def build() -> Arrays:
+        from torchvision import datasets  # 2.7 s, and only needed while there is no cache
 
-def _build(name: str, root: Path, download: bool, progress: Callable[[str], None]) -> Arrays:
-    from torchvision import datasets  # 2.7 s, and only needed while there is no cache
+        source = datasets.CIFAR100 if name == "cifar100" else datasets.CIFAR10
+        _ensure_files(name, source, request.root, request.download, request.progress)
+        try:
+            train, test = (source(request.root, train=part) for part in (True, False))
+            train_images, train_labels = _arrays(train)
+            test_images, test_labels = _arrays(test)
+            classes = tuple(train.classes)
+            if max(train_labels.max(), test_labels.max()) >= len(classes):
+                raise ValueError(f"a label is above the {len(classes)} class names")
+        except Exception as error:  # unpickling a file of another tool can raise anything
+            raise DataError(
+                f"{request.root / source.base_folder}: cannot be read as {name} ({error}). Delete "
+                f"this folder and put {source.filename} into {request.root}, or set "
+                "data.download=true."
+            ) from error
+        arrays = (train_images, train_labels, test_images, test_labels)
+        fingerprint = content_fingerprint(train_labels, train_images, test_labels, test_images)
+        return Arrays(*arrays, classes, *NORMALISATION[name], fingerprint)
 
-    source = datasets.CIFAR100 if name == "cifar100" else datasets.CIFAR10
-    _ensure_files(name, source, root, download, progress)
-    try:
-        train, test = source(root, train=True), source(root, train=False)
-        train_images, train_labels = _arrays(train)
-        test_images, test_labels = _arrays(test)
-        classes = tuple(train.classes)
-        if max(train_labels.max(), test_labels.max()) >= len(classes):
-            raise ValueError(f"a label is above the {len(classes)} class names")
-    except Exception as error:  # unpickling a file of another tool can raise anything
-        raise DataError(
-            f"{root / source.base_folder}: cannot be read as {name} ({error}). "
-            f"Delete this folder and put {source.filename} into {root}, or set data.download=true."
-        ) from error
-    mean, std = NORMALISATION[name]
-    return Arrays(
-        train_images,
-        train_labels,
-        test_images,
-        test_labels,
-        classes,
-        mean,
-        std,
-        content_fingerprint(train_labels, train_images, test_labels, test_images),
-    )
+    folder, key = request.cache_dir / name, "official archive"
+    return load_or_build(folder, key, build, name=name, progress=request.progress)
 
 
 def _arrays(part: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

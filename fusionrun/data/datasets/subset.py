@@ -1,4 +1,4 @@
-"""A part of a data set, stratified by class, for studies that can't afford the whole."""
+"""Parts of a data set, stratified by class."""
 
 from dataclasses import replace
 
@@ -44,3 +44,25 @@ def stratified_subset(
     # first everybody's first sample, then everybody's second, ...
     chosen = order[np.argsort(turns[order], kind="stable")][:count]
     return np.sort(chosen)
+
+
+def proportional_subset(
+    labels: npt.NDArray[np.int64], members: npt.NDArray[np.int64], fraction: float, seed: int
+) -> npt.NDArray[np.int64]:
+    """A sorted random part of `members` that takes the same `fraction` of every class.
+
+    Whole samples: rounded down per class, then the classes with the largest remainders get one
+    more until the total fits. A class with two or more samples gives at least one and keeps one.
+    """
+    rng = np.random.default_rng(seed)
+    by_class = {c: members[labels[members] == c] for c in np.unique(labels[members])}
+    # equal remainders are served in random order, so that low class numbers gain nothing
+    classes = rng.permutation(np.array(list(by_class), dtype=np.int64))
+    counts = np.array([len(by_class[c]) for c in classes], dtype=np.int64)
+    exact = counts * fraction
+    take = np.floor(exact + 1e-9).astype(np.int64)
+    missing = round(fraction * len(members)) - int(take.sum())
+    take[np.argsort(take - exact, kind="stable")[: max(missing, 0)]] += 1
+    take = np.clip(take, np.minimum(counts // 2, 1), np.maximum(counts - 1, 0))
+    parts = [rng.permutation(by_class[c])[:n] for c, n in zip(classes, take, strict=True)]
+    return np.sort(np.concatenate([*parts, members[:0]]))

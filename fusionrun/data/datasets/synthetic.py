@@ -61,21 +61,19 @@ def load_synthetic(request: Request) -> Arrays:
         request.test_images,
         request.image_size,
     )
+    names = tuple(f"{TEXTURES[k // 5 % 5]} {SHAPES[k % 5]}" for k in range(request.num_classes))
+    if request.num_classes > 25:
+        names = tuple(f"{COLOURS[k // 25]} {name}" for k, name in enumerate(names))
     return Arrays(
         train_images,
         train_labels,
         test_images,
         test_labels,
-        tuple(_class_name(label, request.num_classes) for label in range(request.num_classes)),
+        names,
         mean,
         std,
         hashlib.sha256(repr(recipe).encode()).hexdigest()[:16],
     )
-
-
-def _class_name(label: int, num_classes: int) -> str:
-    name = f"{TEXTURES[label // 5 % 5]} {SHAPES[label % 5]}"
-    return f"{COLOURS[label // 25]} {name}" if num_classes > 25 else name
 
 
 def _part(request: Request, part: str, count: int) -> tuple[npt.NDArray[np.uint8], Ints]:
@@ -97,7 +95,21 @@ def _draw(
     axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(32 / size)
     grid_x, grid_y = axis[None, None, :], axis[None, :, None]
     colour = labels // 25 if coloured else rng.integers(0, len(COLOURS), count)
-    image = _background(rng, count, grid_x, grid_y)
+    # a colour gradient with faint waves in any direction, so that texture alone is no clue
+    ends = [
+        _rgb(
+            _uniform(rng, count, 0, 1), _uniform(rng, count, 0, 0.6), _uniform(rng, count, 0.15, 1)
+        )
+        for _ in range(2)
+    ]
+    angle = _uniform(rng, count, 0, 2 * math.pi)
+    along = (np.cos(angle) * (grid_x - 16) + np.sin(angle) * (grid_y - 16)) / 32 + 0.5
+    image = ends[0] + (ends[1] - ends[0]) * along[:, None]
+    angle, wavelength = _uniform(rng, count, 0, math.pi), _uniform(rng, count, 4, 14)
+    phase = _uniform(rng, count, 0, 2 * math.pi)
+    across = np.cos(angle) * grid_x + np.sin(angle) * grid_y
+    waves = np.sin(across * (2 * math.pi / wavelength) + phase)
+    image = np.asarray(image + (waves * _uniform(rng, count, 0, 0.1))[:, None], dtype=np.float32)
     for _ in range(2):  # distractors: small plain discs of any colour, behind the object
         x, y = _uniform(rng, count, 0, 32), _uniform(rng, count, 0, 32)
         mask = _disc(grid_x - x, grid_y - y, _uniform(rng, count, 1.5, 4))
@@ -126,24 +138,6 @@ def _uniform(rng: np.random.Generator, count: int, low: float, high: float) -> F
     """(N, 1, 1), one number per image."""
     values = rng.random((count, 1, 1), dtype=np.float32)
     return values * np.float32(high - low) + np.float32(low)
-
-
-def _background(rng: np.random.Generator, count: int, grid_x: Floats, grid_y: Floats) -> Floats:
-    """A colour gradient with faint waves in any direction, so that texture alone is no clue."""
-    ends = [
-        _rgb(
-            _uniform(rng, count, 0, 1), _uniform(rng, count, 0, 0.6), _uniform(rng, count, 0.15, 1)
-        )
-        for _ in range(2)
-    ]
-    angle = _uniform(rng, count, 0, 2 * math.pi)
-    along = (np.cos(angle) * (grid_x - 16) + np.sin(angle) * (grid_y - 16)) / 32 + 0.5
-    image = ends[0] + (ends[1] - ends[0]) * along[:, None]
-    angle, wavelength = _uniform(rng, count, 0, math.pi), _uniform(rng, count, 4, 14)
-    phase = _uniform(rng, count, 0, 2 * math.pi)
-    across = np.cos(angle) * grid_x + np.sin(angle) * grid_y
-    waves = np.sin(across * (2 * math.pi / wavelength) + phase)
-    return np.asarray(image + (waves * _uniform(rng, count, 0, 0.1))[:, None], dtype=np.float32)
 
 
 def _rgb(hue: Floats, saturation: Floats, value: Floats) -> Floats:

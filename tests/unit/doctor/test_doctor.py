@@ -364,7 +364,7 @@ def test_overlapping_split_files_fail(trained: Path) -> None:
     np.save(pool, indices)
     splits = only(examine(study), "splits")
     assert splits.state == "fail" and "shared with the holdout is 1" in splits.found
-    assert str(pool) in splits.found and "Delete the folder out/splits" in splits.advice
+    assert str(pool) in splits.found and "set data.splits_dir to another folder" in splits.advice
 
 
 def test_overlaps_are_proven_not_assumed(trained: Path) -> None:
