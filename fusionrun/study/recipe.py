@@ -54,8 +54,8 @@ class RowConfig:
 class GridConfig:
     """Rows as a product: every model with every fusion, seed and alpha."""
 
-    models: tuple[str, ...]
-    fusions: tuple[str, ...]
+    models: tuple[str, ...]  # as a row's model
+    fusions: tuple[str, ...]  # as a row's fusion
     seeds: tuple[int, ...] = ()  # none: the recipe's seed
     alphas: tuple[float, ...] = ()  # none: fusion.alpha
 
@@ -92,12 +92,12 @@ class DataConfig:
     splits_dir: str | None = None  # null: <output_dir>/splits
     download: bool = False  # fetch a CIFAR archive that is missing
     image_size: int = 32  # side in pixels (image_folder resizes once; synthetic draws)
-    train_images: int | None = None  # null: all; else a seeded subset, even over the classes
+    train_images: int | None = None  # null: all; else a seeded subset, stratified by class
     test_images: int | None = None  # as train_images
     num_classes: int = 20  # synthetic only; files bring their own classes
     seed: int = 42  # of the splits, of subsets and of synthetic images
     holdout_fraction: float = 0.2  # part of the training set that only fusion sees
-    val_fraction: float = 0.1  # part of the holdout that selects, even over the classes
+    val_fraction: float = 0.1  # part of the holdout that selects, stratified by class
     split: Literal["iid", "non_iid"] = "iid"  # non_iid: each expert its own classes
     shared_fraction: float = 0.4  # iid: part of the expert pool that every expert sees
     unique_fraction: float = 0.15  # iid: part of the pool that one expert alone sees
@@ -123,7 +123,7 @@ class ExpertsConfig:
 
     count: int = 4  # experts per row
     checkpoint_dir: str | None = None  # null: <output_dir>/expert_checkpoints
-    epochs: int = 250
+    epochs: int = 250  # of each expert's own training
     batch_size: int | None = None  # null: as published for the architecture (128, DenseNet 64)
     lr: float | None = None  # null: 0.1 (SGD, Nesterov momentum 0.9, cosine to 0)
     weight_decay: float | None = None  # null: by architecture (5e-4 or 1e-4)
@@ -143,8 +143,8 @@ class ExpertsConfig:
 class FusionConfig:
     """Training of a row: its experts, fusion module and global head together."""
 
-    epochs: int = 100
-    batch_size: int = 128
+    epochs: int = 100  # of a row's training
+    batch_size: int = 128  # images of an optimizer step
     # images that pass through the model at a time, gradients adding up to batch_size; null: all;
     # auto: all, halved whenever memory runs out. Batch statistics are the micro-batch's own
     micro_batch: Literal["auto"] | int | None = None
@@ -154,7 +154,7 @@ class FusionConfig:
     global_head_lr: float | None = None  # null: as fusion_lr
     weight_decay: float | None = None  # null: by fusion type (1e-4, TransformerBase 5e-4)
     augmentation: str = "auto"  # auto: by fusion type
-    mixing: Literal["cutmix", "mixup", "none"] = "cutmix"
+    mixing: Literal["cutmix", "mixup", "none"] = "cutmix"  # of two images into one
     mixing_alpha: float | None = None  # null: 1.0 for cutmix, by fusion type for mixup
     label_smoothing: float | None = None  # null: by fusion type (0.05, 0.08 or 0.1)
 
@@ -181,14 +181,14 @@ def _check_smoothing(value: float | None) -> None:
 class RuntimeConfig:
     """How the hardware is used."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPUs, if there are any
     threads: int | None = None  # CPU threads of a rank; null: the cores divided by the ranks
     amp: Literal["auto", "off"] = "auto"  # auto: bfloat16 autocast on a GPU that has it
-    channels_last: bool = True
+    channels_last: bool = True  # memory layout of images and convolutions; faster
     deterministic: bool = False  # GPU: bit-identical reruns, slower (a CPU always is)
     # a rank that gets one of these saves at its next step and leaves; Slurm's warning among them
     stop_signals: tuple[str, ...] = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
-    hang_minutes: float | None = None  # stop the launch when a rank stands still for so long
+    hang_minutes: float | None = None  # stop the launch when a rank made no progress for so long
 
     def __post_init__(self) -> None:
         _require_positive(self, "threads", "hang_minutes")
@@ -201,8 +201,8 @@ class RuntimeConfig:
 class CheckpointConfig:
     """When a task writes its resume state; it is always written on a stop signal."""
 
-    every_epochs: int = 10
-    every_minutes: float = 5.0
+    every_epochs: int = 10  # of a task
+    every_minutes: float = 5.0  # since its last one
 
     def __post_init__(self) -> None:
         _require_positive(self, "every_epochs", "every_minutes")
@@ -212,8 +212,8 @@ class CheckpointConfig:
 class LogsConfig:
     """What is written beside CSV files and text logs."""
 
-    tensorboard: bool = True
-    wandb: Literal["off", "offline", "online"] = "off"
+    tensorboard: bool = True  # event files in <output_dir>/tensorboard
+    wandb: Literal["off", "offline", "online"] = "off"  # Weights & Biases, a project a model
 
 
 @dataclass(frozen=True)
@@ -231,10 +231,10 @@ class StatusConfig:
 class Recipe:
     """A study: what to train, on what, how."""
 
-    output_dir: str
+    output_dir: str  # folder of everything that the study produces
     rows: tuple[RowConfig, ...] = ()
     grid: GridConfig | None = None  # more rows, after those: all combinations not listed there
-    # more rows: these controls of every row so far, see RowConfig
+    # more rows: these controls of every row so far, see a row's control
     controls: tuple[Literal["frozen", "detached", "single"], ...] = ()
     seed: int = 42  # of initialisation, order of batches, augmentation and dropout
     data: DataConfig = field(default_factory=DataConfig)

@@ -141,12 +141,12 @@ def test_components_of_one_epoch_are_what_the_manifest_says(four_ranks: Path) ->
     assert manifest.val_accuracy == pytest.approx(best)
 
 
-def test_the_readmes_way_to_load_components(
+def test_the_documents_way_to_load_components(
     four_ranks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (code,) = re.findall(
-        r"```python\n(from fusionrun.components.store.*?)```",
-        (ROOT / "README.md").read_text(),
+        r"```python\n(.*?load_expert.*?)```",
+        (ROOT / "docs/outputs.md").read_text(),
         re.S,
     )
     (four_ranks / "runs").mkdir()

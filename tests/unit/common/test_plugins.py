@@ -1,4 +1,4 @@
-"""A user's own parts: the README's example as it stands there, and what is said of mistakes."""
+"""A user's own parts: the documents' example as it stands there, and what is said of mistakes."""
 
 import re
 import shlex
@@ -17,14 +17,13 @@ from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study, plan_study
 from tests.tiny import ROOT, alone, write_recipe
 
-README = (ROOT / "README.md").read_text()
-SECTION = README.split("## Your own architecture, fusion or data set\n")[1].split("\n## ")[0]
-CODE, COMMAND = re.findall(r"```(?:python|bash)\n(.*?)```", SECTION, flags=re.DOTALL)
+PAGE = (ROOT / "docs/own-parts.md").read_text()
+CODE, COMMAND = re.findall(r"```(?:python|bash)\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
 @pytest.fixture
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The README's my_parts.py in the working directory."""
+    """The page's my_parts.py in the working directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_parts.py").write_text(CODE)
     return tmp_path / "my_parts.py"
@@ -34,7 +33,7 @@ def plan(folder: Path, *overrides: str) -> Study:
     return plan_study(load_recipe(write_recipe(folder), overrides), "tiny.yaml")
 
 
-def test_the_example_of_the_readme_runs(parts: Path) -> None:
+def test_the_example_of_the_documents_runs(parts: Path) -> None:
     words = shlex.split(COMMAND.replace("\\\n", " "))
     assert words[:3] == ["bash", "launch.sh", "configs/demo.yaml"]
     short = ["experts.epochs=1", "fusion.epochs=1", "experts.count=2", "logs.tensorboard=false"]

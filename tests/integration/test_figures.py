@@ -1,0 +1,72 @@
+"""The figures in the documents: what makes them measures truly, and the demo's are of this code."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests import figures, generated_docs, measured
+from tests.tiny import TINY
+
+ONE_ROW = TINY.replace("experts: {count: 2, epochs: 2", "experts: {count: 2, epochs: 1").replace(
+    "fusion: {epochs: 3", "fusion: {epochs: 1"
+)
+RECORD = measured.Record(
+    recipe="configs/some.yaml",
+    processor="CPU",
+    cores=2,
+    torch="2.14.1",
+    seconds=127.4,
+    rows=(
+        measured.Accuracies("resnet", "concatenation", 50.0, 45.0, 51.0, 50.5, 48.0, -1.0),
+        measured.Accuracies("densenet", "multiplicative", 40.0, 45.0, 46.0, 46.5, 44.0, -6.5),
+    ),
+)
+
+
+def test_a_recipe_is_measured_as_a_user_runs_it(tmp_path: Path) -> None:
+    recipe = tmp_path / "one.yaml"
+    recipe.write_text(ONE_ROW)
+    words = ["rows=[{model: resnet, fusion: concatenation}]", "controls=[frozen]"]
+    folder = tmp_path / "work"
+    folder.mkdir()
+    record, snapshot = figures.measure(recipe, words, folder)
+    with (folder / "out/results.csv").open(newline="") as file:
+        row, control = csv.DictReader(file)
+    assert control["fusion_type"] == "concatenation-frozen"  # beside the point here
+    (found,) = record.rows
+    assert (found.model, found.fusion_type) == ("resnet", "concatenation")
+    assert (found.fused, found.gain) == (float(row["fused"]), float(row["gain"]))
+    assert record.recipe == "configs/one.yaml" and record.seconds > 1
+    assert snapshot is not None and "concatenation" in figures.picture(snapshot)
+
+
+def test_differences_are_told_beyond_the_tolerances() -> None:
+    first, second = RECORD.rows
+    near = first.fused - figures.ROW_TOLERANCE / 2
+    far = second.fused + figures.ROW_TOLERANCE + 1
+    assert figures.differences(RECORD, RECORD) == []
+    as_near = replace(RECORD, rows=(replace(first, fused=near), second))
+    assert figures.differences(RECORD, as_near) == []
+    as_far = replace(RECORD, rows=(first, replace(second, fused=far)))
+    row, mean = figures.differences(RECORD, as_far)
+    assert "densenet multiplicative, fused: recorded 40.00, found 49.00" in row
+    assert "mean of fused: recorded 45.00, found 49.50" in mean
+    (rows,) = figures.differences(RECORD, replace(RECORD, rows=(first,)))
+    assert rows.startswith("rows: recorded ")
+
+
+def test_a_recipes_header_is_what_was_recorded() -> None:
+    text = "# Trains.\n#\n# Time:   old\n# Result: old\n#\n# old\noutput_dir: out\n# Time: kept\n"
+    found = generated_docs.with_figures(text, RECORD)
+    assert found.startswith("# Trains.\n#\n# Time:   2 min 7 s on 2 cores of")
+    assert found.endswith("\noutput_dir: out\n# Time: kept\n")
+    assert "# resnet    concatenation   50.00        45.00        50.50" in found
+    assert "# Fused is ahead of the best cheap alternative in 0 of 2 rows" in found
+    assert "old" not in found
+
+
+@pytest.mark.figures
+def test_the_demos_figures_are_this_codes() -> None:
+    assert figures.check(["demo"], None) == 0
