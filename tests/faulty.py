@@ -49,12 +49,8 @@ def inject(fault: Callable[[loop.Trainer, Batch], Batch]) -> None:
     healthy = loop.Trainer.train_step
 
     def step(self: loop.Trainer, batch: Batch) -> torch.Tensor:
-        second = len(self.history) == 1
-        if (
-            self.identity.fields["model"] == "resnet"
-            and "fusion" in self.identity.fields
-            and second
-        ):
+        fields = self.checkpointing.identity.fields
+        if fields["model"] == "resnet" and "fusion" in fields and len(self.history) == 1:
             batch = fault(self, batch)
         return healthy(self, batch)
 

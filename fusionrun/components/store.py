@@ -215,7 +215,7 @@ def save_model(
 
 
 def save_single(
-    files: RowFiles, network: Expert, info: ComponentInfo, manifest: Mapping[str, Any]
+    files: RowFiles, network: nn.Module, info: ComponentInfo, manifest: Mapping[str, Any]
 ) -> None:
     """As `save_model` for a row that is one network; it loads as an expert."""
     save_component(files.network, network, replace(info, component="expert"))

@@ -1,5 +1,6 @@
 """Batches made on the device that holds the data set; the step never waits for the host."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,16 @@ class Batch:
     images: Tensor  # (N, 3, H, W) float32, normalised
     targets: Tensor  # (N, C) float32, soft where the batch was mixed, each row sums to 1
     labels: Tensor  # (N,) int64, of the images before mixing
+
+    def split(self, most: int | None) -> Iterator["Batch"]:
+        """Even parts of at most `most` images, None: all; but two at least, for the statistics of
+        batch normalisation.
+        """
+        images = len(self.labels)
+        parts = max(1, min(math.ceil(images / (most or images)), images // 2))
+        columns = (self.images, self.targets, self.labels)
+        for part in zip(*(column.tensor_split(parts) for column in columns), strict=True):
+            yield Batch(*part)
 
 
 class ResidentLoader:

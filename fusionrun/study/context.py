@@ -15,10 +15,8 @@ from fusionrun.data.datasets import Dataset, load_dataset
 from fusionrun.data.loader import ResidentLoader
 from fusionrun.data.split_files import load_or_create_splits
 from fusionrun.data.splits import SplitRules, Splits
-from fusionrun.experts import Expert
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import Task
-from fusionrun.training.epoch import BestEpoch
 from fusionrun.training.identity import FINGERPRINT, SPLIT, THREADS, WEIGHTS, Identity
 
 EVALUATION_BATCH = 512  # images; without gradients there is room for more than in training
@@ -93,22 +91,6 @@ class RunContext:
         last = self.study.recipe.runtime.channels_last
         layout = torch.channels_last if last else torch.contiguous_format
         model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
-
-    def about(self, model: str, expert: Expert, best: BestEpoch) -> dict[str, Any]:
-        """What every component's file says of where it comes from."""
-        return {
-            "model": self.study.source(model),
-            "arguments": self.study.model_arguments(model),
-            "num_classes": expert.num_classes,
-            "feature_dim": expert.feature_dim,
-            "num_experts": self.study.recipe.experts.count,
-            "classes": list(self.data.classes),
-            "mean": list(self.data.mean),
-            "std": list(self.data.std),
-            "image_size": self.data.train_images.shape[-1],
-            "epoch": best.epoch,
-            "val_accuracy": best.val_accuracy,
-        }
 
 
 def open_context(

@@ -75,20 +75,24 @@ class Reporter(Protocol):
 class Meter:
     """Sums over an epoch, kept on the device: adding to them waits for nothing."""
 
-    def __init__(self, heads: int, device: torch.device) -> None:
-        self.losses = torch.zeros(heads, dtype=torch.float64, device=device)
-        self.correct = torch.zeros(heads, dtype=torch.float64, device=device)
+    def __init__(self, head_weights: Tensor) -> None:
+        self.losses = torch.zeros_like(head_weights, dtype=torch.float64)  # (H,)
+        self.correct = torch.zeros_like(self.losses)  # (H,)
         self.images = 0
+        self._head_weights = head_weights
 
     def add(self, losses: Tensor, correct: Tensor, images: int) -> None:
         self.losses += losses.detach() * images
         self.correct += correct
         self.images += images
 
-    def means(self) -> tuple[list[float], list[float]]:
-        """(loss, accuracy in percent) of every head; waits for the device."""
+    def means(self) -> tuple[float, list[float], list[float]]:
+        """(weighted loss, every head's loss, its accuracy in percent); waits for the device."""
         count = max(self.images, 1)
-        return (self.losses / count).tolist(), (100 * self.correct / count).tolist()
+        losses = (self.losses / count).tolist()
+        weights = self._head_weights.tolist()
+        loss = sum(weight * each for weight, each in zip(weights, losses, strict=True))
+        return loss, losses, (100 * self.correct / count).tolist()
 
     def state(self) -> dict[str, Any]:
         return {

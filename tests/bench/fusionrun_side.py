@@ -95,21 +95,29 @@ def _reporter(context: RunContext, task: Task) -> TaskReporter:
     return TaskReporter(context.study, task, Record(), log, context.device)
 
 
+def train_epoch(trainer: Trainer) -> None:
+    """The next epoch as `Trainer.run` trains it, also beyond the last of its schedule."""
+    for batch in trainer.start_epoch():
+        trainer.train_step(batch)
+        trainer.after_step()
+    trainer.finish_epoch()
+
+
 def conventional(trainer: Trainer) -> Conventional:
     """The other side, with the weights and settings of a row's trainer as it stands."""
     assert isinstance(trainer.model, FusionModel)
     return Conventional(
         trainer.model,
-        trainer.groups,
-        weight_decay=trainer.optimizer.param_groups[0]["weight_decay"],
-        smoothing=trainer.label_smoothing,
+        trainer.optimisation.groups,
+        weight_decay=trainer.optimisation.optimizer.param_groups[0]["weight_decay"],
+        smoothing=trainer.optimisation.label_smoothing,
         device=trainer.device,
     )
 
 
 def batch_for_both(trainer: Trainer) -> tuple[Batch, Mixed]:
     """The same mixed images as soft targets for us, as two labels and a weight for them."""
-    batch = next(trainer.train_loader.training_batches(seed=0))
+    batch = next(trainer.loaders.train.training_batches(seed=0))
     others = batch.labels.flip(0)
     own, other = (one_hot(labels, CLASSES) for labels in (batch.labels, others))
     ours = Batch(batch.images, MIX * own + (1 - MIX) * other, batch.labels)

@@ -43,7 +43,7 @@ def _share_of_peak(bench: Bench, model: str) -> Row:
         expert = build_expert(model, fusionrun_side.CLASSES)
     trainer = fusionrun_side.row(fusionrun_side.run_context(bench, model, batch_size=BATCH))
     batch, _ = fusionrun_side.batch_for_both(trainer)
-    experts = len(trainer.head_weights) - 1
+    experts = len(trainer.optimisation.head_weights) - 1
     # two operations a multiply-accumulate; the backward pass costs two forward ones
     work = 6 * multiply_accumulates(expert, 32) * len(batch.labels) * experts
     a, b = (torch.randn(SIZE, SIZE, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
@@ -61,7 +61,7 @@ def _share_of_peak(bench: Bench, model: str) -> Row:
 def _waits(bench: Bench) -> Row:
     """How often the host waits for the device while it makes a batch and does a step."""
     trainer = fusionrun_side.row(fusionrun_side.run_context(bench, "resnet", batch_size=BATCH))
-    batches = trainer.train_loader.training_batches(seed=0)
+    batches = trainer.loaders.train.training_batches(seed=0)
     trainer.train_step(next(batches))
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -90,7 +90,7 @@ def _final_loss(bench: Bench, *, seed: int, amp: str) -> float:
     )
     trainer = fusionrun_side.row(context)
     epochs = (
-        trainer.train_loader.training_batches(seed + 2 * number) for number in itertools.count()
+        trainer.loaders.train.training_batches(seed + 2 * number) for number in itertools.count()
     )
     batches = itertools.islice(itertools.chain.from_iterable(epochs), CURVE_STEPS)
     losses = [trainer.train_step(batch) for batch in batches]

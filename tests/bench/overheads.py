@@ -52,12 +52,12 @@ def _record(bench: Bench) -> Callable[[], None]:
     trainer = fusionrun_side.row(
         fusionrun_side.run_context(bench, "resnet", fusionrun_side.TINY, batch_size=16)
     )
-    trainer.run_epoch()
+    fusionrun_side.train_epoch(trainer)
     history = [replace(trainer.history[0], epoch=number + 1) for number in range(EPOCHS)]
 
     def record() -> None:
-        trainer._last_pulse = 0.0  # long ago: the loop's second has passed
-        trainer._after_step()
+        trainer._last_report = 0.0  # long ago: the loop's second has passed
+        trainer.after_step()
         trainer.reporter.epoch(history, trainer.best)
 
     return record
@@ -67,7 +67,7 @@ def _checkpoint(bench: Bench) -> tuple[Callable[[], None], float]:
     """What saves a row with its optimizer's state, and the seconds between two saves."""
     trainer = fusionrun_side.row(fusionrun_side.run_context(bench, "resnet", batch_size=2))
     trainer.train_step(fusionrun_side.batch_for_both(trainer)[0])
-    return trainer._save, 60 * trainer.every_minutes
+    return trainer.save, 60 * trainer.checkpointing.every_minutes
 
 
 class _Terminal(io.StringIO):

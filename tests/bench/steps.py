@@ -50,7 +50,7 @@ def _measure_step(bench: Bench, model: str) -> list[Row]:
     their_seconds, our_seconds, loading = bench.interleave(
         bench.timed(lambda: their_losses.append(theirs.step(mixed)), repeat),
         bench.timed(lambda: our_losses.append(ours.train_step(batch)), repeat),
-        bench.timed(lambda: next(ours.train_loader.training_batches(next(seeds))), 10),
+        bench.timed(lambda: next(ours.loaders.train.training_batches(next(seeds))), 10),
     )
     check_losses(
         [losses.tolist() for losses in our_losses[:CHECKED]],
@@ -93,7 +93,7 @@ def expert_step(
         bench, model, batch_size=batch_size, channels_last=channels_last
     )
     trainer = fusionrun_side.expert(context)
-    batch = next(trainer.train_loader.training_batches(seed=0))
+    batch = next(trainer.loaders.train.training_batches(seed=0))
     return lambda: trainer.train_step(batch)
 
 
@@ -114,7 +114,7 @@ def measure_epoch(bench: Bench) -> list[Row]:
     ours = fusionrun_side.row(replace(context, splits=splits))
     tested = fusionrun_side.row(replace(context, splits=replace(splits, fusion_val=parts[2])))
     theirs = fusionrun_side.conventional(ours)
-    training = _images(bench, context, parts[0], ours.train_loader.augmentation)
+    training = _images(bench, context, parts[0], ours.loaders.train.augmentation)
     testing = _images(bench, context, parts[2], None)
     check_losses([tested.validate()[0]], [theirs.evaluate(testing)[0]], TOLERANCE[kind])
     rng = np.random.default_rng(0)
@@ -125,7 +125,7 @@ def measure_epoch(bench: Bench) -> list[Row]:
 
     their_epochs, our_epochs, their_passes, our_passes = bench.interleave(
         bench.timed(their_epoch),
-        bench.timed(ours.run_epoch),
+        bench.timed(lambda: fusionrun_side.train_epoch(ours)),
         bench.timed(lambda: theirs.evaluate(testing)),
         bench.timed(tested.validate),
     )

@@ -126,7 +126,8 @@ def test_both_sides_compute_the_same(bench: Bench, model: str) -> None:
     context = fusionrun_side.run_context(bench, model, TINY[model], batch_size=8, rate=1e-3)
     ours = fusionrun_side.row(context)
     ours.model.double()
-    ours.head_weights = ours.head_weights.double()
+    weights = ours.optimisation.head_weights.double()
+    ours.optimisation = replace(ours.optimisation, head_weights=weights)
     theirs = fusionrun_side.conventional(ours)
     batch, mixed = fusionrun_side.batch_for_both(ours)
     batch = replace(batch, images=batch.images.double(), targets=batch.targets.double())
@@ -271,8 +272,9 @@ from tests.bench.measure import Bench
 bench = Bench(torch.device("cpu"), 1, Path("."), print)
 context = fusionrun_side.run_context(bench, "resnet", fusionrun_side.TINY, batch_size=8)
 for trainer in (fusionrun_side.expert(context), fusionrun_side.row(context)):
-    trainer.train_step(next(trainer.train_loader.training_batches(seed=0)))
-    trainer.optimizer.load_state_dict(trainer.optimizer.state_dict())
+    trainer.train_step(next(trainer.loaders.train.training_batches(seed=0)))
+    optimizer = trainer.optimisation.optimizer
+    optimizer.load_state_dict(optimizer.state_dict())
 print([name for name in HEAVY if name in sys.modules])
 """
 

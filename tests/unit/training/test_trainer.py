@@ -34,7 +34,7 @@ from fusionrun.training.optim import (
     sgd,
     warm_restarts,
 )
-from fusionrun.training.trainer import Trainer
+from fusionrun.training.trainer import Checkpointing, Loaders, Optimisation, Schedule, Trainer
 
 CLASSES, SIZE = 4, 8
 TRAIN, VAL, BATCH = 40, 24, 16
@@ -148,27 +148,43 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
     if last:
         model.to(memory_format=torch.channels_last)
     diary = Diary(model)
-    arguments: dict[str, Any] = {
-        "model": model,
+    wanted: dict[str, Any] = {
         "train_loader": make_loader(0, TRAIN, "randaugment" if last else "color_jitter", last),
         "val_loader": make_loader(TRAIN, TRAIN + VAL, "none", last),
         "optimizer": optimizer,
         "groups": groups,
-        "head_weights": weights,
-        "label_smoothing": 0.1,
+        "micro_batch": None,
+        "bf16": False,
+        "frozen": (),
         "epochs": EPOCHS,
         "seed": 5,
-        "device": CPU,
-        "resume_file": ResumeFile(path),
         "identity": Identity(SETTINGS, {}),
-        "reporter": diary,
-        "stop_requested": lambda: False,
         "every_epochs": 1,
         "every_minutes": 1e9,
-        "batch_field": "fusion.batch_size",
-        **changes,
     }
-    return Kit(Trainer(**arguments), Counter(model), diary)
+    assert changes.keys() <= wanted.keys()
+    wanted |= changes
+    trainer = Trainer(
+        model,
+        Loaders(wanted["train_loader"], wanted["val_loader"]),
+        Optimisation(
+            optimizer=wanted["optimizer"],
+            groups=wanted["groups"],
+            head_weights=weights,
+            label_smoothing=0.1,
+            batch_field="fusion.batch_size",
+            micro_batch=wanted["micro_batch"],
+            bf16=wanted["bf16"],
+            frozen=wanted["frozen"],
+        ),
+        Schedule(wanted["epochs"], wanted["seed"]),
+        Checkpointing(
+            ResumeFile(path), wanted["identity"], wanted["every_epochs"], wanted["every_minutes"]
+        ),
+        diary,
+        lambda: False,
+    )
+    return Kit(trainer, Counter(model), diary)
 
 
 def stop_after(kit: Kit, steps: int) -> None:
@@ -197,7 +213,7 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
     best = trainer.best
     return {
         "weights": state_hash(trainer.model.state_dict()),
-        "optimizer": optimizer_hash(trainer.optimizer),
+        "optimizer": optimizer_hash(trainer.optimisation.optimizer),
         "history": timeless(trainer.history),
         "best": (best.epoch, best.val_accuracy, best.val_loss, state_hash(best.state)),
     }
@@ -301,7 +317,7 @@ def test_killed_it_goes_on_from_the_last_checkpoint(
 def test_saved_by_the_clock_it_loses_no_step(
     path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, dict[str, Any]]
 ) -> None:
-    monkeypatch.setattr(loop, "PULSE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     first = make_kit(path, every_epochs=1000, every_minutes=0.0)
     first.counter.at[9] = crash
     with pytest.raises(CrashError):
@@ -443,7 +459,7 @@ def test_bad_numbers_stop_the_task_before_they_spread(
     uninterrupted: dict[str, dict[str, Any]],
 ) -> None:
     if prompt:  # the host looks after every step, else it finds out when the epoch ends
-        monkeypatch.setattr(loop, "PULSE_SECONDS", 0.0)
+        monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     epoch, in_epoch = divmod(step - 1, STEPS)
     kit = make_kit(path, kind)
     poison(kit, how, step)
@@ -617,17 +633,17 @@ def test_every_number_is_a_mean_over_its_epoch(path: Path, kind: str) -> None:
     trainer = kit.trainer
     trainer.model.register_forward_hook(seen.look)
     learning_rates: list[dict[str, float]] = []
-    trainer.optimizer.register_step_pre_hook(
+    trainer.optimisation.optimizer.register_step_pre_hook(
         lambda optimizer, *_: learning_rates.append(
             {e["name"]: e["lr"] for e in optimizer.param_groups}
         )
     )
     trainer.run()
     weights = [1.0, 0.5, 0.5] if kind == "fusion" else [1.0]
-    labels = torch.cat([batch.labels for batch in trainer.val_loader.evaluation_batches()])
+    labels = torch.cat([batch.labels for batch in trainer.loaders.validation.evaluation_batches()])
     assert len(trainer.history) == EPOCHS
     for epoch, metrics in enumerate(trainer.history):
-        batches = list(trainer.train_loader.training_batches(derive_seed(5, "order", epoch)))
+        batches = list(trainer.loaders.train.training_batches(derive_seed(5, "order", epoch)))
         targets = torch.cat([batch.targets for batch in batches]).double()
         logits = torch.cat(seen.train[epoch])
         assert len(logits) == metrics.images == TRAIN
@@ -659,7 +675,7 @@ def test_every_number_is_a_mean_over_its_epoch(path: Path, kind: str) -> None:
 
 
 def test_progress_is_the_mean_so_far(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "PULSE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     kit, seen = make_kit(path), Seen()
     kit.trainer.model.register_forward_hook(seen.look)
     kit.trainer.run()
@@ -667,7 +683,7 @@ def test_progress_is_the_mean_so_far(path: Path, monkeypatch: pytest.MonkeyPatch
     assert where == [(e, s, STEPS) for e in range(EPOCHS) for s in range(1, STEPS + 1)]
     for progress in kit.diary.progresses:
         batches = list(
-            kit.trainer.train_loader.training_batches(derive_seed(5, "order", progress.epoch))
+            kit.trainer.loaders.train.training_batches(derive_seed(5, "order", progress.epoch))
         )[: progress.step]
         targets = torch.cat([batch.targets for batch in batches]).double()
         logits = torch.cat(seen.train[progress.epoch][: progress.step])
@@ -700,12 +716,14 @@ def test_collect_logits(path: Path, kind: str) -> None:
     kit.trainer.run()
     model = kit.trainer.model
     before = state_hash(model.state_dict())
-    logits, labels = collect_logits(model, kit.trainer.val_loader, bf16=False)
+    logits, labels = collect_logits(model, kit.trainer.loaders.validation, bf16=False)
     assert logits.shape == (VAL, 3 if kind == "fusion" else 1, CLASSES)
     assert logits.dtype == torch.float32
     assert not logits.requires_grad
     model.eval()
-    images = torch.cat([batch.images for batch in kit.trainer.val_loader.evaluation_batches()])
+    images = torch.cat(
+        [batch.images for batch in kit.trainer.loaders.validation.evaluation_batches()]
+    )
     output = model(images)
     torch.testing.assert_close(logits[:, 0], output[0] if kind == "fusion" else output[1])
     if kind == "fusion":
@@ -808,8 +826,8 @@ def test_seeds_of_different_decisions_differ() -> None:
 def gradients(kit: Kit) -> list[Tensor]:
     """What one training batch leaves in the parameters."""
     kit.trainer.model.train()
-    batch = next(iter(kit.trainer.train_loader.training_batches(3)))
-    kit.trainer._accumulate_gradients(batch)
+    batch = next(iter(kit.trainer.loaders.train.training_batches(3)))
+    kit.trainer.train_step(batch)
     return [p.grad.clone() for p in kit.trainer.model.parameters() if p.grad is not None]
 
 
@@ -838,10 +856,10 @@ def runs_out(images: Tensor) -> Tensor:
 
 
 def test_when_memory_runs_out_the_micro_batch_halves_and_says_so(tmp_path: Path) -> None:
-    kit = make_kit(tmp_path / "a", shrink_when_full=True)
+    kit = make_kit(tmp_path / "a", micro_batch="auto")
     kit.counter.at = {2: runs_out, 4: runs_out}
     kit.trainer.run()
-    images = kit.trainer.train_loader.batch_size
+    images = kit.trainer.loaders.train.batch_size
     assert kit.trainer.micro_batch == images // 4
     assert [m.split("micro-batches of ")[1].split()[0] for m in kit.diary.messages] == [
         str(images // 2),
@@ -854,7 +872,7 @@ def test_when_memory_runs_out_the_micro_batch_halves_and_says_so(tmp_path: Path)
 def test_a_step_begun_anew_equals_one_that_fitted_at_once(tmp_path: Path) -> None:
     """Memory runs out in the backward pass, after dropout has drawn its masks."""
     fits = make_kit(tmp_path / "a", micro_batch=BATCH // 2)
-    full = make_kit(tmp_path / "b", shrink_when_full=True)
+    full = make_kit(tmp_path / "b", micro_batch="auto")
     failures = [True]
 
     def run_out_once(gradient: Tensor) -> None:
@@ -870,12 +888,12 @@ def test_a_step_begun_anew_equals_one_that_fitted_at_once(tmp_path: Path) -> Non
 
 
 def test_a_resumed_run_keeps_the_micro_batch_that_fitted(tmp_path: Path) -> None:
-    kit = make_kit(tmp_path / "a", shrink_when_full=True)
+    kit = make_kit(tmp_path / "a", micro_batch="auto")
     kit.counter.at = {1: runs_out}
     kit.trainer.stop_requested = lambda: kit.counter.steps >= 6
     with pytest.raises(StopRequested):
         kit.trainer.run()
-    again = make_kit(tmp_path / "a", shrink_when_full=True)
+    again = make_kit(tmp_path / "a", micro_batch="auto")
     again.trainer.run()
     assert again.trainer.micro_batch == kit.trainer.micro_batch is not None
 
@@ -888,4 +906,4 @@ def test_out_of_memory_without_leave_to_shrink_names_what_to_change(tmp_path: Pa
     message = str(caught.value)
     assert "out of memory" in message and "fusion.batch_size" in message
     assert "micro_batch=auto" in message
-    assert str(kit.trainer.train_loader.batch_size) in message
+    assert str(kit.trainer.loaders.train.batch_size) in message
