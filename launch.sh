@@ -77,9 +77,10 @@ find_python() {
 }
 
 set_up_venv() {
-  local base=${PYTHON:-python3}
-  if ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    echo "launch.sh: $base is $("$base" --version 2>&1), expected Python 3.11 or newer; set PYTHON" >&2
+  local base=${PYTHON:-python3} version
+  if ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    version=$("$base" --version 2>/dev/null) || version="no Python"
+    echo "launch.sh: $base is $version, expected Python 3.11 or newer; set PYTHON" >&2
     exit 1
   fi
   # several nodes or jobs may find it missing at once: one sets it up, the others wait

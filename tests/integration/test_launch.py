@@ -229,6 +229,18 @@ def test_launch_shs_help_needs_no_python(tmp_path: Path) -> None:
         assert "Exit status: 0 all rows done" in done.stdout and "#" not in done.stdout
 
 
+def test_launch_sh_says_which_python_it_expected(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.write_text("#!/bin/sh\n[ $1 = --version ] && echo Python 3.9.2\n")
+    old.chmod(0o755)
+    for python, found in ((old, "Python 3.9.2"), (tmp_path / "none", "no Python")):
+        done = launch_sh("tiny.yaml", cwd=tmp_path, PYTHON=str(python))
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[0] == (
+            f"launch.sh: {python} is {found}, expected Python 3.11 or newer; set PYTHON"
+        )
+
+
 @pytest.mark.parametrize(
     "words",
     [
