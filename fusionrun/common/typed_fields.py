@@ -12,7 +12,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar, cast
 
 from fusionrun.common.text import nearest, one_line, shown
@@ -56,14 +56,14 @@ def read_json(path: Path, kind: type[T]) -> T:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, mappings and tuples as the dicts and lists that YAML and JSON know."""
+    """Dataclasses, mappings, tuples and paths as the dicts, lists and texts of YAML and JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {key: getattr(value, spec.name) for key, spec in _by_key(value).items()}
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(inner) for inner in value]
-    return value
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def flatten(value: object, prefix: str = "") -> dict[str, Any]:

@@ -15,9 +15,7 @@ from fusionrun.components.assemble import Assembled, blame, check_equal
 from fusionrun.evaluation.alternatives import accuracy
 from fusionrun.evaluation.statistics.metrics import mix_logits, mix_probabilities
 from fusionrun.study.context import EVALUATION_BATCH, RunContext, open_context
-from fusionrun.study.paths import Layout
-from fusionrun.study.recipe_yaml import load_recipe
-from fusionrun.study.study import plan_study
+from fusionrun.study.stored import stored_study
 from fusionrun.training.identity import of_data
 from fusionrun.training.inference import collect_logits
 
@@ -40,9 +38,7 @@ def measure_assembled(assembled: Assembled, folder: str, rank_info: RankInfo) ->
     take, LaunchError, DataError and OSError.
     """
     with blame(assembled.plan, "evaluate"):
-        output_dir = Path(folder).expanduser()
-        path = Layout(output_dir).recipe
-        study = plan_study(load_recipe(path, preset={"output_dir": str(output_dir)}), str(path))
+        study = stored_study(Path(folder).expanduser())
     context = open_context(
         study,
         choose_device(rank_info, study.recipe.runtime.device),
@@ -64,7 +60,7 @@ def measure_assembled(assembled: Assembled, folder: str, rank_info: RankInfo) ->
         "validation": _accuracies(*validation, best),
         "test": _accuracies(*test, best),
         "evaluated_on": {
-            "study": str(output_dir),
+            "study": str(study.layout.output_dir),
             "data": context.data.name,
             "fingerprint": context.data.fingerprint,
             "val_images": len(validation[1]),

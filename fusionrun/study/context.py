@@ -128,18 +128,7 @@ def open_context(
 def load_data(study: Study, progress: Callable[[str], None]) -> tuple[Dataset, Splits]:
     """The study's data set and its splits, made if they aren't there. Raises DataError."""
     data = study.recipe.data
-    dataset = load_dataset(
-        study.source(data.name),
-        root=data.root,
-        cache_dir=data.cache_dir,
-        download=data.download,
-        image_size=data.image_size,
-        num_classes=data.num_classes,
-        train_images=data.train_images,
-        test_images=data.test_images,
-        seed=data.seed,
-        progress=progress,
-    )
+    dataset = load_images(study, progress)
     splits = load_or_create_splits(
         study.splits_dir,
         dataset.train_labels.numpy(),
@@ -156,3 +145,20 @@ def load_data(study: Study, progress: Callable[[str], None]) -> tuple[Dataset, S
         fingerprint=dataset.fingerprint,
     )
     return dataset, splits
+
+
+def load_images(study: Study, progress: Callable[[str], None]) -> Dataset:
+    """The study's data set. Raises DataError."""
+    data = study.recipe.data
+    return load_dataset(
+        study.source(data.name),
+        root=data.root,
+        cache_dir=data.cache_dir,
+        download=data.download,
+        image_size=data.image_size,
+        num_classes=data.num_classes,
+        train_images=data.train_images,
+        test_images=data.test_images,
+        seed=data.seed,
+        progress=progress,
+    )

@@ -21,7 +21,16 @@ def load_recipe(
     Raises RecipeError, whose message names the file or override, the dotted path, what was found
     and what was expected.
     """
-    tree = read_yaml(path)
+    return make_recipe(read_yaml(path), str(path), overrides, preset)
+
+
+def make_recipe(
+    tree: dict[str, Any],
+    name: str,
+    overrides: Iterable[str] = (),
+    preset: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """As `load_recipe`, of what the file `name` holds; `tree` is changed."""
     sources: dict[str, str] = {}
     for key, value in (preset or {}).items():
         _assign(tree, key, value, sources, source="command line")
@@ -31,7 +40,7 @@ def load_recipe(
     try:
         return build(Recipe, tree)
     except FieldError as error:
-        source = _source_of(error.path, sources) or str(path)
+        source = _source_of(error.path, sources) or name
         where = f"{error.path}: " if error.path else ""
         raise RecipeError(f"{source}: {where}{error.problem}") from None
 

@@ -1,13 +1,22 @@
 """The study that an output directory holds already, and what a launch adds to it."""
 
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from fusionrun.study.identity import identity_of_study
 from fusionrun.study.paths import Layout
 from fusionrun.study.recipe import SINGLE, Recipe, RecipeError, RowConfig
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.rows import make_rows
+from fusionrun.study.study import Study, plan_study
 from fusionrun.training.identity import IdentityError
+
+
+def stored_study(output_dir: Path, overrides: Iterable[str] = ()) -> Study:
+    """The study in `output_dir`, wherever its folder is now. Raises RecipeError."""
+    path = Layout(output_dir).recipe
+    return plan_study(load_recipe(path, overrides, {"output_dir": str(output_dir)}), str(path))
 
 
 def join_stored(recipe: Recipe, layout: Layout) -> Recipe:

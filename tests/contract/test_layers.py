@@ -89,6 +89,19 @@ ROOMS: dict[str, set[str]] = {
         "launch",
         "doctor",
     },
+    "api": {
+        "common",
+        "data",
+        "experts",
+        "fusions",
+        "training",
+        "study",
+        "components",
+        "monitor",
+        "evaluation",
+        "launch",
+        "commands",
+    },
     "cli": {"common", "study", "commands"},
     "__main__": {"cli"},
 }
@@ -224,8 +237,11 @@ def test_models_data_and_training_never_meet_the_recipe() -> None:
             assert found.isdisjoint({"study", "launch", "cli"}), name
 
 
-def test_only_the_command_line_starts_a_launch() -> None:
-    assert [name for name in GRAPH if "launch.rank" in GRAPH[name]] == ["commands.train"]
+def test_only_the_command_line_and_the_api_start_a_launch() -> None:
+    assert [name for name in GRAPH if "launch.rank" in GRAPH[name]] == [
+        "api.train",
+        "commands.train",
+    ]
     assert [name for name in GRAPH if "cli" in GRAPH[name]] == [MAIN]
 
 

@@ -1,0 +1,1 @@
+"""The commands from Python; `import fusionrun` has all of it."""
