@@ -4,6 +4,7 @@
     python -m tests.figures cifar10_images --data FOLDER  half an hour; train/<class>/*, test/...
     python -m tests.figures chaos bench                   five and ten minutes
     python -m tests.figures --check demo                  trains, compares, writes nothing
+    python -m tests.figures --data FOLDER                 all of them
 
 Each trains or measures as a user would and keeps what came out in tests/measured/NAME.json
 (benchmarks in tests/bench), from which `python -m tests.generated_docs` writes the documents. Time
@@ -174,13 +175,10 @@ def make_demo(options: argparse.Namespace) -> None:
 
 def make_cifar10_images(options: argparse.Namespace) -> None:
     """configs/cifar10_images.yaml, its controls, and the picture of the report's first page."""
-    if options.data is None:
-        raise SystemExit("cifar10_images needs --data FOLDER: train/<class>/*, test/<class>/*")
     recipe = ROOT / "configs/cifar10_images.yaml"
-    words = [f"data.root={options.data.resolve()}", f"data.cache_dir={options.data.resolve()}"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        words[1] = f"data.cache_dir={folder / 'cache'}"
+        words = [f"data.root={options.data.resolve()}", f"data.cache_dir={folder / 'cache'}"]
         record, _ = measure(recipe, words, folder)
         more, _ = launch(recipe, [*words, f"controls=[{', '.join(CONTROLS)}]"], folder)
         out = output_dir(recipe, folder)
@@ -279,6 +277,7 @@ def check(names: Sequence[str], data: Path | None) -> int:
     return int(failed)
 
 
+RECIPES = ("demo", "cifar10_images")
 MAKERS = {
     "demo": make_demo,
     "cifar10_images": make_cifar10_images,
@@ -293,13 +292,19 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="+", choices=list(MAKERS), metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(MAKERS)}")
     parser.add_argument("--check", action="store_true", help="compare; write nothing")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="images for cifar10_images")
     options = parser.parse_args()
+    names = options.names or list(MAKERS)
+    known = RECIPES if options.check else MAKERS
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"found {', '.join(unknown)}, expected some of: {', '.join(known)}")
+    if "cifar10_images" in names and options.data is None:
+        parser.error("cifar10_images needs --data FOLDER with train/<class>/* and test/<class>/*")
     if options.check:
-        return check(options.names, options.data)
-    for name in options.names:
+        return check(names, options.data)
+    for name in names:
         MAKERS[name](options)
 
     generated_docs.main()

@@ -28,7 +28,6 @@ from tests.tiny import ROOT
 
 PAGES = ("README.md", "docs/*.md", "CHANGELOG.md", "CONTRIBUTING.md")
 PLACE = re.compile(r"(<!-- generated: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-HELP_WIDTH = 96
 
 
 def pages() -> list[Path]:
@@ -125,8 +124,8 @@ def comments_of(module: types.ModuleType) -> dict[str, dict[str, str]]:
 
 
 def in_code_words(text: str) -> str:
-    """Angle brackets are markup in Markdown, so paths with them are code."""
-    return re.sub(r"(<\w+>[/\w.]*)", r"`\1`", text)
+    """Angle brackets and stars are markup in Markdown: paths with them are code, stars escaped."""
+    return re.sub(r"[\w./]*(?:<\w+>[\w./]*)+", r"`\g<0>`", text).replace("*", "\\*")
 
 
 def spelled(hint: object) -> str:
@@ -197,35 +196,52 @@ def names_of(table: Mapping[str, object]) -> list[str]:
 # -- commands ----------------------------------------------------------------------------------
 
 
+def subparsers() -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    (found,) = [a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return found
+
+
 def verbs() -> dict[str, argparse.ArgumentParser]:
     """{verb: its parser}."""
-    (action,) = [
-        action
-        for action in make_parser()._actions
-        if isinstance(action, argparse._SubParsersAction)
-    ]
-    return dict(action.choices)
+    return dict(subparsers().choices)
 
 
 def verb_table() -> str:
-    (action,) = [
-        action
-        for action in make_parser()._actions
-        if isinstance(action, argparse._SubParsersAction)
-    ]
     return markdown(
         ["verb", "does"],
-        [(f"[`{verb.dest}`](#{verb.dest})", verb.help) for verb in action._choices_actions],
+        [(f"[`{verb.dest}`](#{verb.dest})", verb.help) for verb in subparsers()._choices_actions],
     )
 
 
 def helps() -> str:
-    """Every verb's --help."""
+    """What every verb's --help says; argparse's own layout is another one in every Python."""
     parts = []
     for name, parser in verbs().items():
-        parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=HELP_WIDTH)
-        parts.append(f"### {name}\n\n```text\n{parser.format_help().rstrip()}\n```")
+        options = [a for a in parser._actions if a.help != argparse.SUPPRESS and a.dest != "help"]
+        usage = " ".join(["fusionrun", name, *map(usage_of, options)])
+        rows = [(f"`{spelled_argument(a)}`", in_code_words(a.help or "")) for a in options]
+        parts += [f"### {name}", f"`{usage}`", in_code_words(parser.description or "")]
+        parts.append(markdown(["argument", "meaning"], rows))
+        parts += [in_code_words(parser.epilog)] if parser.epilog else []
     return "\n\n".join(parts)
+
+
+def spelled_argument(action: argparse.Action) -> str:
+    """--output FILE, RECIPE."""
+    word = str(action.metavar or action.dest.upper())
+    if action.choices is not None:
+        word = "|".join(map(str, action.choices))
+    if not action.option_strings:
+        return word
+    flags = ", ".join(action.option_strings)
+    return flags if action.nargs == 0 else f"{flags} {word}"
+
+
+def usage_of(action: argparse.Action) -> str:
+    word = spelled_argument(action)
+    if action.option_strings:
+        return f"[{word}]"
+    return {"*": f"[{word} ...]", "+": f"{word} ..."}.get(str(action.nargs), word)
 
 
 # -- the house ---------------------------------------------------------------------------------
