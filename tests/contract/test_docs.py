@@ -25,7 +25,7 @@ FIELDS = {field.name for field in dataclasses.fields(Recipe)}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
-OVERRIDE = re.compile(r"[a-z_]+(\.\w+)*=.+")
+OVERRIDE = re.compile(r"(?!key=value$)[a-z_]+(\.\w+)*=.+")
 
 # The headings of the card that this system was asked for with.
 ASKED = """Overview
