@@ -27,7 +27,7 @@ from fusionrun.study.study import plan_study
 from fusionrun.study.tasks import Task
 from fusionrun.training.trainer import Trainer
 from tests.bench.measure import Bench
-from tests.bench.reference import Conventional, Mixed
+from tests.bench.reference import Mixed, ReferenceTrainer
 
 FUSION = "multiplicative"
 CLASSES = 100
@@ -103,10 +103,10 @@ def train_epoch(trainer: Trainer) -> None:
     trainer.finish_epoch()
 
 
-def conventional(trainer: Trainer) -> Conventional:
+def reference_trainer(trainer: Trainer) -> ReferenceTrainer:
     """The other side, with the weights and settings of a row's trainer as it stands."""
     assert isinstance(trainer.model, FusionModel)
-    return Conventional(
+    return ReferenceTrainer(
         trainer.model,
         trainer.optimisation.groups,
         weight_decay=trainer.optimisation.optimizer.param_groups[0]["weight_decay"],

@@ -19,7 +19,7 @@ from fusionrun.monitor.record import Record
 from tests.bench import fusionrun_side
 from tests.bench.measure import Bench, Row, share
 from tests.bench.scaling import RANKS, SEED_STUDY, builder_of, study_of
-from tests.bench.worker_pool import Crew, Part
+from tests.bench.worker_pool import Part, WorkerPool
 
 TICK, TICKS = 0.1, 10  # seconds, and ticks of a round; a launch ticks once a second
 EPOCHS = 100  # in the CSV that every epoch writes whole
@@ -34,9 +34,9 @@ def measure(bench: Bench) -> list[Row]:
     """
     save, interval = _checkpoint(bench)
     folder = bench.folder("status")
-    with Crew([partial(_status_threads, rank, folder) for rank in range(RANKS)]) as crew:
+    with WorkerPool([partial(_status_threads, rank, folder) for rank in range(RANKS)]) as pool:
         status, records, saves = bench.interleave(
-            lambda: crew()[0], bench.timed(_record(bench)), bench.timed(save)
+            lambda: pool()[0], bench.timed(_record(bench)), bench.timed(save)
         )
     total = [s + r + c / interval for s, r, c in zip(status, records, saves, strict=True)]
     name = "status, CSV, TensorBoard and checkpoints in a second of training"

@@ -14,7 +14,7 @@ from fusionrun.study.context import RunContext
 from tests.bench import fusionrun_side
 from tests.bench.measure import MODELS, Bench, Row, share, times_as_fast
 from tests.bench.startup import make_data_set
-from tests.bench.worker_pool import Crew, Part
+from tests.bench.worker_pool import Part, WorkerPool
 
 RANKS = 4
 SMALL = {"width": 32}  # ResNet-18 of half width
@@ -29,8 +29,8 @@ def measure_speed(bench: Bench) -> list[Row]:
     member = partial(_trains, bench.device, bench.scratch, batch_size)
     threads = max(1, bench.cores // RANKS)
     with (
-        Crew([partial(member, bench.cores, RANKS * steps)]) as one,
-        Crew([partial(member, threads, steps)] * RANKS) as four,
+        WorkerPool([partial(member, bench.cores, RANKS * steps)]) as one,
+        WorkerPool([partial(member, threads, steps)] * RANKS) as four,
     ):
         alone, together = bench.interleave(bench.timed(one), bench.timed(four))
     bound = "the GPU" if bench.on_gpu else f"{bench.cores} cores"
@@ -71,27 +71,27 @@ def measure_memory(bench: Bench) -> list[Row]:
         bench.say(f"memory: {model}")
         ours, theirs = [], []
         for _ in range(PEAK_ROUNDS[bench.device.type]):
-            ours.append(_peak(bench, model, conventional=False))
-            theirs.append(_peak(bench, model, conventional=True))
+            ours.append(_peak(bench, model, is_reference=False))
+            theirs.append(_peak(bench, model, is_reference=True))
         name = f"{model}: peak of a row, batch {PEAK_BATCH[bench.device.type]}"
         rows.append(share("memory", name, 1.0, ours=ours, of=theirs, unit="GiB"))
     return [*rows, _copies(bench)]
 
 
-def _peak(bench: Bench, model: str, *, conventional: bool) -> float:
-    with Crew([partial(_peaks, bench.device, bench.scratch, model, conventional)]) as crew:
-        return crew()[0]
+def _peak(bench: Bench, model: str, *, is_reference: bool) -> float:
+    with WorkerPool([partial(_peaks, bench.device, bench.scratch, model, is_reference)]) as pool:
+        return pool()[0]
 
 
-def _peaks(device: torch.device, scratch: Path, model: str, conventional: bool) -> Part:
+def _peaks(device: torch.device, scratch: Path, model: str, is_reference: bool) -> Part:
     bench = Bench(device, 1, scratch, lambda message: None)
     before = reset_peak(device) or 0.0
     batch_size = PEAK_BATCH[device.type]
     trainer = fusionrun_side.row(fusionrun_side.run_context(bench, model, batch_size=batch_size))
     batch, mixed = fusionrun_side.batch_for_both(trainer)
     step: Callable[[], Any] = partial(trainer.train_step, batch)
-    if conventional:
-        step = partial(fusionrun_side.conventional(trainer).step, mixed)
+    if is_reference:
+        step = partial(fusionrun_side.reference_trainer(trainer).step, mixed)
         del trainer, batch
         gc.collect()
 
@@ -108,10 +108,10 @@ def _copies(bench: Bench) -> Row:
     """The data set in host memory while four ranks hold it, in sizes of the data set."""
     cache_dir = bench.folder("copies")
     size = sum(path.stat().st_size for path in make_data_set(cache_dir).glob("*.npy"))
-    with Crew([partial(_holder, bench.scratch, cache_dir)] * RANKS) as crew:
-        before = sum(crew())
-        crew()  # load it and read all of it
-        held = sum(crew()) - before
+    with WorkerPool([partial(_holder, bench.scratch, cache_dir)] * RANKS) as pool:
+        before = sum(pool())
+        pool()  # load it and read all of it
+        held = sum(pool()) - before
     name = f"copies of the data set ({size / 2**20:.0f} MiB) that {RANKS} ranks hold"
     note = "proportional set size, before and after"
     return share("memory", name, 1.1, ours=[held / size], of=[1.0], unit="copies", note=note)

@@ -107,7 +107,7 @@ def training_batches(batches: Batches, rng: np.random.Generator) -> Iterator[Mix
         yield cutmix(images, labels, rng)
 
 
-class Conventional:
+class ReferenceTrainer:
     """A row trained the usual way; it starts as a copy of `model`, with the same `groups`.
 
     Smoothing, rates, weight decay and the clipping of each group are the caller's, so that both

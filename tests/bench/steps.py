@@ -42,7 +42,7 @@ def measure_steps(bench: Bench) -> list[Row]:
 def _measure_step(bench: Bench, model: str) -> list[Row]:
     batch_size, repeat = (GPU_BATCH, GPU_REPEAT) if bench.on_gpu else (CPU_BATCH[model], 1)
     ours = fusionrun_side.row(fusionrun_side.run_context(bench, model, batch_size=batch_size))
-    theirs = fusionrun_side.conventional(ours)
+    theirs = fusionrun_side.reference_trainer(ours)
     batch, mixed = fusionrun_side.batch_for_both(ours)
     our_losses: list[Tensor] = []
     their_losses: list[list[float]] = []
@@ -113,7 +113,7 @@ def measure_epoch(bench: Bench) -> list[Row]:
     splits = replace(context.splits, fusion_train=parts[0], fusion_val=parts[1])
     ours = fusionrun_side.row(replace(context, splits=splits))
     tested = fusionrun_side.row(replace(context, splits=replace(splits, fusion_val=parts[2])))
-    theirs = fusionrun_side.conventional(ours)
+    theirs = fusionrun_side.reference_trainer(ours)
     training = _images(bench, context, parts[0], ours.loaders.train.augmentation)
     testing = _images(bench, context, parts[2], None)
     check_losses([tested.validate()[0]], [theirs.evaluate(testing)[0]], TOLERANCE[kind])

@@ -9,7 +9,7 @@ from types import TracebackType
 Part = Callable[[], float]
 
 
-class Crew:
+class WorkerPool:
     """One process for each of `members`, which is called there once and returns its part.
 
     Used as a context. Raises EOFError when a member fails; its traceback is printed.
@@ -30,7 +30,7 @@ class Crew:
             pipe.send(True)
         return [pipe.recv() for pipe in self._pipes]
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> "WorkerPool":
         for pipe in self._pipes:
             pipe.recv()  # it is ready
         return self

@@ -25,7 +25,7 @@ from tests.bench.measure import Bench, Goal, Row, interleave, share, times_as_fa
 from tests.bench.run import MEASURES
 from tests.bench.startup import ROOT, SIZES, make_data_set
 from tests.bench.steps import DisagreementError, check_losses
-from tests.bench.worker_pool import Crew
+from tests.bench.worker_pool import WorkerPool
 
 TINY = {
     "resnet": fusionrun_side.TINY,
@@ -128,7 +128,7 @@ def test_both_sides_compute_the_same(bench: Bench, model: str) -> None:
     ours.model.double()
     weights = ours.optimisation.head_weights.double()
     ours.optimisation = replace(ours.optimisation, head_weights=weights)
-    theirs = fusionrun_side.conventional(ours)
+    theirs = fusionrun_side.reference_trainer(ours)
     batch, mixed = fusionrun_side.batch_for_both(ours)
     batch = replace(batch, images=batch.images.double(), targets=batch.targets.double())
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -256,10 +256,10 @@ def test_the_made_data_set_is_read_as_cifar100(tmp_path: Path) -> None:
 
 def test_a_crew_answers_in_order_and_a_lost_member_is_noticed() -> None:
     one, two = (partial(partial, abs, value) for value in (-1.0, -2.0))
-    with Crew([one, two]) as crew:
-        assert crew() == [1.0, 2.0]
-        assert crew() == [1.0, 2.0]
-    with pytest.raises(EOFError), Crew([one, partial(os._exit, 0)]):
+    with WorkerPool([one, two]) as pool:
+        assert pool() == [1.0, 2.0]
+        assert pool() == [1.0, 2.0]
+    with pytest.raises(EOFError), WorkerPool([one, partial(os._exit, 0)]):
         pass
 
 
