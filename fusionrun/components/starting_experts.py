@@ -1,7 +1,6 @@
 """The experts that a row starts from: as their own training, or somebody else's, left them."""
 
 from pathlib import Path
-from typing import Any
 
 from fusionrun.components.store import load_expert_weights, state_hash
 from fusionrun.experts import Expert
@@ -21,8 +20,11 @@ def load_experts(context: RunContext, model: str) -> tuple[list[Expert], list[st
         identity = context.identity(context.study.expert_task(model, k))
         require_origin(context.study, identity, path, about.get("settings"))
         experts.append(expert)
+        origin = "not saved by fusionrun"
+        if "epoch" in about and "val_accuracy" in about:
+            origin = f"epoch {about['epoch']}, validation {about['val_accuracy']:.2f} %"
         weights = state_hash(expert.state_dict())[:HASH_DIGITS]
-        sources.append(f"{path} ({_origin(about)}, weights {weights})")
+        sources.append(f"{path} ({origin}, weights {weights})")
     return experts, sources
 
 
@@ -37,9 +39,3 @@ def require_origin(study: Study, identity: Identity, path: Path, settings: objec
     if study.recipe.experts.checkpoint_dir is not None:
         identity, settings = identity.of_data, of_data(settings)
     identity.require_same(path, settings)
-
-
-def _origin(about: dict[str, Any]) -> str:
-    if "epoch" not in about or "val_accuracy" not in about:
-        return "not saved by fusionrun"
-    return f"epoch {about['epoch']}, validation {about['val_accuracy']:.2f} %"

@@ -1,10 +1,7 @@
 """How a rank executes a task: an expert's training, or a row's, from weights to saved results."""
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,28 +17,14 @@ from fusionrun.components.store import (
 from fusionrun.evaluation.alternatives import accuracy, compare
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
-from fusionrun.launch.resume import resume_path
 from fusionrun.launch.task_reporter import TaskReporter
+from fusionrun.launch.trainers import expert_trainer, network_trainer, row_seed, row_trainer
 from fusionrun.study.context import EVALUATION_BATCH, RunContext
-from fusionrun.study.defaults import EXPERT_CLIP, HEAD_CLIP
 from fusionrun.study.paths import expert_file
 from fusionrun.study.rows import Row
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
-from fusionrun.training.checkpoint import ResumeFile
-from fusionrun.training.identity import weights_in
 from fusionrun.training.inference import collect_logits
-from fusionrun.training.losses import head_weights
-from fusionrun.training.optim import (
-    Group,
-    adamw,
-    cosine_to_tenth,
-    cosine_to_zero,
-    sgd,
-    warm_restarts,
-)
-from fusionrun.training.trainer import Checkpointing, Loaders, Optimisation, Schedule, Trainer
-
-SAMPLE = 12  # training images that TensorBoard shows
+from fusionrun.training.trainer import Trainer
 
 
 def train_expert(context: RunContext, task: ExpertTask, reporter: TaskReporter) -> None:
@@ -66,7 +49,7 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
     before: list[float] = []
     if row.is_single:
         images = splits.everything, splits.fusion_val
-        trainer = _network_trainer(context, task, reporter, *images, row_seed(row))
+        trainer = network_trainer(context, task, reporter, *images, row_seed(row))
     else:
         torch.manual_seed(derive_seed(row_seed(row), "weights"))
         experts, sources = load_experts(context, row.model)
@@ -134,123 +117,6 @@ def evaluate_row_once(
             before_val_accuracies=before_val_accuracies,
         )
     )
-
-
-def expert_trainer(context: RunContext, task: ExpertTask, reporter: TaskReporter) -> Trainer:
-    """What trains an expert: its network with new weights, its data, its optimizer."""
-    splits, k = context.splits, task.expert
-    images = splits.expert_train[k], splits.expert_val[k]
-    seed = derive_seed(context.study.recipe.seed, task.model, k)
-    return _network_trainer(context, task, reporter, *images, seed)
-
-
-def _network_trainer(
-    context: RunContext,
-    task: Task,
-    reporter: TaskReporter,
-    train: np.ndarray,
-    validate: np.ndarray,
-    seed: int,
-) -> Trainer:
-    """What trains one network by itself on the images `train`, as an expert."""
-    study = context.study
-    defaults = study.expert_defaults(task.model)
-    dropout = {"dropout": defaults.dropout} if defaults.dropout else {}
-    torch.manual_seed(derive_seed(seed, "weights"))
-    network = study.build_expert(task.model, len(context.data.classes), **dropout)
-    context.settle(network)
-    groups = [Group.of("expert", [network], defaults.lr, cosine_to_zero, HEAD_CLIP)]
-    loaders = Loaders(
-        context.loader(train, defaults.batch_size, study.expert_augmentation(task.model)),
-        context.loader(validate, EVALUATION_BATCH),
-    )
-    optimisation = Optimisation(
-        optimizer=sgd(groups, defaults.weight_decay),
-        groups=groups,
-        head_weights=torch.ones(1, device=context.device),
-        label_smoothing=defaults.label_smoothing,
-        batch_field="experts.batch_size",
-        bf16=context.bf16,
-    )
-    return _trainer(context, task, reporter, network, loaders, optimisation, seed)
-
-
-def row_trainer(
-    context: RunContext,
-    task: RowTask,
-    reporter: TaskReporter,
-    experts: Sequence[Expert],
-    sources: Sequence[str],
-) -> Trainer:
-    """What trains a row: `experts` (from `sources`), a new fusion module and a global head.
-
-    Their new weights come from torch's generator as it stands.
-    """
-    study, row, splits = context.study, task.row, context.splits
-    defaults = study.fusion_defaults(row.fusion)
-    fusion = study.build_fusion(row.fusion, experts[0].feature_dim)
-    classes, detached = len(context.data.classes), row.control == "detached"
-    model = FusionModel(experts, fusion, classes, detached=detached)
-    context.settle(model)
-    frozen = list(experts) if row.control == "frozen" else []
-    for expert in frozen:
-        expert.requires_grad_(False)
-    experts_lr, fusion_lr, head_lr = study.rates(row.fusion, model.global_head.in_features)
-    groups = [
-        Group.of("experts", model.experts, experts_lr, warm_restarts, EXPERT_CLIP),
-        Group.of("fusion", [model.fusion], fusion_lr, cosine_to_tenth, HEAD_CLIP),
-        Group.of("global_head", [model.global_head], head_lr, cosine_to_tenth, HEAD_CLIP),
-    ]
-    groups = [group for group in groups if group.parameters]
-    batch_size, augmentation = study.recipe.fusion.batch_size, study.fusion_augmentation(row.fusion)
-    loaders = Loaders(
-        context.loader(splits.fusion_train, batch_size, augmentation),
-        context.loader(splits.fusion_val, EVALUATION_BATCH),
-    )
-    optimisation = Optimisation(
-        optimizer=adamw(groups, defaults.weight_decay),
-        groups=groups,
-        head_weights=head_weights(len(experts), row.alpha, context.device),
-        label_smoothing=defaults.label_smoothing,
-        batch_field="fusion.batch_size",
-        micro_batch=study.recipe.fusion.micro_batch,
-        bf16=context.bf16,
-        frozen=frozen,
-    )
-    seed = row_seed(row)
-    return _trainer(
-        context, task, reporter, model, loaders, optimisation, seed=seed, sources=sources
-    )
-
-
-def _trainer(
-    context: RunContext,
-    task: Task,
-    reporter: TaskReporter,
-    model: nn.Module,
-    loaders: Loaders,
-    optimisation: Optimisation,
-    seed: int,
-    sources: Sequence[str] = (),
-) -> Trainer:
-    """As long, saved as often and stopped as the study and this launch want it."""
-    reporter.sample = partial(loaders.train.sample, derive_seed(seed, "order", 0), SAMPLE)
-    often = context.study.recipe.checkpoint
-    checkpointing = Checkpointing(
-        file=ResumeFile(resume_path(context.study, task)),
-        identity=context.identity(task, weights_in(sources)),
-        every_epochs=often.every_epochs,
-        every_minutes=often.every_minutes,
-    )
-    schedule = Schedule(task.epochs, seed)
-    return Trainer(
-        model, loaders, optimisation, schedule, checkpointing, reporter, context.stop_requested
-    )
-
-
-def row_seed(row: Row) -> int:
-    """The same for a row and its controls: they draw the same, so they can be compared in pairs."""
-    return derive_seed(row.seed, row.model, row.fusion)
 
 
 def _component_info(

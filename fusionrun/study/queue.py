@@ -44,8 +44,13 @@ class Queue:
         for task in self.tasks:
             self.outcome(task.name)  # which also tells how long it took
         for task in self._by_preference():
-            if self._can_start(task) and self._may_take(task) and self._claim(task):
-                return task
+            if self._is_claimed(task) or any(self.outcome(need) is None for need in task.needs):
+                continue  # a need that failed has ended, too: the task then says why it can't run
+            if self._may_take(task):
+                self._claimed.add(task.name)
+                if int(self.store.add(f"claim/{task.name}", 1)) == 1:
+                    self._has_begun = True
+                    return task
         self._changes_seen = changes
         return None
 
@@ -101,12 +106,6 @@ class Queue:
         usual = fmean(paces.values()) if paces else 1.0
         return {task.model: paces.get(task.model, usual) for task in self.tasks}
 
-    def _can_start(self, task: Task) -> bool:
-        """Every need has ended (a failed one too: the task then reports why it can't run)."""
-        if self._is_claimed(task):
-            return False
-        return all(self.outcome(need) is not None for need in task.needs)
-
     def _may_take(self, task: Task) -> bool:
         """Another rank's row is left to it for a moment."""
         owner = task.index if isinstance(task, RowTask) else self.rank
@@ -125,9 +124,3 @@ class Queue:
             self._claimed.add(task.name)
             return True
         return False
-
-    def _claim(self, task: Task) -> bool:
-        self._claimed.add(task.name)
-        is_first = int(self.store.add(f"claim/{task.name}", 1)) == 1
-        self._has_begun |= is_first
-        return is_first

@@ -11,7 +11,7 @@ from fusionrun.data.loader import Batch
 from fusionrun.experts import build_expert
 from fusionrun.fusions import FusionModel
 from fusionrun.launch.task_reporter import TaskReporter
-from fusionrun.launch.train_task import expert_trainer, row_trainer
+from fusionrun.launch.trainers import expert_trainer, row_trainer
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
 from fusionrun.study.context import RunContext, open_context
