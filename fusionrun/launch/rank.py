@@ -83,7 +83,7 @@ def run(
         if lost_peers:
             exit_for_restart()
         session.close()
-        if not gather.alive and not gather.broken:
+        if not gather.is_alive() and not gather.broken:
             leave()
         return status
 

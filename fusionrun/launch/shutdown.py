@@ -102,7 +102,7 @@ def exit_status(study: Study, queue: Queue, records: Sequence[Record]) -> int | 
 def wait_for_peers(gather: StatusGather, stop: StopSignals) -> int | None:
     """Keep serving the table until rank 0 ends it; None when that can't be waited for."""
     stopped_at = None
-    while gather.alive:
+    while gather.is_alive():
         if gather.wait(0.2) is not None:
             break
         if stop.requested():

@@ -54,10 +54,9 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, ob
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    # 7 significant digits: more than the training's own precision
+    writer.writerows(
+        {key: f"{value:.7g}" if isinstance(value, float) else value for key, value in row.items()}
+        for row in rows
+    )
     write_text(path, buffer.getvalue(), durable=False)
-
-
-def _cell(value: object) -> object:
-    """Numbers to 7 significant digits: more than the training's own precision."""
-    return f"{value:.7g}" if isinstance(value, float) else value

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from fusionrun.monitor.words import LOOK, MISSING
+from fusionrun.monitor.words import LOOK, MISSING, number
 
 MARGIN = 1  # columns that stay free on either side
 
@@ -26,6 +26,16 @@ def bar(part: float, width: int, style: str) -> Text:
 def cell(text: str, style: str = "") -> Text:
     """`text` in `style`, dim where it says that there is nothing."""
     return Text(text, "dim" if text == MISSING else style)
+
+
+def accuracies(values: Sequence[float | None]) -> Text:
+    """Each of several experts' accuracies in percent, the best one bold."""
+    best = max((value for value in values if value is not None), default=None)
+    if best is None:
+        return cell(MISSING)
+    return Text(" ").join(
+        Text(number(value, 1).rjust(4), "bold" if value == best else "") for value in values
+    )
 
 
 def flow(parts: Sequence[Text], width: int, separator: str) -> list[Text]:

@@ -63,24 +63,20 @@ def _model_lines(by_model: Mapping[str, Sequence[TaskStatus]], width: int) -> li
         done = f"{sum(task.state == 'done' for task in tasks)}/{len(tasks)}"
         etas = [task.eta_seconds for task in tasks if task.eta_seconds is not None]
         line = Text(f"{model:{name_width}}  {done:>5}  {clock(max(etas, default=None)):>6}")
-        for task in tasks:
-            shown = _expert_cell(task, size)
+        for task in tasks:  # symbol, bar while there's room and something to show, accuracy
+            symbol, style = LOOK[task.state]
+            shown = Text.assemble((f"{symbol} ", style))
+            bar_size = size - len("● ") - len(" 61.5")
+            if task.state in ("queued", "waiting", "failed"):
+                shown.append(task.state, style)
+            elif task.state == "done":
+                shown.append(number(task.val_accuracy, 1))
+            elif bar_size < 3:
+                shown.append(percent(task.progress).replace(" ", ""))
+            else:
+                shown.append_text(bar(task.progress, bar_size, style))
+                shown.append(f" {number(task.val_accuracy, 1):>4}")
             line.append("  ").append_text(shown).append(" " * (size - shown.cell_len))
         line.rstrip()
         lines.append(unbroken(indented(line)))
     return lines
-
-
-def _expert_cell(task: TaskStatus, width: int) -> Text:
-    """Symbol, bar while there's room and something to show, accuracy."""
-    symbol, style = LOOK[task.state]
-    start = Text.assemble((f"{symbol} ", style))
-    accuracy = number(task.val_accuracy, 1)
-    if task.state in ("queued", "waiting", "failed"):
-        return start.append(task.state, style)
-    if task.state == "done":
-        return start.append(accuracy)
-    size = width - len("● ") - len(" 61.5")
-    if size < 3:
-        return start.append(percent(task.progress).replace(" ", ""))
-    return start.append_text(bar(task.progress, size, style)).append(f" {accuracy:>4}")

@@ -12,12 +12,12 @@ from fusionrun.common.distributed import PEER_TIMEOUT, RankInfo
 from fusionrun.monitor.record import Record
 
 
-class StatusGather:
-    """The gather of all records to rank 0, on its own group and thread.
+class StatusGather(threading.Thread):
+    """The gather of all records to rank 0, at every tick.
 
     It's served until rank 0 ends it, spreading the launch's exit code: `decide(records)` returns
     it once every rank has ended, and None before. A broken gather (a peer died) never disturbs
-    training: `broken` says why, and the rank goes on.
+    training: `broken` says why, and the rank works on alone.
     """
 
     def __init__(
@@ -29,6 +29,7 @@ class StatusGather:
         every_seconds: float,
         decide: Callable[[Sequence[Record]], int | None],
     ) -> None:
+        super().__init__(name="gather", daemon=True)
         self._rank_info = rank_info
         self._record = record
         self._num_experts = num_experts
@@ -38,25 +39,16 @@ class StatusGather:
         if rank_info.is_distributed:
             group = dist.new_group(backend="gloo", timeout=PEER_TIMEOUT)
             self._group = cast(dist.ProcessGroup, group)
-        self._thread = threading.Thread(target=self._serve, name="gather", daemon=True)
         self.records: list[Record] = []  # rank 0: the latest of every rank
         self.exit_code: int | None = None
         self.broken = ""
 
-    def start(self) -> None:
-        self._thread.start()
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still gathers."""
-        return self._thread.is_alive()
-
     def wait(self, timeout: float | None = None) -> int | None:
         """The launch's exit code, or None when the gather broke or `timeout` seconds passed."""
-        self._thread.join(timeout)
+        self.join(timeout)
         return self.exit_code
 
-    def _serve(self) -> None:
+    def run(self) -> None:
         try:
             while self.exit_code is None:
                 started = time.monotonic()

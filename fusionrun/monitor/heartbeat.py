@@ -1,4 +1,4 @@
-"""A rank's sign of life: its record in a small file, written anew at every tick."""
+"""A rank's sign of life: its record in a small file, written again at every tick."""
 
 import os
 import threading
@@ -9,26 +9,23 @@ from fusionrun.common.typed_fields import plain, read_json
 from fusionrun.monitor.record import Record
 
 
-class Heartbeat:
-    """A thread that writes this rank's record to its file every tick: alive, whatever peers do."""
+class Heartbeat(threading.Thread):
+    """Writes this rank's record to its file at every tick: alive, whatever peers do."""
 
     def __init__(self, record: Record, path: Path, every_seconds: float) -> None:
+        super().__init__(name="heartbeat", daemon=True)
         self._record = record
         self._path = path
         self._every = every_seconds
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="heartbeat", daemon=True)
         record.pid = os.getpid()
-
-    def start(self) -> None:
-        self._thread.start()
 
     def stop(self) -> None:
         """Write the last state and end."""
         self._done.set()
-        self._thread.join()
+        self.join()
 
-    def _serve(self) -> None:
+    def run(self) -> None:
         while True:
             last = self._done.is_set()
             self._record.heartbeat_count += 1

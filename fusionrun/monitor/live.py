@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -72,18 +72,20 @@ class Display:
             self._done.wait(self._every)
 
     def _tick(self, last: bool = False) -> None:
-        for act in (self._mirror, self._show):
-            try:
-                act(last)
-            except Exception as error:  # whatever it is: the launch is worth more than its picture
-                kind = type(error).__name__
-                self._report(kind, f"the display failed and tries again: {kind}: {error}")
+        with self._survived():
+            for tail in self._tails if self._screen.live is None else []:
+                for line in tail.new_lines():
+                    self._screen.line(line)
+        with self._survived():
+            self._show(last)
 
-    def _mirror(self, last: bool) -> None:
-        """Off a terminal: the new lines of all logs."""
-        for tail in self._tails if self._screen.live is None else []:
-            for line in tail.new_lines():
-                self._screen.line(line)
+    @contextmanager
+    def _survived(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever it is: the launch is worth more than its picture
+            kind = type(error).__name__
+            self._report(kind, f"the display failed and tries again: {kind}: {error}")
 
     def _show(self, last: bool) -> None:
         """The state of the launch: into its file, and in the form that fits the screen."""

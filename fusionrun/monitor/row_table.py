@@ -8,7 +8,16 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from fusionrun.common.text import size
-from fusionrun.monitor.cells import MARGIN, bar, cell, indented, state_cell, unbroken, wrapped
+from fusionrun.monitor.cells import (
+    MARGIN,
+    accuracies,
+    bar,
+    cell,
+    indented,
+    state_cell,
+    unbroken,
+    wrapped,
+)
 from fusionrun.monitor.snapshot import RankStatus, Snapshot, TaskStatus
 from fusionrun.monitor.words import (
     LOOK,
@@ -111,14 +120,17 @@ class RowTable:
         )
         chosen = [column for column in self._columns if column.wanted == 0]
         room = self._room(chosen) + self._width_of(names)
-        cells["row"] = [Text(_short_name(task, room)) for task in tasks]
+        for i, task in enumerate(tasks):
+            if cells["row"][i].cell_len > room:  # the model is cut: fusions differ in their ends
+                model = task.model[: max(room - len(task.fusion) - 2, 4)]
+                cells["row"][i] = Text(f"{model}… {task.fusion}"[: max(room, 1)])
         for column in sorted(self._columns, key=lambda column: column.wanted):
             empty = column.optional and all(each.plain == MISSING for each in cells[column.title])
             if column not in chosen and not empty and self._room([*chosen, column]) >= 0:
                 chosen.append(column)
         widest = max(len(task.model) for task in tasks)
         for column, roomier in (
-            (experts, [_expert_accuracies(task) for task in tasks]),
+            (experts, [accuracies(task.experts) for task in tasks]),
             (names, [Text(f"{task.model:{widest}}  {task.fusion}") for task in tasks]),
         ):
             more = max(each.cell_len for each in roomier) - self._width_of(column)
@@ -201,22 +213,3 @@ def _row_cells(task: TaskStatus, rank: RankStatus | None) -> dict[str, Text]:
         "ETA": cell(clock(task.eta_seconds)),
         "took": Text(clock(task.seconds), "dim"),
     }
-
-
-def _short_name(task: TaskStatus, room: int) -> str:
-    """Model and fusion; where both don't fit, the model is cut: fusions differ in their ends."""
-    name = f"{task.model} {task.fusion}"
-    if len(name) <= room:
-        return name
-    model = max(room - len(task.fusion) - 2, 4)
-    return f"{task.model[:model]}… {task.fusion}"[: max(room, 1)]
-
-
-def _expert_accuracies(task: TaskStatus) -> Text:
-    """Every expert's, the best one bold."""
-    best = max((value for value in task.experts if value is not None), default=None)
-    if best is None:
-        return cell(MISSING)
-    return Text(" ").join(
-        Text(number(value, 1).rjust(4), "bold" if value == best else "") for value in task.experts
-    )

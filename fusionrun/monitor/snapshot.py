@@ -51,6 +51,28 @@ class TaskStatus:
         part = self.step / self.steps if self.steps else 0.0
         return min((self.epoch + part) / max(self.epochs, 1), 1.0)
 
+    def while_running(self, rank: int, record: Record) -> "TaskStatus":
+        """The task as `rank`, which has it in hand, publishes it."""
+        return replace(
+            self,
+            state="stopped" if record.state == "stopped" else "running",
+            rank=rank,
+            epoch=int(record.epoch),
+            step=int(record.step),
+            steps=int(record.steps),
+            train_loss=record.train_loss,
+            train_accuracy=record.train_accuracy,
+            val_loss=record.val_loss,
+            val_accuracy=record.val_accuracy,
+            best=record.best,
+            best_epoch=None if record.best_epoch is None else int(record.best_epoch),
+            gain=record.gain,
+            experts=tuple(record.experts) if self.kind == "row" else (),
+            images_per_second=record.images_per_second,
+            eta_seconds=record.eta_seconds,
+            note=record.note,
+        )
+
 
 @dataclass(frozen=True)
 class RankStatus:
@@ -123,7 +145,12 @@ class SnapshotBuilder:
     def build(self) -> Snapshot:
         """The state of the launch now."""
         now = time.time()
-        records = [self._freshest(rank) for rank in range(self._rank_info.world_size)]
+        # of every rank, once the first gather is through
+        gathered = dict(enumerate(self._gather.records))
+        records = [
+            fresher(gathered.get(rank), read_heartbeat(self._layout.heartbeat(rank)))
+            for rank in range(self._rank_info.world_size)
+        ]
         tasks = self._task_statuses(records)
         ranks = tuple(self._rank_status(rank, record, now) for rank, record in enumerate(records))
         pairs = zip(self._tasks, tasks, strict=True)
@@ -149,15 +176,6 @@ class SnapshotBuilder:
             tasks=tasks,
             ranks=ranks,
         )
-
-    def _freshest(self, rank: int) -> Record | None:
-        """The newer of what was gathered and what the rank wrote; the file alone has the note."""
-        gathered = self._gather.records[rank] if rank < len(self._gather.records) else None
-        written = read_heartbeat(self._layout.heartbeat(rank))
-        if gathered is None or written is None:
-            return gathered or written
-        gathered.note, gathered.host = written.note, written.host
-        return gathered if gathered.heartbeat_count >= written.heartbeat_count else written
 
     def _rank_status(self, rank: int, record: Record | None, now: float) -> RankStatus:
         if record is None:
@@ -187,7 +205,13 @@ class SnapshotBuilder:
 
     def _task_statuses(self, records: Sequence[Record | None]) -> tuple[TaskStatus, ...]:
         running = {r.task: (rank, r) for rank, r in enumerate(records) if r and r.task >= 0}
-        outcomes = {task.name: self._outcome(task.name) for task in self._tasks}
+        outcomes = {}
+        for task in self._tasks:
+            outcome = read_outcome(self._layout.outcome(task.name))
+            # where no file could be written, its rank told what became of it
+            if outcome is None and (word := self._outcome_of(task.name)) is not None:
+                outcome = Outcome("done") if word == "done" else Outcome("failed", note=word)
+            outcomes[task.name] = outcome
         statuses = []
         for task in self._tasks:
             status = TaskStatus(
@@ -202,22 +226,23 @@ class SnapshotBuilder:
             if (outcome := outcomes[task.name]) is not None:
                 status = replace(status, **vars(outcome))
             elif task.index in running:
-                status = _while_running(status, *running[task.index])
+                status = status.while_running(*running[task.index])
             elif missing:
                 status = replace(status, state="waiting", note=f"for {', '.join(missing)}")
             statuses.append(status)
         return tuple(statuses)
 
-    def _outcome(self, name: str) -> Outcome | None:
-        """How a task ended: from its file or, where none could be written, from its rank."""
-        outcome = read_outcome(self._layout.outcome(name))
-        word = self._outcome_of(name) if outcome is None else None
-        if word is None:
-            return outcome
-        return Outcome("done") if word == "done" else Outcome("failed", note=word)
-
 
 _FINISHED: tuple[TaskState, ...] = ("done", "failed")
+
+
+def fresher(gathered: Record | None, written: Record | None) -> Record | None:
+    """The newer of what was gathered from a rank and what it wrote; the file alone has words."""
+    if gathered is None or written is None:
+        return gathered or written
+    if gathered.heartbeat_count < written.heartbeat_count:
+        return written
+    return replace(gathered, note=written.note, host=written.host)
 
 
 def launch_state(tasks: Sequence[TaskStatus], ranks: Sequence[RankStatus]) -> LaunchState:
@@ -248,25 +273,3 @@ def seconds_to_end(unfinished: Sequence[tuple[Task, TaskStatus]], ranks: int) ->
     waiting = sum(task.cost for task, s in unfinished if s.state in ("waiting", "queued"))
     workers = min(ranks, len(unfinished))
     return max(max(etas), (sum(etas) + waiting / speed) / workers)
-
-
-def _while_running(status: TaskStatus, rank: int, record: Record) -> TaskStatus:
-    return replace(
-        status,
-        state="stopped" if record.state == "stopped" else "running",
-        rank=rank,
-        epoch=int(record.epoch),
-        step=int(record.step),
-        steps=int(record.steps),
-        train_loss=record.train_loss,
-        train_accuracy=record.train_accuracy,
-        val_loss=record.val_loss,
-        val_accuracy=record.val_accuracy,
-        best=record.best,
-        best_epoch=None if record.best_epoch is None else int(record.best_epoch),
-        gain=record.gain,
-        experts=tuple(record.experts) if status.kind == "row" else (),
-        images_per_second=record.images_per_second,
-        eta_seconds=record.eta_seconds,
-        note=record.note,
-    )

@@ -1,0 +1,143 @@
+"""What ranks publish: through a vector, through a file, and from files of other versions."""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusionrun.common.distributed import read_rank_info
+from fusionrun.monitor.gather import StatusGather
+from fusionrun.monitor.heartbeat import Heartbeat, read_heartbeat
+from fusionrun.monitor.record import Outcome, Record, known, read_outcome, write_outcome
+
+
+def full() -> Record:
+    """A record no two numbers of which agree."""
+    record = Record(state="working", task=3, experts=[71.5, None, 73.25])
+    numbers = [f.name for f in dataclasses.fields(Record) if f.type in (float, float | None)]
+    for value, name in enumerate(numbers):
+        setattr(record, name, value + 0.5)
+    assert len(numbers) > 15
+    return record
+
+
+def test_the_vector_carries_every_number() -> None:
+    record = full()
+    vector = record.to_vector(num_experts=3)
+    assert Record.from_vector(vector) == record
+    assert Record.from_vector(Record().to_vector(2)) == Record(experts=[None, None])
+    padded = Record.from_vector(record.to_vector(num_experts=5))
+    assert padded.experts == [71.5, None, 73.25, None, None]
+    # one length for all ranks, whatever they work on
+    assert len({len(each.to_vector(4)) for each in (Record(), record)}) == 1
+    assert vector.dtype == torch.float64
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
+def test_what_is_no_number_is_unknown(value: float | None) -> None:
+    assert known(value) is None
+    assert known(0.0) == 0.0
+
+
+def test_beginning_a_task_forgets_the_last_one_but_not_the_rank() -> None:
+    record = full()
+    record.note, record.host, record.pid = "of the last task", "node7", 42
+    kept = (record.heartbeat_count, record.progress_count, record.busy_seconds)
+    record.begin(9)
+    assert (record.heartbeat_count, record.progress_count, record.busy_seconds) == kept
+    assert (record.host, record.pid, record.task, record.state) == ("node7", 42, 9, "working")
+    assert (record.note, record.best, record.epoch, record.experts) == ("", None, 0.0, [])
+
+
+def test_the_heartbeats_file_is_read_back(tmp_path: Path) -> None:
+    path, record = tmp_path / "ranks" / "0.json", full()
+    record.note, record.host = "reads 3 files", "node7"
+    heartbeat = Heartbeat(record, path, every_seconds=60.0)
+    heartbeat.start()
+    record.state = "finished"
+    heartbeat.stop()
+    assert read_heartbeat(path) == record  # the last state, not the first
+    assert record.pid == os.getpid()
+    assert record.heartbeat_count >= 1.5
+
+
+def test_a_heartbeat_that_cant_be_written_is_a_note(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    record = Record()
+    heartbeat = Heartbeat(record, tmp_path / "file" / "0.json", every_seconds=60.0)
+    heartbeat.start()
+    heartbeat.stop()
+    assert record.note.startswith("heartbeat file: ")
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"state": "dancing"}', '{"epoch": "x"}'])
+def test_no_heartbeat_is_none(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "0.json"
+    if content is not None:
+        path.write_text(content)
+    assert read_heartbeat(path) is None
+
+
+def test_a_heartbeat_of_the_first_version_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "0.json"
+    path.write_text(
+        '{"state": "working", "task": 1, "beat": 7.0, "pulse": 40.0, "epoch": 2.0, "step": 3.0,'
+        ' "steps": 5.0, "train_loss": null, "best": 61.5, "best_epoch": 2.0,'
+        ' "experts": [60.5, null], "note": "", "host": "a", "pid": 4711}'
+    )
+    assert read_heartbeat(path) == Record(
+        state="working",
+        task=1,
+        heartbeat_count=7.0,
+        progress_count=40.0,
+        epoch=2.0,
+        step=3.0,
+        steps=5.0,
+        best=61.5,
+        best_epoch=2.0,
+        experts=[60.5, None],
+        host="a",
+        pid=4711,
+    )
+
+
+def test_outcomes_survive_their_file_and_other_versions(tmp_path: Path) -> None:
+    path = tmp_path / "outcomes" / "task-0.json"
+    outcome = Outcome("done", "", 2, 40, 70.5, 71.5, 38, 0.25, (70.25, None), 12.5)
+    write_outcome(path, outcome)
+    assert read_outcome(path) == outcome
+    assert list(json.loads(path.read_text())) == [
+        *("state", "note", "rank", "epoch", "val_accuracy", "best", "best_epoch", "gain"),
+        *("experts", "seconds"),
+    ]
+    path.write_text('{"state": "failed", "note": "out of memory", "of_a_later_version": [1]}')
+    assert read_outcome(path) == Outcome("failed", note="out of memory")
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"state": "paused"}'])
+def test_no_outcome_is_none(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "task-0.json"
+    if content is not None:
+        path.write_text(content)
+    assert read_outcome(path) is None
+
+
+def test_a_gather_of_one_rank_ends_when_it_is_decided() -> None:
+    record, seen = Record(), []
+
+    def decide(records: object) -> int | None:
+        seen.append(records)
+        record.state = "finished"
+        return 3 if len(seen) == 3 else None
+
+    gather = StatusGather(
+        read_rank_info({}), record, num_experts=2, every_seconds=0.001, decide=decide
+    )
+    gather.start()
+    assert gather.wait(10.0) == 3
+    assert [each.state for each in gather.records] == ["finished"]
+    assert gather.broken == ""

@@ -1,0 +1,169 @@
+"""From records, heartbeats and outcomes to what the table shows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fusionrun.common.atomic_files import write_json
+from fusionrun.common.distributed import read_rank_info
+from fusionrun.common.typed_fields import plain
+from fusionrun.monitor.gather import StatusGather
+from fusionrun.monitor.record import Outcome, RankState, Record, write_outcome
+from fusionrun.monitor.snapshot import (
+    RankStatus,
+    SnapshotBuilder,
+    TaskStatus,
+    fresher,
+    launch_state,
+    seconds_to_end,
+)
+from fusionrun.study.paths import Layout
+from fusionrun.study.rows import Row
+from fusionrun.study.tasks import ExpertTask, RowTask, Task
+
+EXPERTS = tuple(ExpertTask(1 + k, "resnet", k, cost=10.0, epochs=4) for k in range(2))
+ROW = RowTask(
+    0,
+    Row(0, "resnet", "concatenation", 42, 1.0, "concatenation-seed7"),
+    cost=20.0,
+    epochs=10,
+    needs=("expert-resnet-0", "expert-resnet-1"),
+)
+TASKS: tuple[Task, ...] = (ROW, *EXPERTS)
+
+
+def builder(
+    folder: Path, records: Sequence[Record] = (), told: Mapping[str, str] | None = None
+) -> SnapshotBuilder:
+    info = replace(read_rank_info({}), world_size=2, nodes=1)
+    gather = StatusGather(
+        replace(info, world_size=1), Record(), num_experts=2, every_seconds=1.0, decide=len
+    )
+    gather.records = list(records)
+    return SnapshotBuilder(
+        Layout(folder),
+        TASKS,
+        gather,
+        info,
+        study="demo",
+        device="cpu",
+        threads=1,
+        outcome_of=(told or {}).get,
+    )
+
+
+def test_a_launch_from_its_start_to_its_end(tmp_path: Path) -> None:
+    start = builder(tmp_path).build()
+    assert [rank.state for rank in start.ranks] == ["starting", "starting"]
+    assert [task.state for task in start.tasks] == ["waiting", "queued", "queued"]
+    assert start.tasks[0].note == "for expert-resnet-0, expert-resnet-1"
+    assert (start.state, start.progress, start.eta_seconds) == ("running", 0.0, None)
+
+    layout = Layout(tmp_path)
+    write_outcome(layout.outcome("expert-resnet-0"), Outcome("done", epoch=4, best=61.5))
+    working = Record(state="working", task=2, epoch=1, step=5, steps=10, eta_seconds=25.0)
+    middle = builder(tmp_path, [Record(state="idle"), working]).build()
+    row, done, running = middle.tasks
+    assert (row.state, row.note, row.fusion) == (
+        "waiting",
+        "for expert-resnet-1",
+        "concatenation-seed7",
+    )
+    assert (done.state, done.best, done.fusion) == ("done", 61.5, "")
+    assert (running.state, running.rank, running.epoch, running.step) == ("running", 1, 1, 5)
+    assert running.progress == 1.5 / 4
+    assert middle.progress == pytest.approx((10 + 10 * 1.5 / 4) / 40)
+    assert middle.ranks[1].task == "expert-resnet-1"
+
+    # where no file could be written, the queue knows
+    told = {"expert-resnet-1": "done", ROW.name: "disk full"}
+    ended = [Record(state="finished"), Record(state="finished")]
+    last = builder(tmp_path, ended, told).build()
+    assert [task.state for task in last.tasks] == ["failed", "done", "done"]
+    assert last.tasks[0].note == "disk full"
+    assert last.state == "failed"
+
+
+def test_experts_accuracies_are_a_rows() -> None:
+    record = Record(state="working", experts=[70.0, None], best_epoch=3.0)
+    row = TaskStatus("a", "row", "resnet", "concatenation", "queued", 10)
+    assert row.while_running(0, record).experts == (70.0, None)
+    assert row.while_running(0, record).best_epoch == 3
+    assert replace(row, kind="expert").while_running(0, record).experts == ()
+    assert row.while_running(0, replace(record, state="stopped")).state == "stopped"
+
+
+def test_a_ranks_file_stands_in_for_a_broken_gather(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    for rank, count in enumerate((5.0, 9.0)):
+        written = Record(state="working", task=rank, heartbeat_count=count, note="n", host="h")
+        write_json(layout.heartbeat(rank), plain(written))
+    gathered = [Record(state="idle", heartbeat_count=7.0) for _ in range(2)]
+    first, second = builder(tmp_path, gathered).build().ranks
+    assert (first.state, first.note, first.host) == ("idle", "n", "h")
+    assert (second.state, second.task) == ("working", "expert-resnet-0")
+
+
+def test_the_fresher_record() -> None:
+    old, new = Record(heartbeat_count=1.0, note="a"), Record(heartbeat_count=2.0, note="b")
+    assert fresher(None, None) is None
+    assert fresher(old, None) is old
+    assert fresher(None, new) is new
+    assert fresher(old, new) == new
+    assert fresher(new, old) == replace(new, note="a")
+
+
+def test_ages_grow_until_something_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    records = [Record(state="working", task=1, heartbeat_count=1.0), Record(state="idle")]
+    build = builder(tmp_path, records).build
+
+    def ages() -> list[tuple[float | None, float]]:
+        now[0] += 5
+        return [(rank.heartbeat_age, rank.still_seconds) for rank in build().ranks]
+
+    assert ages() == [(0, 0), (0, 0)]
+    assert ages() == [(5, 5), (5, 0)]  # an idle rank has nothing to make progress in
+    records[0].heartbeat_count += 1
+    assert ages() == [(0, 10), (10, 0)]
+    records[0].progress_count += 1
+    assert ages() == [(5, 0), (15, 0)]
+
+
+def status(state: str, **fields: object) -> TaskStatus:
+    made = TaskStatus("a", "expert", "resnet", "", "running", 10)
+    return replace(made, state=state, **fields)  # type: ignore[arg-type]
+
+
+def test_the_time_to_the_end() -> None:
+    task = EXPERTS[0]  # 10 units of work
+    half = status("running", epoch=5, eta_seconds=50.0)  # 0.1 units a second
+    queued = status("queued")
+    assert seconds_to_end([(task, half)], ranks=4) == 50.0  # one task can't be shared
+    assert seconds_to_end([(task, half), (task, queued)], ranks=1) == pytest.approx(150.0)
+    assert seconds_to_end([(task, half), *[(task, queued)] * 3], ranks=2) == pytest.approx(175.0)
+    assert seconds_to_end([(task, queued)], ranks=2) is None
+    assert seconds_to_end([], ranks=2) is None
+    stopped = status("stopped", epoch=5, eta_seconds=50.0)
+    assert seconds_to_end([(task, stopped)], ranks=2) is None
+
+
+@pytest.mark.parametrize(
+    ("ranks", "tasks", "state"),
+    [
+        (("finished", "working"), ("done", "done"), "running"),
+        (("finished", "idle"), ("failed", "done"), "running"),
+        (("finished", "finished"), ("done", "done"), "done"),
+        (("finished", "stopped"), ("done", "failed"), "failed"),
+        (("stopped", "stopped"), ("done", "stopped"), "stopped"),
+        (("failed", "failed"), ("queued", "waiting"), "stopped"),
+    ],
+)
+def test_the_launchs_state(
+    ranks: tuple[RankState, ...], tasks: tuple[str, ...], state: str
+) -> None:
+    shown = [RankStatus(i, each, None, None, None) for i, each in enumerate(ranks)]
+    assert launch_state([status(each) for each in tasks], shown) == state
