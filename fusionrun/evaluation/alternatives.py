@@ -1,45 +1,124 @@
-"""Fusion beside the cheap alternatives, all from one pass over the same images."""
+"""The methods that results compare: what each is called, how it answers, what was chosen for it.
 
-from collections.abc import Mapping
+The one definition, for the test at a row's end, `evaluate`, `robustness`, `assemble`, `preview` and
+every table. Importing it doesn't import torch.
+"""
 
-import torch
-from torch import Tensor
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from fusionrun.evaluation.statistics.metrics import mix_logits, mix_probabilities
+from fusionrun.evaluation.statistics.scores import (
+    check_scores,
+    log_probabilities,
+    mean_logits,
+    mix_probabilities,
+)
+from fusionrun.study.recipe import SINGLE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# whose logits a method reads: all heads of the row (fusion), its tuned experts (after), the experts
+# as their own training left them (before), all heads of a row that is there to compare (control)
+Stage = Literal["fusion", "after", "before", "control"]
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Percent of logits (N, C) (or probabilities) whose largest entry is the label (N,)."""
-    return 100 * float((logits.argmax(dim=-1) == labels).double().mean())
+@dataclass(frozen=True)
+class Choice:
+    """What validation chose among the experts of a stage."""
+
+    best: int  # the most accurate; of equals the first
+    weights: "Tensor | None" = None  # (E,) with the smallest loss; None: not fitted
 
 
-def compare(
-    logits: Tensor,
-    labels: Tensor,
-    before: Tensor,
-    *,
-    val_accuracies: list[float],
-    before_val_accuracies: list[float],
-) -> Mapping[str, float | list[float]]:
-    """Accuracies in percent of fusion and its alternatives on the same images.
+NOTHING_CHOSEN = Choice(0)
 
-    `logits` (N, 1 + E, C): the fused head, then the tuned experts'; `before` (N, E, C): the
-    experts as they were before fusion training. The best expert is chosen by its *validation*
-    accuracy: choosing it on these images would flatter it.
+
+@dataclass(frozen=True)
+class Formula:
+    """How answers follow from logits (N, H, C). Raises ValueError where they aren't finite."""
+
+    scores: Callable[["Tensor", Choice], "Tensor"]  # (N, C)
+    has_logits: bool = True  # else the scores are log-probabilities already
+    chosen: Literal["nothing", "expert", "weights"] = "nothing"  # on validation
+
+    def log_probabilities(self, logits: "Tensor", choice: Choice) -> "Tensor":
+        """(N, H, C) -> (N, C)."""
+        scores = self.scores(logits, choice)
+        return log_probabilities(scores) if self.has_logits else scores
+
+
+@dataclass(frozen=True)
+class Method:
+    key: str  # in files
+    label: str
+    heading: str  # of a narrow column
+    stage: Stage
+    formula: Formula
+
+
+FIRST_HEAD = Formula(lambda logits, _: check_scores("logits", logits[:, 0], "NC"))
+OTHER_HEADS = Formula(lambda logits, _: mix_probabilities(logits[:, 1:]), has_logits=False)
+BEST_EXPERT = Formula(
+    lambda logits, choice: check_scores("logits", logits[:, choice.best], "NC"), chosen="expert"
+)
+MEAN_PROBABILITIES = Formula(lambda logits, _: mix_probabilities(logits), has_logits=False)
+MEAN_LOGITS = Formula(lambda logits, _: mean_logits(logits))
+WEIGHTED = Formula(
+    lambda logits, choice: mix_probabilities(logits, choice.weights),
+    has_logits=False,
+    chosen="weights",
+)
+
+FUSED = Method("fused", "fused", "fused", "fusion", FIRST_HEAD)
+
+# put together from the row's own experts: they cost no training beyond these
+ALTERNATIVES = (
+    Method("best_expert", "best expert", "best expert", "after", BEST_EXPERT),
+    Method(
+        "mean_probabilities", "mean of probabilities", "mean prob.", "after", MEAN_PROBABILITIES
+    ),
+    Method("mean_logits", "mean of logits", "mean logits", "after", MEAN_LOGITS),
+    Method("weighted", "weighted mean", "weighted", "after", WEIGHTED),
+    Method("before_best_expert", "before: best expert", "before: expert", "before", BEST_EXPERT),
+    Method(
+        "before_mean_probabilities",
+        "before: mean of probabilities",
+        "before: prob.",
+        "before",
+        MEAN_PROBABILITIES,
+    ),
+    Method("before_mean_logits", "before: mean of logits", "before: logits", "before", MEAN_LOGITS),
+    Method("before_weighted", "before: weighted mean", "before: weighted", "before", WEIGHTED),
+)
+
+# rows of their own, by what they control: each cost a training
+CONTROLS = (
+    Method("frozen", "control: experts frozen", "experts frozen", "control", FIRST_HEAD),
+    Method(
+        "detached",
+        "control: experts without fusion",
+        "experts without fusion",
+        "control",
+        OTHER_HEADS,
+    ),
+    Method(SINGLE, "control: one network", "one network", "control", FIRST_HEAD),
+)
+
+METHODS = {method.key: method for method in (FUSED, *ALTERNATIVES, *CONTROLS)}
+
+
+def scores_by_method(
+    logits: Mapping[Stage, "Tensor"], best: Mapping[Stage, int]
+) -> dict[Method, "Tensor"]:
+    """Scores (N, C) of the fused model and its alternatives at the stages that have `logits`.
+
+    `best` expert of each stage, by validation. Weighted means aren't among them: to fit weights
+    takes the logits of validation, too. Raises ValueError: not finite.
     """
-    experts = logits[:, 1:]
-    each = [accuracy(experts[:, k], labels) for k in range(experts.shape[1])]
-    each_before = [accuracy(before[:, k], labels) for k in range(before.shape[1])]
-    best = int(torch.tensor(val_accuracies).argmax())
-    best_before = int(torch.tensor(before_val_accuracies).argmax())
     return {
-        "fused": accuracy(logits[:, 0], labels),
-        "best_expert": each[best],
-        "mean_probabilities": accuracy(mix_probabilities(experts), labels),
-        "mean_logits": accuracy(mix_logits(experts), labels),
-        "before_best_expert": each_before[best_before],
-        "before_mean_probabilities": accuracy(mix_probabilities(before), labels),
-        "before_mean_logits": accuracy(mix_logits(before), labels),
-        "experts": each,
-        "before_experts": each_before,
+        method: method.formula.scores(logits[method.stage], Choice(best.get(method.stage, 0)))
+        for method in (FUSED, *ALTERNATIVES)
+        if method.stage in logits and method.formula.chosen != "weights"
     }

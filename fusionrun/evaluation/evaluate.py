@@ -1,30 +1,29 @@
-"""`evaluate OUTPUT_DIR`: every saved model, put together from its components, and its rivals."""
+"""`evaluate OUTPUT_DIR`: every saved model, loaded from its components, and its alternatives."""
 
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
-from fusionrun import __version__
 from fusionrun.common.atomic_files import write_json, write_text
-from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
-from fusionrun.common.exit_status import ExitStatus
-from fusionrun.components.manifest import Manifest, read_manifest, write_manifest
-from fusionrun.components.store import load_model, load_single
-from fusionrun.data.datasets import DataError
-from fusionrun.evaluation.alternatives import compare
+from fusionrun.common.distributed import RankInfo
+from fusionrun.common.typed_fields import plain
+from fusionrun.components.manifest import Manifest, write_manifest
 from fusionrun.evaluation.comparison import (
-    Contender,
+    Answers,
+    accuracies_by_method,
     compare_row,
-    control_contender,
-    controls_of,
-    over_seeds,
+    control_answers,
+)
+from fusionrun.evaluation.measuring import (
+    load_row,
+    measure_study,
+    noted,
+    run_header,
+    say,
 )
 from fusionrun.evaluation.predictions import (
     Predictions,
@@ -34,20 +33,23 @@ from fusionrun.evaluation.predictions import (
     save_predictions,
 )
 from fusionrun.evaluation.results import collect_results, write_results
+from fusionrun.evaluation.schema import (
+    Evaluation,
+    FailedRow,
+    RowName,
+    RowResult,
+    TrainingTime,
+    name_row,
+)
 from fusionrun.evaluation.statistics.cost import measure_cost, training_time
+from fusionrun.evaluation.statistics.significance import over_seeds
 from fusionrun.evaluation.tables import CSV_COLUMNS, long_rows, markdown, tables
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
 from fusionrun.logs.csv import write_csv
-from fusionrun.study.context import RunContext, open_context
+from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
-from fusionrun.training.checkpoint import CheckpointError
-from fusionrun.training.errors import TaskError
-
-FORMAT = 1
-# what stops one row and says nothing of the others; ValueError: answers that aren't finite
-ROW_PROBLEMS = (CheckpointError, TaskError, ValueError, OSError, torch.OutOfMemoryError)
 
 
 def evaluate(study: Study, rank_info: RankInfo, console: Console) -> int:
@@ -55,153 +57,77 @@ def evaluate(study: Study, rank_info: RankInfo, console: Console) -> int:
 
     Raises LaunchError when the data or the device isn't there, or results can't be written.
     """
-    try:
-        context = open_context(
-            study,
-            choose_device(rank_info, study.recipe.runtime.device),
-            divide_threads(rank_info, study.recipe.runtime.threads),
-            progress=say,
-        )
-        rows = _evaluate_rows(context)
-        tree = {
-            **about(context),
-            "training": _training(study),
-            "rows": rows,
-            "over_seeds": over_seeds(rows),
-        }
-        _write(study, tree)
-    except (DataError, OSError) as error:
-        raise LaunchError(str(error)) from None
-    console.print(tables(tree))
-    console.print(f"all of it: {study.layout.evaluation('json')}", markup=False, soft_wrap=True)
-    return ExitStatus.ROW_FAILED if any(row["problem"] for row in rows) else ExitStatus.DONE
+    return measure_study(
+        study, rank_info, console, measure=evaluate_rows, write=write_evaluation, show=tables
+    )
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def about(context: RunContext) -> dict[str, Any]:
-    """What all rows have in common."""
-    study, data = context.study, context.data
-    return {
-        "format": FORMAT,
-        "study": study.name,
-        "output_dir": str(study.layout.output_dir),
-        "evaluated": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
-        "data": {
-            "name": data.name,
-            "classes": list(data.classes),
-            "test_images": len(data.test_labels),
-            "val_images": len(context.splits.fusion_val),
-            "image_size": data.test_images.shape[-1],
-        },
-        "device": str(context.device),
-        "threads": context.threads,
-        "versions": {"fusionrun": __version__, "torch": torch.__version__},
-    }
-
-
-def _training(study: Study) -> dict[str, float | int] | None:
-    try:
-        return training_time(_logs(study))
-    except ValueError as error:  # the rows that it belongs to have said so, too
-        say(f"fusionrun: the time of training isn't measured: {error}")
-        return None
-
-
-def _logs(study: Study) -> Iterator[Path]:
-    """Where the training of every expert and every row wrote its epochs."""
-    for model in dict.fromkeys(row.model for row in study.rows if not row.is_single):
-        for k in range(study.recipe.experts.count):
-            yield study.layout.expert_csv(model, k)
-    for row in study.rows:
-        yield study.layout.row(row.model, row.variant).csv
-
-
-def _evaluate_rows(context: RunContext) -> list[dict[str, Any]]:
-    """An entry for each row; one with a problem is said at once and the others go on.
+def evaluate_rows(context: RunContext) -> Evaluation:
+    """Every row of the study beside its alternatives; one with a problem is said at once.
 
     A single network has no entry of its own: it stands in those of its architecture's rows.
     """
-    entries: dict[str, dict[str, Any]] = {}
-    controls: list[tuple[Row, Contender]] = []
+    results: dict[str, RowResult] = {}
+    failures: dict[str, FailedRow] = {}
+    controls: list[tuple[RowName, Answers]] = []
     latest: Predictions | None = None
     # controls first: the rows are compared with them
     for row in sorted(context.study.rows, key=lambda row: not (row.control or row.is_single)):
-        try:
+        name = RowName(**name_row(row))
+        with noted(row, failures):
             manifest, model = load_row(context, row)
-            predictions = _predictions(context, row, model, latest)
+            predictions = current_predictions(context, row, model, latest)
             if row.control or row.is_single:
-                controls.append((row, control_contender(row, predictions)))
+                controls.append((name, control_answers(row, predictions)))
             if isinstance(model, FusionModel):
                 latest = predictions
-                rivals = tuple(controls_of(row, controls))
-                found = _evaluate_row(context, row, manifest, model, predictions, rivals)
-                entries[row.name] = {**name_row(row), **found, "problem": ""}
-        except ROW_PROBLEMS as error:
-            say(f"fusionrun: {row.name}: {error}")
-            entries[row.name] = {**name_row(row), "epoch": None, "problem": str(error)}
-    return [entries[row.name] for row in context.study.rows if row.name in entries]
+                against = [of for control, of in controls if control.is_control_of(name)]
+                results[row.name] = evaluate_row(
+                    context, row, manifest, model, predictions, against
+                )
+    entries: dict[str, RowResult | FailedRow] = {**results, **failures}
+    tasks = [row.name for row in context.study.rows]
+    measured = [results[task] for task in tasks if task in results]
+    return Evaluation(
+        **run_header(context),
+        training=logged_training(context.study),
+        entries=tuple(entries[task] for task in tasks if task in entries),
+        over_seeds=over_seeds((row, row.numbers) for row in measured),
+    )
 
 
-def name_row(row: Row) -> dict[str, Any]:
-    """What an entry of any kind says of whose it is."""
-    return {
-        "task": row.name,
-        "model": row.model,
-        "fusion": row.method,
-        "variant": row.variant,
-        "control": row.control,
-        "seed": row.seed,
-        "alpha": row.alpha,
-    }
-
-
-def load_row(context: RunContext, row: Row) -> tuple[Manifest, FusionModel | Expert]:
-    """(manifest, model on the device) of a finished row of this study. Raises ROW_PROBLEMS."""
-    files = context.study.layout.row(row.model, row.variant)
-    manifest = read_manifest(files.manifest)
-    task = context.study.row_task(row)
-    context.identity(task).require_same(files.manifest, manifest.settings)
-    model = load_single(files.directory) if row.is_single else load_model(files.directory)
-    context.settle(model)
-    return manifest, model
-
-
-def _evaluate_row(
+def evaluate_row(
     context: RunContext,
     row: Row,
     manifest: Manifest,
     model: FusionModel,
     predictions: Predictions,
-    controls: Sequence[Contender],
-) -> dict[str, Any]:
+    controls: Sequence[Answers],
+) -> RowResult:
     """The row's entry. The manifest's test numbers are brought up to date. Raises ROW_PROBLEMS."""
     started = time.monotonic()
-    entry = compare_row(predictions, controls, seed=row.seed)
     cost = measure_cost(context, row, model)
-    test = compare(
-        predictions.test.logits,
-        predictions.test.labels,
-        predictions.test.before,
-        val_accuracies=[expert["validation"] for expert in entry["experts"]],
-        before_val_accuracies=[expert["before_validation"] for expert in entry["experts"]],
+    assert manifest.epoch is not None  # only an assembled model has none, which is no row's
+    result = compare_row(row, predictions, controls, epoch=manifest.epoch, cost=cost)
+    test = accuracies_by_method(
+        predictions.test,
+        [expert.validation for expert in result.experts],
+        [expert.before_validation for expert in result.experts],
     )
     if manifest.test != test:
         path = context.study.layout.row(row.model, row.variant).manifest
         write_manifest(path, replace(manifest, test=dict(test)))
-    fused = entry["contenders"][0]["top1"]
-    say(f"[{row.name}] fused {fused:.2f} %, took {time.monotonic() - started:.0f} s")
-    return {"epoch": manifest.epoch, **entry, "cost": cost}
+    seconds = time.monotonic() - started
+    say(f"[{row.name}] fused {result.fused.top1:.2f} %, took {seconds:.0f} s")
+    return result
 
 
-def _predictions(
+def current_predictions(
     context: RunContext, row: Row, model: FusionModel | Expert, latest: Predictions | None
 ) -> Predictions:
     """The saved ones where they are still what the row's networks would answer.
 
-    `latest` may know the experts before fusion training.
+    `latest` may know the experts before fusion training. Raises ROW_PROBLEMS.
     """
     path = context.study.layout.row(row.model, row.variant).predictions
     origin = find_origin(context, row.model, model)
@@ -209,7 +135,7 @@ def _predictions(
     labels, val_labels = context.data.test_labels, context.data.train_labels[validation]
     predictions, problem = load_predictions(path, origin, labels, val_labels)
     if problem:
-        say(f"[{row.name}] {problem}; computed anew")
+        say(f"[{row.name}] {problem}; computed again")
     if predictions is None:
         say(f"[{row.name}] {len(labels)} test and {len(val_labels)} validation images ...")
         predictions = predict(context, row, model, origin, latest)
@@ -219,10 +145,24 @@ def _predictions(
     return predictions
 
 
-def _write(study: Study, tree: dict[str, Any]) -> None:
-    """Everything that `evaluate` leaves in the output directory."""
+def logged_training(study: Study) -> TrainingTime | None:
+    """What the training of every expert and every row took, by its table of epochs."""
+    models = dict.fromkeys(row.model for row in study.rows if not row.is_single)
+    experts = range(study.recipe.experts.count)
+    logs = [study.layout.expert_csv(model, k) for model in models for k in experts]
+    logs += [study.layout.row(row.model, row.variant).csv for row in study.rows]
+    try:
+        return training_time(logs)
+    except ValueError as error:  # the rows that it belongs to have said so, too
+        say(f"fusionrun: the time of training isn't measured: {error}")
+        return None
+
+
+def write_evaluation(study: Study, evaluation: Evaluation) -> Path:
+    """Everything that `evaluate` leaves in the output directory; returns the whole of it."""
     layout = study.layout
-    write_json(layout.evaluation("json"), tree)
-    write_text(layout.evaluation("md"), markdown(tree))
-    write_csv(layout.evaluation("csv"), CSV_COLUMNS, list(long_rows(tree)))
+    write_json(layout.evaluation("json"), plain(evaluation))
+    write_text(layout.evaluation("md"), markdown(evaluation))
+    write_csv(layout.evaluation("csv"), CSV_COLUMNS, list(long_rows(evaluation)))
     write_results(layout, collect_results(study))
+    return layout.evaluation("json")

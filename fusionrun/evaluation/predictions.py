@@ -8,13 +8,14 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionrun.common.atomic_files import write_atomically
 from fusionrun.components.manifest import file_hash
 from fusionrun.components.starting_experts import load_experts
 from fusionrun.components.store import state_hash
 from fusionrun.data.loader import ResidentLoader
+from fusionrun.evaluation.alternatives import Stage
 from fusionrun.evaluation.statistics.expert_contributions import (
     answers_without_each,
     expert_weights,
@@ -45,12 +46,18 @@ class Origin(NamedTuple):
     data: str  # the data set's fingerprint
 
 
-class Answers(NamedTuple):
+class HeadLogits(NamedTuple):
     """Of N images, on the CPU."""
 
     labels: Tensor  # (N,) int64
     logits: Tensor  # (N, 1 + E, C) float32: fused, then the tuned experts
     before: Tensor  # (N, E, C) float32: the experts before fusion training
+
+    def of(self, stage: Stage) -> Tensor:
+        """(N, H, C) of the heads that methods of this stage read."""
+        if stage == "before":
+            return self.before
+        return self.logits[:, 1:] if stage == "after" else self.logits
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,8 @@ class Predictions:
     """All that is measured of a row, but for its costs, follows from these."""
 
     origin: Origin
-    test: Answers
-    validation: Answers
+    test: HeadLogits
+    validation: HeadLogits
     without: Tensor  # (N, E) int64: fused classes on the test set without expert k's features
     attention: Tensor  # (E,) mean weight of each expert in the fusion, or (0,): it has none
     gradients: Tensor  # (E, 2) share of the fused path and cosine, or (0, 2): not two paths
@@ -95,8 +102,8 @@ def predict(
     if not isinstance(model, FusionModel):
         return Predictions(
             origin,
-            test=_answers_alone(context, model, test),
-            validation=_answers_alone(context, model, validation),
+            test=head_logits(context, model, test),
+            validation=head_logits(context, model, validation),
             without=torch.empty(0, 0, dtype=torch.int64),
             attention=torch.empty(0),
             gradients=torch.empty(0, 2),
@@ -121,8 +128,8 @@ def predict(
     weights = [weight.double().sum(dim=0).cpu() for _, weight in seen if weight is not None]
     return Predictions(
         origin=origin,
-        test=Answers(labels, logits, before),
-        validation=Answers(val_labels, val_logits, val_before),
+        test=HeadLogits(labels, logits, before),
+        validation=HeadLogits(val_labels, val_logits, val_before),
         without=torch.cat([classes for classes, _ in seen]),
         attention=torch.stack(weights).sum(dim=0) / len(labels) if weights else torch.empty(0),
         gradients=torch.empty(0, 2) if row.control else _path_gradients(context, row, model),
@@ -137,9 +144,10 @@ def _path_gradients(context: RunContext, row: Row, model: FusionModel) -> Tensor
     return path_gradients(model, loader, alpha=row.alpha, smoothing=smoothing)
 
 
-def _answers_alone(context: RunContext, network: Expert, loader: ResidentLoader) -> Answers:
+def head_logits(context: RunContext, network: nn.Module, loader: ResidentLoader) -> HeadLogits:
+    """What its heads answer, on the CPU; of experts before fusion training nothing."""
     logits, labels = collect_logits(network, loader, bf16=context.bf16)
-    return Answers(labels.cpu(), logits.cpu(), logits[:, :0].cpu())
+    return HeadLogits(labels.cpu(), logits.cpu(), logits[:, :0].cpu())
 
 
 def _pass(
@@ -218,7 +226,8 @@ def _from_arrays(arrays: dict[str, Array]) -> Predictions:
     """The inverse. Raises KeyError where one is lacking, TypeError where one isn't of numbers."""
     tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.keys() - {*Origin._fields}}
     test, validation = (
-        Answers(*(tensors[f"{split}{name}"] for name in Answers._fields)) for split in ("", "val_")
+        HeadLogits(*(tensors[f"{split}{name}"] for name in HeadLogits._fields))
+        for split in ("", "val_")
     )
     experts = tuple(str(expert) for expert in arrays["experts"])
     origin = Origin(str(arrays["weights"]), experts, str(arrays["data"]))

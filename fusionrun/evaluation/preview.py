@@ -3,23 +3,13 @@
 A ranking to choose rows by, not a result: the experts stay as their own training left them, images
 aren't augmented, and the validation accuracies that rank the fusions also chose their epochs. The
 test set is not touched.
-
-preview.json, format 1; accuracies in percent, null where not measured:
-
-    study, output_dir, evaluated (when), data, device, threads, versions: as in evaluation.json
-    epochs: of each training
-    seeds: [number]
-    models: [{model, problem, images, mean_probabilities, best_expert,
-        fusions: [{fusion, problem, accuracies: [of each seed], mean, deviation, epochs: [the best
-        one of each seed], seconds}]}], the best fusion first
-
-A model with a problem has nothing but its name, one of a fusion leaves its numbers null.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import itemgetter
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -31,22 +21,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionrun.common.atomic_files import write_json, write_text
-from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
-from fusionrun.common.exit_status import ExitStatus
+from fusionrun.common.distributed import RankInfo
 from fusionrun.common.seeds import derive_seed
-from fusionrun.common.text import NOT_AVAILABLE
+from fusionrun.common.typed_fields import plain
 from fusionrun.components.starting_experts import load_experts
-from fusionrun.data.datasets import DataError
-from fusionrun.evaluation.alternatives import accuracy
-from fusionrun.evaluation.evaluate import ROW_PROBLEMS, about, say
-from fusionrun.evaluation.statistics.metrics import check_scores, mix_probabilities
+from fusionrun.evaluation.alternatives import METHODS
+from fusionrun.evaluation.measuring import ROW_PROBLEMS, measure_study, run_header, say
+from fusionrun.evaluation.schema import RunHeader, Spread
+from fusionrun.evaluation.statistics.metrics import accuracy
+from fusionrun.evaluation.statistics.scores import mix_probabilities
 from fusionrun.evaluation.statistics.significance import spread
-from fusionrun.evaluation.tables import markdown_table, rich_table
 from fusionrun.experts import Expert
 from fusionrun.fusions import FUSIONS, FusionModel
-from fusionrun.study.context import EVALUATION_BATCH, RunContext, open_context
+from fusionrun.study.context import EVALUATION_BATCH, RunContext
 from fusionrun.study.defaults import HEAD_CLIP
 from fusionrun.study.study import Study
+from fusionrun.tables.markdown import markdown_table
+from fusionrun.tables.table import Column, Table
+from fusionrun.tables.terminal import terminal_table
 from fusionrun.training.optim import (
     Group,
     adamw,
@@ -55,8 +47,6 @@ from fusionrun.training.optim import (
     set_learning_rates,
 )
 
-FORMAT = 1
-HEADINGS = ("model", "fusion", "validation", "over mean prob.", "seeds", "seconds")
 TITLE = "Fusions on the features of frozen experts"
 LEGEND = (
     "Validation accuracy in percent, mean ± sample standard deviation over seeds, and points over "
@@ -65,7 +55,50 @@ LEGEND = (
 )
 
 
-Entry = dict[str, Any]
+@dataclass(frozen=True)
+class FusionPreview:
+    """A fusion over the seeds; one with a problem has no numbers."""
+
+    fusion: str
+    problem: str = ""
+    accuracies: tuple[float, ...] = ()  # of each seed
+    epochs: tuple[int, ...] = ()  # the best one of each seed
+    mean: float | None = None
+    deviation: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelPreview:
+    """An architecture's experts, and its fusions, the best first."""
+
+    model: str
+    problem: str
+    images: int  # of training
+    mean_probabilities: float
+    best_expert: float
+    fusions: tuple[FusionPreview, ...]
+
+
+@dataclass(frozen=True)
+class FailedModel:
+    """An architecture whose experts can't be had."""
+
+    model: str
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview(RunHeader):
+    """preview.json, format 1. Accuracies are percent; None is what was not measured."""
+
+    epochs: int  # of each training
+    seeds: tuple[int, ...]
+    models: tuple[ModelPreview | FailedModel, ...]
+
+    @property
+    def failures(self) -> tuple[FailedModel, ...]:
+        return tuple(model for model in self.models if isinstance(model, FailedModel))
 
 
 @dataclass(frozen=True)
@@ -93,29 +126,21 @@ def preview(study: Study, rank_info: RankInfo, console: Console, *, seeds: int, 
 
     Raises LaunchError when the data or the device isn't there, or results can't be written.
     """
-    try:
-        context = open_context(
-            study,
-            choose_device(rank_info, study.recipe.runtime.device),
-            divide_threads(rank_info, study.recipe.runtime.threads),
-            progress=say,
-        )
-        numbers = [study.recipe.seed + i for i in range(seeds)]
+
+    def measure(context: RunContext) -> Preview:
+        numbers = tuple(study.recipe.seed + i for i in range(seeds))
         architectures = dict.fromkeys(row.model for row in study.rows if not row.is_single)
-        models = [_preview_model(context, model, numbers, epochs) for model in architectures]
-        tree = {**about(context), "format": FORMAT, "epochs": epochs, "seeds": numbers}
-        tree["models"] = models
-        write_json(study.layout.preview("json"), tree)
-        write_text(study.layout.preview("md"), markdown(tree))
-    except (DataError, OSError) as error:
-        raise LaunchError(str(error)) from None
-    table = rich_table(TITLE, HEADINGS, _lines(tree), caption=LEGEND)
-    console.print(Lines(table, *(Text(line) for line in _problems(tree))))
-    console.print(f"all of it: {study.layout.preview('json')}", markup=False, soft_wrap=True)
-    return ExitStatus.ROW_FAILED if any(model["problem"] for model in models) else ExitStatus.DONE
+        models = tuple(preview_model(context, model, numbers, epochs) for model in architectures)
+        return Preview(**run_header(context), epochs=epochs, seeds=numbers, models=models)
+
+    return measure_study(
+        study, rank_info, console, measure=measure, write=write_preview, show=tables
+    )
 
 
-def _preview_model(context: RunContext, model: str, seeds: Sequence[int], epochs: int) -> Entry:
+def preview_model(
+    context: RunContext, model: str, seeds: Sequence[int], epochs: int
+) -> ModelPreview | FailedModel:
     """An architecture's entry; a problem is said at once and the others go on."""
     started = time.monotonic()
     try:
@@ -124,22 +149,22 @@ def _preview_model(context: RunContext, model: str, seeds: Sequence[int], epochs
         validation = extract(context, experts, context.splits.fusion_val)
     except ROW_PROBLEMS as error:
         say(f"fusionrun: {model}: {error}")
-        return {"model": model, "problem": str(error)}
+        return FailedModel(model, str(error) or repr(error))
     images = len(train.labels) + len(validation.labels)
     say(f"[{model}] features of {images} images, took {time.monotonic() - started:.0f} s")
     given = Given(context, model, experts, train, validation)
     names = dict.fromkeys([*FUSIONS, *(r.fusion for r in context.study.rows if not r.is_single)])
-    fusions = [_preview_fusion(given, name, seeds, epochs) for name in names]
-    fusions.sort(key=lambda entry: entry["mean"] or 0.0, reverse=True)
+    fusions = [preview_fusion(given, name, seeds, epochs) for name in names]
+    fusions.sort(key=lambda fusion: fusion.mean or 0.0, reverse=True)
     alone = [accuracy(logits, validation.labels) for logits in validation.logits.unbind(dim=1)]
-    return {
-        "model": model,
-        "problem": "",
-        "images": len(train.labels),
-        "mean_probabilities": accuracy(mix_probabilities(validation.logits), validation.labels),
-        "best_expert": max(alone),
-        "fusions": fusions,
-    }
+    return ModelPreview(
+        model=model,
+        problem="",
+        images=len(train.labels),
+        mean_probabilities=accuracy(mix_probabilities(validation.logits), validation.labels),
+        best_expert=max(alone),
+        fusions=tuple(fusions),
+    )
 
 
 @torch.no_grad()
@@ -162,22 +187,18 @@ def extract(
     return Extracted(torch.stack(features, dim=1), torch.stack(logits, dim=1), labels)
 
 
-def _preview_fusion(given: Given, fusion: str, seeds: Sequence[int], epochs: int) -> Entry:
+def preview_fusion(given: Given, fusion: str, seeds: Sequence[int], epochs: int) -> FusionPreview:
     """A fusion's entry, over the seeds."""
     started = time.monotonic()
-    entry: Entry = {"fusion": fusion, "problem": "", "accuracies": [], "epochs": []}
     try:
-        for seed in seeds:
-            found, epoch = train_fusion(given, fusion, seed, epochs)
-            entry["accuracies"].append(found)
-            entry["epochs"].append(epoch)
+        found = [train_fusion(given, fusion, seed, epochs) for seed in seeds]
     except ROW_PROBLEMS as error:  # a fusion may not take this feature size
         say(f"fusionrun: {given.model}, {fusion}: {error}")
-        nothing = dict.fromkeys(("mean", "deviation", "seconds"))
-        return {**entry, "problem": str(error), "accuracies": [], "epochs": [], **nothing}
-    over, seconds = spread(entry["accuracies"]), time.monotonic() - started
+        return FusionPreview(fusion, str(error) or repr(error))
+    accuracies, best_epochs = zip(*found, strict=True)
+    over, seconds = spread(accuracies), time.monotonic() - started
     say(f"[{given.model}] {fusion}: {over.mean:.2f} %, took {seconds:.0f} s")
-    return {**entry, "mean": over.mean, "deviation": over.deviation, "seconds": seconds}
+    return FusionPreview(fusion, "", accuracies, best_epochs, over.mean, over.deviation, seconds)
 
 
 def train_fusion(given: Given, fusion: str, seed: int, epochs: int) -> tuple[float, int]:
@@ -208,7 +229,9 @@ def train_fusion(given: Given, fusion: str, seed: int, epochs: int) -> tuple[flo
             loss.backward()  # type: ignore[no-untyped-call]
             clip_gradients(groups)
             optimizer.step()
-        found = _validate(network, given.validation)
+        network.eval()
+        with torch.no_grad():
+            found = accuracy(network(given.validation.features), given.validation.labels)
         if found > best:
             best, best_epoch = found, epoch + 1
     return best, best_epoch
@@ -232,63 +255,68 @@ def build(given: Given, fusion: str) -> tuple[nn.Module, list[Group]]:
     return network, [group for group in groups if group.parameters]
 
 
-@torch.no_grad()
-def _validate(network: nn.Module, images: Extracted) -> float:
-    network.eval()
-    logits: Tensor = network(images.features)
-    return accuracy(check_scores("answers", logits, "NC"), images.labels)
+COLUMNS = (
+    Column("model", "text", itemgetter(0)),
+    Column("fusion", "text", itemgetter(1)),
+    Column("validation", "written", itemgetter(2)),
+    Column("over mean prob.", "written", itemgetter(3)),
+    Column("seeds", "written", itemgetter(4)),
+    Column("seconds", "written", itemgetter(5)),
+)
 
 
-def markdown(tree: Entry) -> str:
-    """preview.md."""
-    data = tree["data"]
+def write_preview(study: Study, found: Preview) -> Path:
+    """preview.json and preview.md; returns the one that has everything."""
     parts = [
-        f"# {TITLE}\n\n{tree['study']}, {tree['evaluated']}: {data['name']}, {data['val_images']} "
-        f"validation images, {tree['epochs']} epochs, seeds "
-        f"{', '.join(map(str, tree['seeds']))}.\n",
-        markdown_table(HEADINGS, _lines(tree)),
+        f"# {TITLE}\n\n{found.study}, {found.evaluated}: {found.data.name}, "
+        f"{found.data.val_images} validation images, {found.epochs} epochs, seeds "
+        f"{', '.join(map(str, found.seeds))}.\n",
+        markdown_table(Table(TITLE, COLUMNS, lines(found))),
         f"{LEGEND}\n",
-        "".join(f"- {line}\n" for line in _problems(tree)),
+        "".join(f"- {line}\n" for line in problems(found)),
     ]
-    return "\n".join(part for part in parts if part)
+    write_json(study.layout.preview("json"), plain(found))
+    write_text(study.layout.preview("md"), "\n".join(part for part in parts if part))
+    return study.layout.preview("json")
 
 
-def _lines(tree: Entry) -> list[list[str]]:
-    """By HEADINGS; among the fusions what they have to beat."""
-    lines = []
-    for model in tree["models"]:
-        if model["problem"]:
-            lines.append([model["model"], *[NOT_AVAILABLE] * (len(HEADINGS) - 1)])
+def tables(found: Preview) -> Lines:
+    """For the terminal."""
+    table = terminal_table(Table(TITLE, COLUMNS, lines(found), LEGEND))
+    return Lines(table, *(Text(line) for line in problems(found)))
+
+
+def lines(found: Preview) -> list[tuple[str | None, ...]]:
+    """By COLUMNS; among the fusions what they have to beat."""
+    drawn: list[tuple[str | None, ...]] = []
+    for model in found.models:
+        if isinstance(model, FailedModel):
+            drawn.append((model.model, *[None] * 5))
             continue
-        bar = model["mean_probabilities"]
-        ranked = [(of["mean"], _fusion_cells(of, bar)) for of in model["fusions"]]
-        ranked.append((bar, ["mean of probabilities", f"{bar:.2f}", *[""] * 3]))
-        best = model["best_expert"]
-        ranked.append((best, ["best expert", f"{best:.2f}", f"{best - bar:+.2f}", "", ""]))
-        ranked.sort(key=lambda pair: pair[0] or 0.0, reverse=True)
-        lines += [[model["model"], *cells] for _, cells in ranked]
-    return lines
+        bar, best = model.mean_probabilities, model.best_expert
+        mean_label, best_label = (METHODS[k].label for k in ("mean_probabilities", "best_expert"))
+        ranked: list[tuple[float, tuple[str | None, ...]]] = []
+        for of in model.fusions:
+            cells: tuple[str | None, ...] = (of.fusion, *[None] * 4)
+            if of.mean is not None and of.seconds is not None:
+                mean = Spread(of.mean, of.deviation).text()
+                over, seconds = f"{of.mean - bar:+.2f}", f"{of.seconds:.0f}"
+                cells = (of.fusion, mean, over, str(len(of.accuracies)), seconds)
+            ranked.append((of.mean or 0.0, cells))
+        ranked.append((bar, (mean_label, f"{bar:.2f}", "", "", "")))
+        ranked.append((best, (best_label, f"{best:.2f}", f"{best - bar:+.2f}", "", "")))
+        ranked.sort(key=lambda pair: pair[0], reverse=True)
+        drawn += [(model.model, *cells) for _, cells in ranked]
+    return drawn
 
 
-def _fusion_cells(of: Entry, bar: float) -> list[str]:
-    if of["problem"]:
-        return [of["fusion"], *[NOT_AVAILABLE] * (len(HEADINGS) - 2)]
-    spread_text = "" if of["deviation"] is None else f" ± {of['deviation']:.2f}"
-    return [
-        of["fusion"],
-        f"{of['mean']:.2f}{spread_text}",
-        f"{of['mean'] - bar:+.2f}",
-        str(len(of["accuracies"])),
-        f"{of['seconds']:.0f}",
-    ]
-
-
-def _problems(tree: Entry) -> list[str]:
-    lines = []
-    for model in tree["models"]:
-        if model["problem"]:
-            lines.append(f"{model['model']}: not measured: {model['problem']}")
-        for of in model.get("fusions", ()):
-            if of["problem"]:
-                lines.append(f"{model['model']}, {of['fusion']}: not measured: {of['problem']}")
-    return lines
+def problems(found: Preview) -> list[str]:
+    said = []
+    for model in found.models:
+        if isinstance(model, FailedModel):
+            said.append(f"{model.model}: not measured: {model.problem}")
+            continue
+        for of in model.fusions:
+            if of.problem:
+                said.append(f"{model.model}, {of.fusion}: not measured: {of.problem}")
+    return said

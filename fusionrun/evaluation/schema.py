@@ -6,11 +6,14 @@ keeps under its older `key`. Needs no torch.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from fusionrun.common.typed_fields import require
+from fusionrun.evaluation.alternatives import FUSED, Stage
+from fusionrun.study.recipe import SINGLE
+from fusionrun.study.rows import Row
 
 FORMAT = 1  # of all files that measure a study
-FUSED = "fused"  # key of the method that a row is about
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class MethodResult:
 
     key: str
     label: str
-    stage: str
+    stage: Stage
     top1: float
     top5: float | None  # None: fewer than six classes, where it says nothing
     nll: float
@@ -156,6 +159,26 @@ class RowName:
     def name(self) -> str:
         return f"{self.model} + {self.variant}"
 
+    def is_control_of(self, row: "RowName") -> bool:
+        """Whether this row differs from `row` in nothing but what it controls."""
+        if row.control or row.fusion == SINGLE or (self.model, self.seed) != (row.model, row.seed):
+            return False
+        alike = (self.fusion, self.alpha) == (f"{row.fusion}-{self.control}", row.alpha)
+        return self.fusion == SINGLE or alike
+
+
+def name_row(row: Row) -> dict[str, Any]:
+    """The fields of a RowName."""
+    return {
+        "task": row.name,
+        "model": row.model,
+        "fusion": row.method,
+        "variant": row.variant,
+        "control": row.control,
+        "seed": row.seed,
+        "alpha": row.alpha,
+    }
+
 
 @dataclass(frozen=True, kw_only=True)
 class FailedRow(RowName):
@@ -185,7 +208,7 @@ class RowResult(RowName):
 
     def __post_init__(self) -> None:
         keys = [method.key for method in self.methods]
-        require(FUSED in keys, "contenders", keys, f"one with the key {FUSED!r}")
+        require(FUSED.key in keys, "contenders", keys, f"one with the key {FUSED.key!r}")
         best = self.method(self.best_alternative_key)
         known = best is not None and best.difference is not None
         expected = "the key of a contender that has a difference to fused"
@@ -195,8 +218,14 @@ class RowResult(RowName):
         return next((method for method in self.methods if method.key == key), None)
 
     @property
+    def numbers(self) -> dict[str, float]:
+        """Accuracies by method, and the gain over the best alternative."""
+        top1 = {method.key: method.top1 for method in self.methods}
+        return {**top1, "gain": self.difference.points}
+
+    @property
     def fused(self) -> MethodResult:
-        return next(method for method in self.methods if method.key == FUSED)
+        return next(method for method in self.methods if method.key == FUSED.key)
 
     @property
     def best_alternative(self) -> MethodResult:
@@ -218,6 +247,11 @@ class Spread:
     mean: float
     deviation: float | None
 
+    def text(self, sign: str = "") -> str:
+        """As people read it; `sign`: "+" for points."""
+        deviation = "" if self.deviation is None else f" ± {self.deviation:.2f}"
+        return f"{self.mean:{sign}.2f}{deviation}"
+
 
 @dataclass(frozen=True)
 class OverSeeds:
@@ -227,7 +261,7 @@ class OverSeeds:
     fusion: str
     alpha: float
     seeds: int
-    columns: dict[str, Spread | None]
+    columns: dict[str, Spread]  # `numbers` of a RowResult
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,26 @@
 """evaluation.json for people: a main table in Markdown and on the terminal, a long one as CSV."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
 from fusionrun.common.text import NOT_AVAILABLE
+from fusionrun.common.typed_fields import plain
+from fusionrun.evaluation.alternatives import METHODS
+from fusionrun.evaluation.schema import (
+    Difference,
+    Evaluation,
+    FailedRow,
+    MethodResult,
+    OverSeeds,
+    RowResult,
+)
+from fusionrun.tables.markdown import markdown_table
+from fusionrun.tables.table import Column, Table
+from fusionrun.tables.terminal import terminal_table
 
-Tree = Mapping[str, Any]
-
-HEADINGS = ("model", "fusion", "fused", "best alternative", "its", "difference", "p", "NLL", "ECE")
-LINES = ("row", "contender", "top-1", "difference", "p", "NLL", "ECE")
-LEFT = ("model", "fusion", "control", "best alternative", "row", "contender", "method")
-CONTROLS = ("model", "fusion", "fused", "control", "its", "difference", "p")
-SEEDS = ("fused", "best_expert", "mean_probabilities", "mean_logits", "weighted", "gain")
+Entry = RowResult | FailedRow
 
 TITLE = "Fused models and their best alternatives"
 LEGEND = (
@@ -27,6 +31,7 @@ LEGEND = (
 )
 CONTROLS_TITLE = "Does fusion itself help? Fused models and their controls"
 SEEDS_TITLE = "Mean ± sample standard deviation over seeds"
+SUMMARISED = ("fused", "best_expert", "mean_probabilities", "mean_logits", "weighted")
 
 CSV_COLUMNS = (
     "task",
@@ -56,169 +61,148 @@ CSV_COLUMNS = (
 )
 
 
-def tables(tree: Tree) -> Group:
-    """For the terminal: of every row a line for the fused model, and below it its rival's."""
-    main = rich_table(TITLE, LINES, [_double_cells(row) for row in tree["rows"]], caption=LEGEND)
-    parts: list[RenderableType] = [main]
-    if controls := _controls(tree):
-        parts.append(rich_table(CONTROLS_TITLE, CONTROLS, controls))
-    if tree["over_seeds"]:
-        parts.append(rich_table(SEEDS_TITLE, *_seeds(tree)))
-    return Group(*parts, *(Text(line) for line in _remarks(tree)))
-
-
-def markdown(tree: Tree) -> str:
-    """evaluation.md."""
-    data = tree["data"]
+def tables(evaluation: Evaluation) -> Group:
+    """For the terminal: of every row a line for fused, and below it its best alternative's."""
     parts = [
-        f"# {TITLE}\n\n{tree['study']}, {tree['evaluated']}: {data['name']}, "
-        f"{data['test_images']} test and {data['val_images']} validation images.\n",
-        markdown_table(HEADINGS, [_cells(row) for row in tree["rows"]]),
-        f"{LEGEND}\n",
-        "".join(f"- {line}\n" for line in _remarks(tree)),
+        Table(TITLE, LINES, evaluation.entries, LEGEND),
+        Table(CONTROLS_TITLE, CONTROLS, controls(evaluation)),
+        Table(SEEDS_TITLE, SEEDS, evaluation.over_seeds),
     ]
-    if controls := _controls(tree):
-        parts += [f"## {CONTROLS_TITLE}\n", markdown_table(CONTROLS, controls)]
-    if tree["over_seeds"]:
-        parts += [f"## {SEEDS_TITLE}\n", markdown_table(*_seeds(tree))]
+    drawn = (terminal_table(table) for table in parts if table.items)
+    return Group(*drawn, *(Text(line) for line in remarks(evaluation)))
+
+
+def markdown(evaluation: Evaluation) -> str:
+    """evaluation.md."""
+    data = evaluation.data
+    parts = [
+        f"# {TITLE}\n\n{evaluation.study}, {evaluation.evaluated}: {data.name}, "
+        f"{data.test_images} test and {data.val_images} validation images.\n",
+        markdown_table(Table(TITLE, MAIN, evaluation.entries)),
+        f"{LEGEND}\n",
+        "".join(f"- {line}\n" for line in remarks(evaluation)),
+    ]
+    for table in (
+        Table(CONTROLS_TITLE, CONTROLS, controls(evaluation)),
+        Table(SEEDS_TITLE, SEEDS, evaluation.over_seeds),
+    ):
+        if table.items:
+            parts += [f"## {table.title}\n", markdown_table(table)]
     return "\n".join(part for part in parts if part)
 
 
-def long_rows(tree: Tree) -> Iterator[dict[str, object]]:
-    """A line for each contender of each row that was evaluated, by CSV_COLUMNS."""
-    for row in tree["rows"]:
-        for contender in row.get("contenders", ()):
-            found = {**row, **contender, "contender": contender["key"]}
+def long_rows(evaluation: Evaluation) -> Iterator[dict[str, object]]:
+    """A line for each method of each row that was measured, by CSV_COLUMNS."""
+    for row in evaluation.rows:
+        for method in row.methods:
+            found = {**plain(row), **plain(method), "contender": method.key}
             found |= {f"calibrated_{key}": value for key, value in found["calibrated"].items()}
-            difference = contender["difference"] or {}
-            found |= {**difference, "difference": difference.get("points")}
+            found |= plain(method.difference) if method.difference else {}
+            found["difference"] = method.difference and method.difference.points
             yield {column: found.get(column) for column in CSV_COLUMNS}
 
 
-def _cells(row: Tree) -> list[str]:
-    """A line of the main table."""
-    if row["problem"]:
-        return [row["model"], row["variant"], *[NOT_AVAILABLE] * (len(HEADINGS) - 2)]
-    fused, other = _rivals(row)
-    points, interval, p = _difference(other)
+def measured(read: Callable[[RowResult], object]) -> Callable[[Entry], object]:
+    """Of a row that was measured; None of others."""
+    return lambda entry: read(entry) if isinstance(entry, RowResult) else None
+
+
+def both(write: Callable[[MethodResult], str], between: str) -> Callable[[Entry], object]:
+    """Of the fused model and its best alternative."""
+    return measured(lambda row: between.join(map(write, (row.fused, row.best_alternative))))
+
+
+def nll(method: MethodResult) -> str:
+    return f"{method.calibrated.nll:.3f}" if method.calibrated else NOT_AVAILABLE
+
+
+def ece(method: MethodResult) -> str:
+    return f"{method.calibrated.ece:.1f}" if method.calibrated else NOT_AVAILABLE
+
+
+def points(difference: Difference, between: str = " ") -> str:
+    """With the interval; in brackets on the same line."""
+    interval = f"{difference.low:+.2f} to {difference.high:+.2f}"
+    return f"{difference.points:+.2f}" + (f" ({interval})" if between == " " else f"\n{interval}")
+
+
+def spread_of(key: str) -> Callable[[OverSeeds], str | None]:
+    def read(group: OverSeeds) -> str | None:
+        found = group.columns.get(key)
+        return None if found is None else found.text()
+
+    return read
+
+
+MAIN = (
+    Column("model", "text", lambda row: row.model),
+    Column("fusion", "text", lambda row: row.variant),
+    Column("fused", "percent", measured(lambda row: row.fused.top1)),
+    Column("best alternative", "text", measured(lambda row: row.best_alternative.label)),
+    Column("its", "percent", measured(lambda row: row.best_alternative.top1)),
+    Column("difference", "written", measured(lambda row: points(row.difference))),
+    Column("p", "p", measured(lambda row: row.difference.p_value)),
+    Column("NLL", "written", both(nll, " / ")),
+    Column("ECE", "written", both(ece, " / ")),
+)
+LINES = (
+    Column("row", "text", lambda row: f"{row.model}\n{row.variant}"),
+    Column("method", "text", both(lambda method: method.label, "\n")),
+    Column("top-1", "written", both(lambda method: f"{method.top1:.2f}", "\n")),
+    Column("difference", "written", measured(lambda row: points(row.difference, "\n"))),
+    Column("p", "p", measured(lambda row: row.difference.p_value)),
+    Column("NLL", "written", both(nll, "\n")),
+    Column("ECE", "written", both(ece, "\n")),
+)
+CONTROLS = (  # of (row, control, difference)
+    Column("model", "text", lambda item: item[0].model),
+    Column("fusion", "text", lambda item: item[0].variant),
+    Column("fused", "percent", lambda item: item[0].fused.top1),
+    Column("control", "text", lambda item: METHODS[item[1].key].heading),
+    Column("its", "percent", lambda item: item[1].top1),
+    Column("difference", "written", lambda item: points(item[2])),
+    Column("p", "p", lambda item: item[2].p_value),
+)
+SEEDS = (
+    Column("model", "text", lambda group: group.model),
+    Column("fusion", "text", lambda group: group.fusion),
+    Column("alpha", "written", lambda group: group.alpha),
+    Column("seeds", "whole", lambda group: group.seeds),
+    *(Column(METHODS[key].heading, "written", spread_of(key)) for key in SUMMARISED),
+    Column("gain", "written", spread_of("gain")),
+)
+
+
+def controls(evaluation: Evaluation) -> list[tuple[RowResult, MethodResult, Difference]]:
+    """Each row with each of its controls."""
     return [
-        row["model"],
-        row["variant"],
-        f"{fused['top1']:.2f}",
-        other["label"],
-        f"{other['top1']:.2f}",
-        f"{points} ({interval})",
-        p,
-        *(" / ".join(pair) for pair in zip(_calibrated(fused), _calibrated(other), strict=True)),
+        (row, method, method.difference)
+        for row in evaluation.rows
+        for method in row.methods
+        if method.stage == "control" and method.difference
     ]
 
 
-def _double_cells(row: Tree) -> list[str]:
-    """The same in two lines."""
-    name = f"{row['model']}\n{row['variant']}"
-    if row["problem"]:
-        return [name, *[NOT_AVAILABLE] * (len(LINES) - 1)]
-    fused, other = _rivals(row)
-    points, interval, p = _difference(other)
-    return [
-        name,
-        f"{fused['label']}\n{other['label']}",
-        f"{fused['top1']:.2f}\n{other['top1']:.2f}",
-        f"{points}\n{interval}",
-        p,
-        *("\n".join(pair) for pair in zip(_calibrated(fused), _calibrated(other), strict=True)),
-    ]
-
-
-def _rivals(row: Tree) -> tuple[Tree, Tree]:
-    """(fused, best alternative)."""
-    contenders = {contender["key"]: contender for contender in row["contenders"]}
-    return contenders["fused"], contenders[row["best_alternative"]]
-
-
-def _difference(other: Tree) -> tuple[str, str, str]:
-    """(points, interval, p)."""
-    found = other["difference"]
-    p = "<0.001" if found["p_value"] < 0.001 else f"{found['p_value']:.3f}"
-    return f"{found['points']:+.2f}", f"{found['low']:+.2f} to {found['high']:+.2f}", p
-
-
-def _calibrated(contender: Tree) -> tuple[str, str]:
-    """(NLL, ECE)."""
-    found = contender["calibrated"]
-    return f"{found['nll']:.3f}", f"{found['ece']:.1f}"
-
-
-def _controls(tree: Tree) -> list[list[str]]:
-    """A line for each row and each of its controls."""
-    lines = []
-    for row in tree["rows"]:
-        for contender in row.get("contenders", ()):
-            if contender["stage"] == "control":
-                points, interval, p = _difference(contender)
-                name = contender["label"].removeprefix("control: ")
-                fused = f"{row['contenders'][0]['top1']:.2f}"
-                numbers = [f"{contender['top1']:.2f}", f"{points} ({interval})", p]
-                lines.append([row["model"], row["variant"], fused, name, *numbers])
-    return lines
-
-
-def _seeds(tree: Tree) -> tuple[list[str], list[list[str]]]:
-    """(headings, lines)."""
-    names = ["model", "fusion", "alpha", "seeds"]
-    lines = []
-    for group in tree["over_seeds"]:
-        columns = [group["columns"][key] for key in SEEDS]
-        texts = [f"{column['mean']:.2f} ± {column['deviation']:.2f}" for column in columns]
-        lines.append([*(str(group[name]) for name in names), *texts])
-    return [*names, *(key.replace("_", " ") for key in SEEDS)], lines
-
-
-def _remarks(tree: Tree) -> list[str]:
+def remarks(evaluation: Evaluation) -> list[str]:
     """The verdict, then what a reader must not overlook."""
-    problems = [
-        f"{row['task']}: not evaluated: {row['problem']}" for row in tree["rows"] if row["problem"]
-    ]
-    measured = [row for row in tree["rows"] if not row["problem"]]
-    alarms = [f"{row['task']}: {row['xray']['alarm']}" for row in measured if row["xray"]["alarm"]]
-    verdict = [_verdict(rows)] if (rows := [row for row in measured if not row["control"]]) else []
-    return [*verdict, *alarms, *problems, *_training(tree["training"])]
-
-
-def _training(of: Tree | None) -> list[str]:
-    if of is None:
-        return []
-    serial, parallel = of["serial_seconds"] / 60, of["parallel_seconds"] / 60
-    return [
-        f"All {of['tasks']} experts and rows together trained for {serial:.1f} minutes, in "
-        f"{parallel:.1f} minutes in which any of them trained: {serial / parallel:.2f} at a time."
-    ]
-
-
-def _verdict(rows: Sequence[Tree]) -> str:
-    """How often the interval leaves no doubt about who is ahead."""
-    differences = [_rivals(row)[1]["difference"] for row in rows]
-    won = sum(difference["low"] > 0 for difference in differences)
-    lost = sum(difference["high"] < 0 for difference in differences)
-    return (
-        f"Of {len(rows)} rows, fused is ahead of its best alternative in {won} and behind in "
-        f"{lost}; {len(rows) - won - lost} too close to tell (the interval holds 0)."
-    )
-
-
-def rich_table(
-    title: str, headings: Sequence[str], lines: Sequence[Sequence[str]], caption: str | None = None
-) -> Table:
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.caption_justify = "left"
-    for heading in headings:
-        justify: Any = "left" if heading in LEFT else "right"
-        table.add_column(heading, justify=justify, overflow="fold")
-    for line in lines:
-        table.add_row(*line, style="dim" if NOT_AVAILABLE in line else "")
-    return table
-
-
-def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    marks = ["---" if heading in LEFT else "--:" for heading in headings]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [headings, marks, *lines])
+    lines = []
+    if differences := [row.difference for row in evaluation.in_question]:
+        won = sum(difference.low > 0 for difference in differences)
+        lost = sum(difference.high < 0 for difference in differences)
+        lines.append(
+            f"Of {len(differences)} rows, fused is ahead of its best alternative in {won} and "
+            f"behind in {lost}; {len(differences) - won - lost} too close to tell (the interval "
+            "holds 0)."
+        )
+    for row in evaluation.rows:
+        if row.contributions.alarm:
+            lines.append(f"{row.task}: {row.contributions.alarm}")
+    lines += [f"{row.task}: not evaluated: {row.problem}" for row in evaluation.failures]
+    if of := evaluation.training:
+        serial, parallel = of.serial_seconds / 60, of.parallel_seconds / 60
+        lines.append(
+            f"All {of.tasks} experts and rows together trained for {serial:.1f} minutes, in "
+            f"{parallel:.1f} minutes in which any of them trained: {serial / parallel:.2f} at a "
+            "time."
+        )
+    return lines

@@ -14,7 +14,9 @@ from fusionrun.components.store import (
     save_single,
     state_hash,
 )
-from fusionrun.evaluation.alternatives import accuracy, compare
+from fusionrun.evaluation.comparison import accuracies_by_method
+from fusionrun.evaluation.predictions import head_logits
+from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
 from fusionrun.launch.task_reporter import TaskReporter
@@ -100,23 +102,16 @@ def evaluate_row_once(
 ) -> dict[str, Any]:
     """The one reading of the test set: fused, tuned experts, experts before tuning."""
     loader = context.test_loader(EVALUATION_BATCH)
-    logits, labels = collect_logits(model, loader, bf16=context.bf16)
+    answers = head_logits(context, model, loader)
     if row.is_single:
-        return {"fused": accuracy(logits[:, 0], labels)}
+        return accuracies_by_method(answers)
     untuned, _ = load_experts(context, row.model)
     before = []
     for expert in untuned:
         context.settle(expert)
-        before.append(collect_logits(expert, loader, bf16=context.bf16)[0][:, 0])
-    return dict(
-        compare(
-            logits,
-            labels,
-            torch.stack(before, dim=1),
-            val_accuracies=val_accuracies,
-            before_val_accuracies=before_val_accuracies,
-        )
-    )
+        before.append(head_logits(context, expert, loader).logits)
+    answers = answers._replace(before=torch.cat(before, dim=1))
+    return accuracies_by_method(answers, val_accuracies, before_val_accuracies)
 
 
 def _component_info(

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -10,11 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fusionrun.common.typed_fields import build
 from fusionrun.data.datasets.subset import stratified_subset
 from fusionrun.data.loader import Batch
-from fusionrun.evaluation.evaluate import ROW_PROBLEMS, about, name_row, say
-from fusionrun.evaluation.schema import DataInfo, FailedRow
+from fusionrun.evaluation.measuring import noted, run_header, say
+from fusionrun.evaluation.schema import FailedRow
 from fusionrun.robustness.conditions import (
     SEED,
     image_batches,
@@ -26,10 +24,9 @@ from fusionrun.robustness.ood_images import OODImages, built_in_sets, read_ood_i
 from fusionrun.robustness.row_under_test import RowUnderTest
 from fusionrun.robustness.schema import OODSet, Robustness
 from fusionrun.study.context import RunContext
-from fusionrun.study.rows import Row
 from fusionrun.training.inference import forward_heads
 
-Problems = dict[str, str]  # by a row's name: what stopped it
+Failures = dict[str, FailedRow]  # by the row's name
 
 
 @dataclass(frozen=True)
@@ -47,18 +44,18 @@ def measure(context: RunContext, options: RobustnessOptions) -> Robustness:
     subset = stratified_subset(data.test_labels.numpy(), options.images, SEED, "--images")
     chosen = torch.from_numpy(subset)
     ood_sets = load_ood_sets(context, options.ood, len(chosen))
-    problems: Problems = {}
-    rows = load_rows(context, problems)
+    failures: Failures = {}
+    rows = load_rows(context, failures)
     progress = Progress(number_of_conditions(folder) + len(ood_sets))
     for condition, batches in image_conditions(context, chosen, folder):
-        for each, logits in answers(context, rows, problems, batches):
-            with noted(each.row, problems):
+        for each, logits in answers(context, rows, failures, batches):
+            with noted(each.row, failures):
                 each.measure(condition, logits, data.test_labels[chosen])
         progress.done_with(str(condition))
     for shown in ood_sets:
         batches = image_batches(context, shown.images, torch.zeros(len(shown.images)).long())
-        for each, logits in answers(context, rows, problems, batches):
-            with noted(each.row, problems):
+        for each, logits in answers(context, rows, failures, batches):
+            with noted(each.row, failures):
                 each.measure_ood(shown.name, logits)
         progress.done_with(shown.name)
     notes = [f"{name}: {note}" for name, note in NOTES.items()]
@@ -67,18 +64,15 @@ def measure(context: RunContext, options: RobustnessOptions) -> Robustness:
             0, f"{len(chosen)} of {len(data.test_labels)} test images, stratified by class"
         )
     measured = {each.row: each for each in rows}
-    header = about(context)
     return Robustness(
-        **{**header, "data": build(DataInfo, header["data"])},
+        **run_header(context),
         images=len(chosen),
         seed=SEED,
         corrupted=None if folder is None else str(folder),
         ood_sets=tuple(OODSet(of.name, of.about, len(of.images)) for of in ood_sets),
         notes=tuple(notes),
         entries=tuple(
-            FailedRow(**name_row(row), problem=problems[row.name])
-            if row.name in problems
-            else measured[row].result()
+            failures[row.name] if row.name in failures else measured[row].result()
             for row in context.study.rows
         ),
     )
@@ -92,45 +86,35 @@ def load_ood_sets(context: RunContext, folder: Path | None, count: int) -> list[
     return built_in_sets(context.data.name, count, size, SEED)
 
 
-def load_rows(context: RunContext, problems: Problems) -> list[RowUnderTest]:
+def load_rows(context: RunContext, failures: Failures) -> list[RowUnderTest]:
     """The rows that can be measured.
 
     All networks stay on the device, 4 bytes a parameter: each condition is made once, for all rows.
     """
     rows = []
     for row in context.study.rows:
-        with noted(row, problems):
+        with noted(row, failures):
             rows.append(RowUnderTest.load(context, row))
     return rows
 
 
-@contextmanager
-def noted(row: Row, problems: Problems) -> Iterator[None]:
-    """What stops this row is said and noted; the others go on."""
-    try:
-        yield
-    except ROW_PROBLEMS as error:
-        say(f"fusionrun: {row.name}: {error}")
-        problems[row.name] = str(error)
-
-
 @torch.no_grad()
 def answers(
-    context: RunContext, rows: list[RowUnderTest], problems: Problems, batches: Iterable[Batch]
+    context: RunContext, rows: list[RowUnderTest], failures: Failures, batches: Iterable[Batch]
 ) -> Iterator[tuple[RowUnderTest, Tensor]]:
     """Each row's logits (N, H, C) of all batches, on the CPU; those with a problem are left out."""
     logits: dict[str, list[Tensor]] = {each.row.name: [] for each in rows}
     for batch in batches:
         for each in rows:
-            if each.row.name not in problems:
+            if each.row.name not in failures:
                 with (
-                    noted(each.row, problems),
+                    noted(each.row, failures),
                     torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16),
                 ):
                     heads = forward_heads(each.model, batch.images)
                     logits[each.row.name].append(heads.float())
     for each in rows:
-        if each.row.name not in problems:
+        if each.row.name not in failures:
             yield each, torch.cat(logits.pop(each.row.name)).cpu()
 
 

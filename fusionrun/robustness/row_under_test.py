@@ -7,13 +7,10 @@ from typing import Literal, Self
 
 from torch import Tensor
 
-from fusionrun.evaluation.evaluate import load_row, name_row
-from fusionrun.evaluation.statistics.metrics import (
-    check_scores,
-    correct,
-    mix_probabilities,
-    percent,
-)
+from fusionrun.evaluation.alternatives import FUSED, METHODS, Stage, scores_by_method
+from fusionrun.evaluation.measuring import load_row
+from fusionrun.evaluation.schema import name_row
+from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
 from fusionrun.robustness.conditions import CLEAN, ImageCondition
@@ -28,16 +25,10 @@ from fusionrun.robustness.schema import (
     Suite,
 )
 from fusionrun.study.context import RunContext
+from fusionrun.study.recipe import SINGLE
 from fusionrun.study.rows import Row
 from fusionrun.training.checkpoint import CheckpointError
 
-FUSED = "fused"
-LABELS = {
-    FUSED: "fused",
-    "best_expert": "best expert",
-    "mean_probabilities": "mean of probabilities",
-    "mean_logits": "mean of logits",
-}
 # of (N, C) scores; energy means nothing of probabilities that were averaged: theirs sum to one
 CONFIDENCES = {"max_probability": max_probability, "energy": negative_energy}
 
@@ -74,9 +65,7 @@ class RowUnderTest:
     def measure(self, condition: ImageCondition, logits: Tensor, labels: Tensor) -> None:
         """Note how many of the answers (N, H, C) are right. Raises ValueError: not finite."""
         scores = method_scores(logits, self.best)
-        self.accuracies[condition] = {
-            key: percent(correct(each, labels)) for key, each in scores.items()
-        }
+        self.accuracies[condition] = {key: accuracy(each, labels) for key, each in scores.items()}
         if condition == CLEAN:
             self.confidences = confidences(scores)
 
@@ -108,11 +97,11 @@ class RowUnderTest:
 
     def _method(self, key: str) -> CorruptionResult:
         top1 = {condition: found[key] for condition, found in self.accuracies.items()}
-        label = LABELS.get(key, key.replace("_", " "))
+        label = METHODS[key].label if key in METHODS else key.replace("_", " ")
         noise = ((sigma, top1[ImageCondition("noise", level=sigma)]) for sigma in NOISE_SIGMAS)
         return CorruptionResult(
             key=key,
-            label="one network" if self.row.is_single and key == FUSED else label,
+            label=METHODS[SINGLE].heading if self.row.is_single and key == FUSED.key else label,
             clean=top1[CLEAN],
             noise=tuple(NoiseLevel(*level) for level in noise),
             made=suite("made", top1),
@@ -126,17 +115,13 @@ def method_scores(logits: Tensor, best: int) -> Mapping[str, Tensor]:
     Of logits (N, 1 + E, C), or (N, 1, C) of a single network; `best` is the best expert on
     validation. Raises ValueError when they aren't finite.
     """
-    logits = check_scores("answers", logits, "NEC")
-    fused, experts = logits[:, 0], logits[:, 1:]
-    if not experts.shape[1]:
-        return {FUSED: fused}
-    return {
-        FUSED: fused,
-        "best_expert": experts[:, best],
-        "mean_probabilities": mix_probabilities(experts),
-        "mean_logits": experts.mean(dim=1),
-        **{f"expert_{k}": each for k, each in enumerate(experts.unbind(dim=1))},
-    }
+    stages: dict[Stage, Tensor] = {"fusion": logits}
+    experts = logits[:, 1:]
+    if experts.shape[1]:
+        stages["after"] = experts
+    scores = scores_by_method(stages, {"after": best})
+    alone = {f"expert_{k}": each for k, each in enumerate(experts.unbind(dim=1))}
+    return {**{method.key: each for method, each in scores.items()}, **alone}
 
 
 def confidences(scores: Mapping[str, Tensor]) -> Confidences:
@@ -145,7 +130,7 @@ def confidences(scores: Mapping[str, Tensor]) -> Confidences:
         (key, name): confidence(each)
         for key, each in scores.items()
         for name, confidence in CONFIDENCES.items()
-        if key in LABELS and (key, name) != ("mean_probabilities", "energy")
+        if key in METHODS and (name != "energy" or METHODS[key].formula.has_logits)
     }
 
 

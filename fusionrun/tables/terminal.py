@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -11,10 +11,11 @@ from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.tables.table import Cell, Column, Table
 
 
-def terminal_table(table: Table, width: int | None = None) -> RichTable:
+def terminal_table(table: Table, width: int | None = None) -> Group:
     """`table` as rich prints it; with `width` what it can do without goes until it fits.
 
-    Numbers are narrow, so their headings stand a word a line.
+    Numbers are narrow, so their headings stand a word a line; title and note are as wide as the
+    terminal.
     """
     columns = list(table.columns)
     dispensable = sorted((c for c in columns if c.dispensable), key=lambda c: -c.dispensable)
@@ -23,17 +24,12 @@ def terminal_table(table: Table, width: int | None = None) -> RichTable:
     while width is not None and dispensable and unlimited.measure(drawn).maximum > width:
         columns.remove(dispensable.pop())
         drawn = _draw(table, columns)
-    return drawn
+    note = [Text(table.note, "dim")] if table.note else []
+    return Group(Text(f"\n{table.title}", "bold"), drawn, *note)
 
 
 def _draw(table: Table, columns: Sequence[Column]) -> RichTable:
-    drawn = RichTable(
-        title=Text(table.title),
-        caption=Text(table.note) if table.note else None,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    drawn = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         if column.is_text:
             drawn.add_column(Text(column.heading), overflow="fold")

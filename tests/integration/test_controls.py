@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from fusionrun.components.store import (
     load_single,
     state_hash,
 )
-from fusionrun.evaluation.results import Result, controls
+from fusionrun.evaluation.results import Result, controls_table
 from fusionrun.experts import build_expert
 from fusionrun.fusions import FusionModel, build_fusion
 from fusionrun.study.context import load_data
@@ -243,9 +242,9 @@ def test_a_finished_study_is_left_alone(folder: Path) -> None:
 # ------------------------------------------------------------------ the table
 
 
-def result(method: str, *, seed: int = 1, control: str | None = None, **numbers: Any) -> Result:
-    known = Result(f"task-{method}", "resnet", method, seed, 1.0, control=control)
-    return dataclasses.replace(known, **numbers)
+def result(method: str, *, seed: int = 1, control: str | None = None, **numbers: float) -> Result:
+    names = {"task": f"task-{method}", "model": "resnet", "fusion": method, "variant": method}
+    return Result(**names, control=control, seed=seed, alpha=1.0, top1=numbers)
 
 
 def test_controls_of_another_seed_do_not_count() -> None:
@@ -254,9 +253,9 @@ def test_controls_of_another_seed_do_not_count() -> None:
         result("concatenation-frozen", control="frozen", seed=2, fused=70.0),
         result("single", seed=1, fused=60.0),
     ]
-    (line,) = controls(rows)
-    assert (line["fused"], line["frozen"], line["single"]) == ("80.00", "n/a", "60.00")
+    (line,) = controls_table(rows).lines()
+    assert [cell.text for cell in line[-4:]] == ["80.00", "n/a", "n/a", "60.00"]
 
 
 def test_without_controls_there_is_no_table() -> None:
-    assert controls([result("concatenation", fused=80.0)]) == []
+    assert not controls_table([result("concatenation", fused=80.0)]).items

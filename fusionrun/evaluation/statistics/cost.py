@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from fusionrun.common.complexity import multiply_accumulates
+from fusionrun.evaluation.schema import Cost, TrainingTime
 from fusionrun.fusions import FusionModel
 from fusionrun.study.context import EVALUATION_BATCH, RunContext
 from fusionrun.study.rows import Row
@@ -23,39 +23,35 @@ PASSES = 50  # that are timed,
 SECONDS = 2.0  # or as many as begin in this time; one more goes before them to warm up
 
 
-def measure_cost(context: RunContext, row: Row, model: FusionModel) -> dict[str, Any]:
-    """The fused model's size, work for an image, speed here, and the seconds it was trained."""
-    layout, experts = context.study.layout, range(len(model.experts))
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "macs": _fused_macs(context, row),
-        "train_seconds": logged_seconds(layout.row(row.model, row.variant).csv),
-        "expert_seconds": [logged_seconds(layout.expert_csv(row.model, k)) for k in experts],
-        **time_inference(context, model),
-    }
+def measure_cost(context: RunContext, row: Row, model: FusionModel) -> Cost:
+    """The fused model's size, work for an image, speed here, and the seconds it was trained.
 
-
-def time_inference(context: RunContext, model: nn.Module) -> dict[str, float | int | None]:
-    """Median milliseconds for one image, 5th and 95th percentile; speed and memory of a batch.
-
-    The images are on the device already. Memory: weights and activations, on a GPU.
+    The images of the timed passes are on the device already. Memory: weights and activations of a
+    batch, on a GPU. Raises ValueError: something else stands where a training log belongs.
     """
     model.eval()
     one = [1000 * seconds for seconds in _seconds(context, model, 1)]
     low, high = np.quantile(one, (0.05, 0.95))
     images = min(EVALUATION_BATCH, len(context.data.test_labels))
-    resident = _reset_peak(context.device, model)
+    on_gpu, resident = context.device.type == "cuda", 0
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(context.device)
+        own = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        resident = torch.cuda.memory_allocated(context.device) - own  # the data set
     batch = statistics.median(_seconds(context, model, images))
-    peak = (
-        torch.cuda.max_memory_allocated(context.device) if context.device.type == "cuda" else None
+    peak = torch.cuda.max_memory_allocated(context.device) - resident if on_gpu else None
+    layout, experts = context.study.layout, range(len(model.experts))
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        macs=fused_macs(context, row),
+        train_seconds=logged_seconds(layout.row(row.model, row.variant).csv),
+        expert_seconds=tuple(logged_seconds(layout.expert_csv(row.model, k)) for k in experts),
+        latency_ms=statistics.median(one),
+        latency_low=float(low),
+        latency_high=float(high),
+        images_per_second=images / batch,
+        peak_memory_bytes=peak,
     )
-    return {
-        "latency_ms": statistics.median(one),
-        "latency_low": float(low),
-        "latency_high": float(high),
-        "images_per_second": images / batch,
-        "peak_memory_bytes": None if peak is None else peak - resident,
-    }
 
 
 @torch.no_grad()
@@ -85,16 +81,7 @@ def _clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _reset_peak(device: torch.device, model: nn.Module) -> int:
-    """Begin to measure the peak; returns the bytes that aren't the model's: the data set."""
-    if device.type != "cuda":
-        return 0
-    torch.cuda.reset_peak_memory_stats(device)
-    own: Iterable[torch.Tensor] = (*model.parameters(), *model.buffers())
-    return torch.cuda.memory_allocated(device) - sum(t.numel() * t.element_size() for t in own)
-
-
-def _fused_macs(context: RunContext, row: Row) -> int:
+def fused_macs(context: RunContext, row: Row) -> int:
     """Of convolutions and linear layers for one image; attention's own products are not counted."""
     study, classes = context.study, len(context.data.classes)
     with torch.device("meta"):
@@ -114,7 +101,7 @@ def logged_seconds(path: Path) -> float | None:
     return None if epochs is None else math.fsum(seconds for _, seconds in epochs)
 
 
-def training_time(logs: Iterable[Path]) -> dict[str, float | int] | None:
+def training_time(logs: Iterable[Path]) -> TrainingTime | None:
     """What tasks took: their epochs one after another, and the time in which any of them ran.
 
     Of the `logs` that are there; None: there are none. An epoch that a stop interrupted counts as
@@ -128,7 +115,7 @@ def training_time(logs: Iterable[Path]) -> dict[str, float | int] | None:
         parallel += max(stop - max(start, until), 0.0)
         until = max(until, stop)
     serial = math.fsum(seconds for _, seconds in chain(*tasks))
-    return {"tasks": len(tasks), "serial_seconds": serial, "parallel_seconds": parallel}
+    return TrainingTime(len(tasks), serial, parallel)
 
 
 def _epochs(path: Path) -> list[tuple[float, float]] | None:

@@ -50,7 +50,7 @@ def path_gradients(
 ) -> Tensor:
     """What moves each expert: (E, 2) float64, the fused path's share and how far both agree.
 
-    The training loss is CE(fused) + alpha x sum of CE(expert k) (fact sheet, section 4). Each path
+    The training loss is CE(fused) + alpha x sum of CE(expert k). Each path
     has a gradient in the parameters of expert k that both reach, here of the mean over the loader's
     images and in evaluation mode. The share, 0 to 1, is |fused| / (|fused| + |own|); the cosine
     between the two is negative where they pull apart. NaN where one path reaches nothing.

@@ -1,35 +1,14 @@
 """What the experts bring to a fusion, seen in their answers alone. All figures are percent."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from fusionrun.evaluation.statistics.metrics import (
-    check_scores,
-    correct,
-    mix_probabilities,
-    per_class_accuracy,
-    percent,
-)
+from fusionrun.evaluation.schema import Attribution, Dominance
+from fusionrun.evaluation.statistics.metrics import correct, per_class_accuracy, percent
+from fusionrun.evaluation.statistics.scores import check_scores, mix_probabilities
 
 CARRIED = 98.0  # percent of the contested samples
 ENOUGH = 50  # contested samples; among fewer, 98 % is all of them and could be luck
-
-
-class Credit(NamedTuple):
-    """Of the fused model's right answers, the percent that hang on one; None: it has none."""
-
-    only_expert: list[float | None]  # that expert k gets right and no other does, E
-    no_expert: float | None  # that every expert gets wrong
-
-
-class Dominance(NamedTuple):
-    """Whose answers the fused model gives where the experts don't all give the same."""
-
-    contested: int  # samples on which they don't
-    agreement: list[float | None]  # of the fused answers with each expert's on those, E
-    carried_by: int | None  # the expert that alone would decide the same: an alarm
 
 
 def disagreement(expert_logits: Tensor) -> Tensor:
@@ -49,7 +28,7 @@ def oracle_accuracy(expert_logits: Tensor, labels: Tensor) -> float:
     return percent(_right(expert_logits, labels).any(dim=1))
 
 
-def gain_per_class(fused: Tensor, alternative: Tensor, labels: Tensor) -> list[float | None]:
+def gain_per_class(fused: Tensor, alternative: Tensor, labels: Tensor) -> tuple[float | None, ...]:
     """Points of each class's accuracy that (N, C) fused scores have over an alternative's.
 
     None: no samples of that class. Raises ValueError.
@@ -60,13 +39,13 @@ def gain_per_class(fused: Tensor, alternative: Tensor, labels: Tensor) -> list[f
             f"{tuple(alternative.shape)}"
         )
     accuracies = (per_class_accuracy(scores, labels) for scores in (fused, alternative))
-    return [
+    return tuple(
         None if one is None or other is None else one - other
         for one, other in zip(*accuracies, strict=True)
-    ]
+    )
 
 
-def without_each_expert(expert_logits: Tensor, labels: Tensor) -> list[float]:
+def leave_one_expert_out(expert_logits: Tensor, labels: Tensor) -> tuple[float, ...]:
     """Accuracy of the mean of probabilities when expert k is left out, for every k.
 
     Raises ValueError: also for a single expert.
@@ -78,17 +57,17 @@ def without_each_expert(expert_logits: Tensor, labels: Tensor) -> list[float]:
     for left_out in range(experts):
         others = [k for k in range(experts) if k != left_out]
         accuracies.append(percent(correct(mix_probabilities(expert_logits[:, others]), labels)))
-    return accuracies
+    return tuple(accuracies)
 
 
-def credit(fused: Tensor, expert_logits: Tensor, labels: Tensor) -> Credit:
+def attribution(fused: Tensor, expert_logits: Tensor, labels: Tensor) -> Attribution:
     """Which experts the right answers of (N, C) fused scores hang on. Raises ValueError."""
     right = _right(expert_logits, labels)[correct(fused, labels)]
     if not len(right):
-        return Credit([None] * right.shape[1], None)
+        return Attribution((None,) * right.shape[1], None)
     knowing = right.sum(dim=1)
     only = [percent(of_expert & (knowing == 1)) for of_expert in right.unbind(dim=1)]
-    return Credit([*only], percent(knowing == 0))
+    return Attribution(tuple(only), percent(knowing == 0))
 
 
 def dominance(fused: Tensor, expert_logits: Tensor) -> Dominance:
@@ -108,11 +87,11 @@ def dominance(fused: Tensor, expert_logits: Tensor) -> Dominance:
     contested = (answers != answers[:, :1]).any(dim=1)
     count = int(contested.sum())
     if not count:
-        return Dominance(0, [None] * answers.shape[1], None)
+        return Dominance(0, (None,) * answers.shape[1], None)
     agreement = [percent(of_expert == final[contested]) for of_expert in answers[contested].T]
     most = max(agreement)
     alarm = count >= ENOUGH and most >= CARRIED
-    return Dominance(count, [*agreement], agreement.index(most) if alarm else None)
+    return Dominance(count, tuple(agreement), agreement.index(most) if alarm else None)
 
 
 def _answers(expert_logits: Tensor) -> Tensor:

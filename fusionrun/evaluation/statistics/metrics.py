@@ -1,20 +1,23 @@
 """Numbers about saved predictions. Accuracies, confidences and calibration errors are percent.
 
-Everything to be measured is turned into log-probabilities (N, C) first: a model's own by
-`log_probabilities`, several experts' together by `mix_probabilities` or `mix_logits`. All of it
-is computed in double precision, so that a near tie or a tiny probability isn't rounded away.
+Everything to be measured is turned into log-probabilities (N, C) first (see `scores`). All of it
+is computed in double precision, so that a near tie or a tiny probability isn't rounded away. One
+temperature, fitted on validation, makes confidences honest and changes no answer.
 """
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fusionrun.evaluation.schema import Bin
+from fusionrun.evaluation.statistics.scores import UNNORMALISED, check_scores
+
 BINS = 15  # of confidence, as Guo et al.
-UNNORMALISED = 1e-4  # in nats: more than float32 loses in a log-softmax
 GAP = 1e-7  # in nats: how close to the best mixture is close enough
+TEMPERATURES = (0.05, 20.0)  # a few samples, all right or all wrong, would ask for 0 or infinity
+HALVINGS = 50  # of the range between: what is left is below a double's precision
 
 
 @dataclass(frozen=True)
@@ -28,29 +31,28 @@ class Metrics:
     brier: float  # squared error summed over classes, 0 to 2
 
 
-class Bin(NamedTuple):
-    """Samples of like confidence; no means without samples."""
-
-    samples: int
-    confidence: float | None  # mean, percent
-    accuracy: float | None  # percent
-
-
 def measure(log_probs: Tensor, labels: Tensor) -> Metrics:
     """Metrics of log-probabilities (N, C) at labels (N,).
 
-    Brier score: Brier, "Verification of forecasts expressed in terms of probability", 1950.
+    The calibration error is the mean distance of confidence and accuracy over `reliability`'s
+    bins, weighted by samples. Brier score: Brier, "Verification of forecasts expressed in terms
+    of probability", 1950.
     Raises ValueError: wrong shapes or labels, values that aren't finite, or rows that are not
     log-probabilities (raw logits, probabilities).
     """
     nll = losses(log_probs, labels).mean()
     error = log_probs.double().exp()
     error[torch.arange(len(labels)), labels] -= 1
+    gaps = sum(
+        level.samples * abs(level.accuracy - level.confidence)
+        for level in reliability(log_probs, labels)
+        if level.confidence is not None and level.accuracy is not None
+    )
     return Metrics(
         top1=percent(correct(log_probs, labels)),
         top5=percent(correct(log_probs, labels, top=5)) if log_probs.shape[1] > 5 else None,
         nll=float(nll),
-        ece=_calibration_error(reliability(log_probs, labels)),
+        ece=gaps / len(labels),
         brier=float(error.square().sum(dim=1).mean()),
     )
 
@@ -62,7 +64,7 @@ def correct(scores: Tensor, labels: Tensor, top: int = 1) -> Tensor:
     """
     scores = check_scores("scores", scores, "NC")
     own = own_scores(scores, labels).unsqueeze(1)
-    earlier = torch.arange(scores.shape[1]) < labels.unsqueeze(1)
+    earlier = torch.arange(scores.shape[1], device=labels.device) < labels.unsqueeze(1)
     ahead = (scores > own) | ((scores == own) & earlier)
     return ahead.sum(dim=1) < top
 
@@ -72,7 +74,7 @@ def losses(log_probs: Tensor, labels: Tensor) -> Tensor:
     return -own_scores(_check_normalised(log_probs), labels)
 
 
-def reliability(log_probs: Tensor, labels: Tensor) -> list[Bin]:
+def reliability(log_probs: Tensor, labels: Tensor) -> tuple[Bin, ...]:
     """The reliability diagram: confidence of the answer in 15 bins of equal width, 0 to 100 %.
 
     A bin holds its upper edge but not its lower one (Guo et al., "On calibration of modern neural
@@ -86,13 +88,18 @@ def reliability(log_probs: Tensor, labels: Tensor) -> list[Bin]:
     count = torch.bincount(index, minlength=BINS)
     sums = (torch.bincount(index, of, minlength=BINS) for of in (confidence, right))
     means = (_percents(of, count) for of in sums)
-    return [Bin(*values) for values in zip(count.tolist(), *means, strict=True)]
+    return tuple(Bin(*values) for values in zip(count.tolist(), *means, strict=True))
 
 
-def per_class_accuracy(scores: Tensor, labels: Tensor) -> list[float | None]:
+def per_class_accuracy(scores: Tensor, labels: Tensor) -> tuple[float | None, ...]:
     """Percent right of each class's samples, scores (N, C); None: no samples. Raises ValueError."""
     right = labels[correct(scores, labels)]
     return _percents(*(torch.bincount(of, minlength=scores.shape[1]) for of in (right, labels)))
+
+
+def accuracy(scores: Tensor, labels: Tensor) -> float:
+    """Percent of (N, C) scores whose answer is the label (N,). Raises ValueError."""
+    return percent(correct(scores, labels))
 
 
 def percent(right: Tensor) -> float:
@@ -100,35 +107,9 @@ def percent(right: Tensor) -> float:
     return 100 * float(right.double().mean())
 
 
-def log_probabilities(logits: Tensor) -> Tensor:
-    """Log-softmax of (N, C) logits in double precision. Raises ValueError."""
-    return check_scores("logits", logits, "NC").log_softmax(dim=-1)
-
-
-def mix_logits(expert_logits: Tensor) -> Tensor:
-    """Log-probabilities of the experts' mean logits: (N, E, C) -> (N, C). Raises ValueError."""
-    return log_probabilities(check_scores("expert logits", expert_logits, "NEC").mean(dim=1))
-
-
-def mix_probabilities(expert_logits: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Log of the experts' weighted mean probability: (N, E, C), (E,) -> (N, C).
-
-    Without `weights` all experts weigh the same. Raises ValueError.
-    """
-    each = check_scores("expert logits", expert_logits, "NEC").log_softmax(dim=-1)
-    experts = each.shape[1]
-    if weights is None:
-        return each.logsumexp(dim=1) - math.log(experts)
-    weights = weights.double()
-    convex = weights.shape == (experts,) and bool((weights >= 0).all())
-    if not convex or not abs(float(weights.sum()) - 1) <= UNNORMALISED:
-        raise ValueError(
-            f"weights: expected {experts}, none negative, that sum to one, found {weights.tolist()}"
-        )
-    return (each + weights.log().unsqueeze(-1)).logsumexp(dim=1)
-
-
-def fit_weights(expert_logits: Tensor, labels: Tensor, *, iterations: int = 10_000) -> Tensor:
+def fit_mixture_weights(
+    expert_logits: Tensor, labels: Tensor, *, iterations: int = 10_000
+) -> Tensor:
     """Convex weights (E,) with which `mix_probabilities` has the smallest loss on these samples.
 
     Expectation maximisation from equal weights: the loss never rises and there is no rate to
@@ -149,24 +130,35 @@ def fit_weights(expert_logits: Tensor, labels: Tensor, *, iterations: int = 10_0
     return weights / weights.sum()
 
 
-def check_scores(name: str, scores: Tensor, dims: str) -> Tensor:
-    """`scores` in double precision; `dims` names its dimensions, a letter each: "NC" or "NEC".
+def fit_temperature(scores: Tensor, labels: Tensor) -> float:
+    """The temperature, within TEMPERATURES, at which (N, C) scores have the smallest loss.
 
-    Raises ValueError: another shape, nothing in it, fewer than two classes, not-a-number or
-    infinity.
+    `scores` are logits or log-probabilities, a mixture's too. The loss is convex in 1 / T
+    (Guo et al., "On calibration of modern neural networks", 2017), so bisection of its slope
+    finds the minimum. Where none is better than another, it is 1. Fit on validation, never on
+    what is reported. Raises ValueError.
     """
-    if scores.dim() != len(dims) or not scores.numel() or scores.shape[-1] < 2:
-        raise ValueError(
-            f"{name}: expected shape ({', '.join(dims)}) of at least one sample and two classes, "
-            f"found {tuple(scores.shape)}"
-        )
-    wrong = ~scores.isfinite().flatten(start_dim=1).all(dim=1)
-    if wrong.any():
-        raise ValueError(
-            f"{name}: {int(wrong.sum())} of {len(wrong)} samples hold values that are not finite, "
-            f"the first is sample {int(wrong.int().argmax())}; the model that made them diverged"
-        )
-    return scores.double()
+    scores = check_scores("scores", scores, "NC")
+    margins = scores - own_scores(scores, labels).unsqueeze(1)
+    low, high = TEMPERATURES
+    for _ in range(HALVINGS):
+        middle = math.sqrt(low * high)  # 1 at first
+        # of the loss in 1 / T: how much sharper would cost
+        slope = float(((margins / middle).softmax(dim=1) * margins).sum(dim=1).mean())
+        if slope == 0:
+            return middle
+        low, high = (middle, high) if slope > 0 else (low, middle)
+    return math.sqrt(low * high)
+
+
+def apply_temperature(scores: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities (N, C) of logits or log-probabilities divided by `temperature`.
+
+    Raises ValueError: also for a temperature that isn't positive and finite.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: expected a positive number, found {temperature}")
+    return (check_scores("scores", scores, "NC") / temperature).log_softmax(dim=-1)
 
 
 def own_scores(scores: Tensor, labels: Tensor) -> Tensor:
@@ -181,7 +173,7 @@ def own_scores(scores: Tensor, labels: Tensor) -> Tensor:
         raise ValueError(
             f"labels: expected 0 to {classes - 1}, found {int(labels.min())} to {int(labels.max())}"
         )
-    return scores[torch.arange(count), ..., labels]
+    return scores[torch.arange(count, device=labels.device), ..., labels]
 
 
 def _check_normalised(log_probs: Tensor) -> Tensor:
@@ -196,16 +188,6 @@ def _check_normalised(log_probs: Tensor) -> Tensor:
     return log_probs
 
 
-def _calibration_error(bins: list[Bin]) -> float:
-    """Mean distance of confidence and accuracy, weighted by samples."""
-    gaps = sum(
-        samples * abs(accuracy - confidence)
-        for samples, confidence, accuracy in bins
-        if confidence is not None and accuracy is not None
-    )
-    return gaps / sum(samples for samples, _, _ in bins)
-
-
-def _percents(sums: Tensor, counts: Tensor) -> list[float | None]:
+def _percents(sums: Tensor, counts: Tensor) -> tuple[float | None, ...]:
     pairs = zip(sums.tolist(), counts.tolist(), strict=True)
-    return [100 * total / count if count else None for total, count in pairs]
+    return tuple(100 * total / count if count else None for total, count in pairs)

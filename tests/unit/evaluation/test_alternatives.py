@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from fusionrun.common.complexity import multiply_accumulates
-from fusionrun.evaluation.alternatives import accuracy, compare
-from fusionrun.evaluation.statistics.metrics import mix_logits, mix_probabilities
+from fusionrun.evaluation.comparison import accuracies_by_method
+from fusionrun.evaluation.predictions import HeadLogits
+from fusionrun.evaluation.statistics.metrics import accuracy
+from fusionrun.evaluation.statistics.scores import mean_logits, mix_probabilities
 from fusionrun.experts import build_expert
 
 N, E, C = 300, 3, 5
@@ -48,17 +50,12 @@ def softmax(logits: Floats) -> Floats:
         ([60.0, 60.0, 60.0], [30.0, 40.0, 40.0], 0, 1),  # of equals the first
     ],
 )
-def test_compare_equals_numpy(
+def test_accuracies_equal_numpy(
     val_accuracies: list[float], before_val_accuracies: list[float], best: int, before_best: int
 ) -> None:
     logits, before = make_logits(0), make_logits(1)[:, 1:]
-    found = compare(
-        logits,
-        make_labels(),
-        before,
-        val_accuracies=val_accuracies,
-        before_val_accuracies=before_val_accuracies,
-    )
+    answers = HeadLogits(make_labels(), logits, before)
+    found = accuracies_by_method(answers, val_accuracies, before_val_accuracies)
     heads, old = logits.double().numpy(), before.double().numpy()
     each = [percent_right(heads[:, 1 + k]) for k in range(E)]
     each_before = [percent_right(old[:, k]) for k in range(E)]
@@ -73,7 +70,7 @@ def test_compare_equals_numpy(
         "experts": each,
         "before_experts": each_before,
     }
-    assert found.keys() == expected.keys()
+    assert list(found) == list(expected)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value), name
     # the inputs tell all of them apart, or the test would prove little
@@ -87,23 +84,18 @@ def test_the_best_expert_is_not_chosen_on_these_images() -> None:
     each = [accuracy(logits[:, 1 + k], make_labels()) for k in range(E)]
     worst = each.index(min(each))
     misleading = [90.0 if k == worst else 10.0 for k in range(E)]
-    found = compare(
-        logits,
-        make_labels(),
-        logits[:, 1:],
-        val_accuracies=misleading,
-        before_val_accuracies=misleading,
-    )
+    answers = HeadLogits(make_labels(), logits, logits[:, 1:])
+    found = accuracies_by_method(answers, misleading, misleading)
     assert found["best_expert"] == found["before_best_expert"] == min(each) < max(each)
 
 
 def test_the_two_averages_are_different_things() -> None:
     """Two lukewarm experts against a sure one: probabilities limit what one of them can say."""
     logits = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 9.0]]])
-    assert int(mix_logits(logits).argmax()) == 1
+    assert int(mean_logits(logits).argmax()) == 1
     assert int(mix_probabilities(logits).argmax()) == 1
     logits = torch.tensor([[[3.0, 0.0], [3.0, 0.0], [0.0, 9.0]]])
-    assert int(mix_logits(logits).argmax()) == 1
+    assert int(mean_logits(logits).argmax()) == 1
     assert int(mix_probabilities(logits).argmax()) == 0
     torch.testing.assert_close(mix_probabilities(logits).exp().sum(dim=-1), torch.ones(1).double())
 

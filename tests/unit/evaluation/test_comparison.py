@@ -12,10 +12,23 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fusionrun.evaluation.comparison import Contender, best_on_validation, compare_row, over_seeds
-from fusionrun.evaluation.predictions import Answers, Origin, Predictions
-from fusionrun.evaluation.statistics.metrics import log_probabilities
+from fusionrun.common.typed_fields import plain
+from fusionrun.evaluation.alternatives import FUSED
+from fusionrun.evaluation.comparison import Answers, best_on_validation, compare_row
+from fusionrun.evaluation.predictions import HeadLogits, Origin, Predictions
+from fusionrun.evaluation.schema import (
+    Cost,
+    DataInfo,
+    Evaluation,
+    FailedRow,
+    MethodResult,
+    PathGradients,
+    RowResult,
+)
+from fusionrun.evaluation.statistics.scores import log_probabilities
+from fusionrun.evaluation.statistics.significance import over_seeds
 from fusionrun.evaluation.tables import CSV_COLUMNS, long_rows, markdown, tables
+from fusionrun.study.rows import Row
 
 N, V, E, C = 400, 150, 3, 7
 ORIGIN = Origin("w", ("a", "b", "c"), "d")
@@ -42,7 +55,7 @@ def make_predictions(
     val_before: tuple[float, ...] | None = None,
 ) -> Predictions:
     answers = [
-        Answers(make_labels(count), make_logits(count, heads, 1), make_logits(count, old, 2))
+        HeadLogits(make_labels(count), make_logits(count, heads, 1), make_logits(count, old, 2))
         for count, heads, old in ((N, test, before), (V, validation, val_before or before))
     ]
     experts = len(test) - 1
@@ -59,8 +72,26 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
     return 100 * sum(right) / len(right)
 
 
-def by_key(entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {contender["key"]: contender for contender in entry["contenders"]}
+COST = Cost(
+    parameters=1,
+    macs=None,
+    train_seconds=None,
+    expert_seconds=(),
+    latency_ms=None,
+    latency_low=None,
+    latency_high=None,
+    images_per_second=None,
+    peak_memory_bytes=None,
+)
+
+
+def compare(predictions: Predictions, seed: int = 1, **names: Any) -> RowResult:
+    row = Row(0, "resnet", "concatenation", seed, 1.0, f"concatenation-seed{seed}")
+    return compare_row(replace(row, **names), predictions, epoch=3, cost=COST)
+
+
+def by_key(row: RowResult) -> dict[str, MethodResult]:
+    return {method.key: method for method in row.methods}
 
 
 def test_the_best_expert_is_chosen_on_validation() -> None:
@@ -71,20 +102,18 @@ def test_the_best_expert_is_chosen_on_validation() -> None:
         before=(2.0, 1.0, 0.3),
         val_before=(0.5, 1.0, 4.0),
     )
-    entry = compare_row(found, seed=1)
+    entry = compare(found)
     tuned = [accuracy(found.test.logits[:, 1 + k], found.test.labels) for k in range(E)]
     old = [accuracy(found.test.before[:, k], found.test.labels) for k in range(E)]
-    assert by_key(entry)["best_expert"]["top1"] == pytest.approx(tuned[0]) and tuned[0] == min(
-        tuned
-    )
-    assert by_key(entry)["before_best_expert"]["top1"] == pytest.approx(old[2])
+    assert by_key(entry)["best_expert"].top1 == pytest.approx(tuned[0]) and tuned[0] == min(tuned)
+    assert by_key(entry)["before_best_expert"].top1 == pytest.approx(old[2])
     assert old[2] == min(old)
-    assert [expert["top1"] for expert in entry["experts"]] == pytest.approx(tuned)
-    assert [expert["before_top1"] for expert in entry["experts"]] == pytest.approx(old)
+    assert [expert.top1 for expert in entry.experts] == pytest.approx(tuned)
+    assert [expert.before_top1 for expert in entry.experts] == pytest.approx(old)
     validation = [
         accuracy(found.validation.logits[:, 1 + k], found.validation.labels) for k in range(E)
     ]
-    assert [expert["validation"] for expert in entry["experts"]] == pytest.approx(validation)
+    assert [expert.validation for expert in entry.experts] == pytest.approx(validation)
 
 
 def test_the_best_alternative_is_chosen_on_validation() -> None:
@@ -95,23 +124,23 @@ def test_the_best_alternative_is_chosen_on_validation() -> None:
         before=(0.1, 0.1, 0.1),
         val_before=(4.0, 0.1, 0.1),
     )
-    entry = compare_row(found, seed=1)
+    entry = compare(found)
     contenders = by_key(entry)
-    best = contenders[entry["best_alternative"]]
-    assert best["stage"] == "before"
-    assert best["top1"] < min(c["top1"] for c in contenders.values() if c["stage"] == "after")
+    best = entry.best_alternative
+    assert best.stage == "before"
+    assert best.top1 < min(c.top1 for c in contenders.values() if c.stage == "after")
 
 
 def test_weights_and_temperature_follow_validation() -> None:
     """Validation trusts expert 0 alone, although it knows nothing of the test set."""
     found = make_predictions(test=(1.0, 0.0, 3.0, 3.0), validation=(1.0, 6.0, 0.0, 0.0))
-    entry = compare_row(found, seed=1)
-    assert entry["weights"][0] > 0.95 and sum(entry["weights"]) == pytest.approx(1)
+    entry = compare(found)
+    assert entry.weights[0] > 0.95 and sum(entry.weights) == pytest.approx(1)
     weighted, mean = by_key(entry)["weighted"], by_key(entry)["mean_probabilities"]
-    assert weighted["top1"] < mean["top1"] - 20
+    assert weighted.top1 < mean.top1 - 20
     # sure on validation with good reason: sharpened there, it is worse here
-    assert weighted["temperature"] < 1
-    assert weighted["calibrated"]["nll"] > weighted["nll"]
+    assert weighted.temperature < 1
+    assert weighted.calibrated.nll > weighted.nll
 
 
 def test_a_temperature_undoes_a_scale() -> None:
@@ -122,26 +151,28 @@ def test_a_temperature_undoes_a_scale() -> None:
         test=plain.test._replace(logits=4 * plain.test.logits),
         validation=plain.validation._replace(logits=4 * plain.validation.logits),
     )
-    one, other = (by_key(compare_row(p, seed=1))["fused"] for p in (plain, scaled))
-    assert other["temperature"] == pytest.approx(4 * one["temperature"], rel=1e-6)
+    one, other = (by_key(compare(p))["fused"] for p in (plain, scaled))
+    assert other.temperature == pytest.approx(4 * one.temperature, rel=1e-6)
     for name in ("nll", "ece", "brier"):
-        assert other["calibrated"][name] == pytest.approx(one["calibrated"][name], rel=1e-6)
-    assert other["top1"] == one["top1"] and other["nll"] > one["nll"]
+        assert getattr(other.calibrated, name) == pytest.approx(
+            getattr(one.calibrated, name), rel=1e-6
+        )
+    assert other.top1 == one.top1 and other.nll > one.nll
 
 
 def test_of_equally_accurate_alternatives_the_one_with_less_loss() -> None:
     labels = torch.tensor([0, 1, 1])
     right, wrong = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]]), torch.zeros(3, 2)
 
-    def contender(key: str, logits: Tensor) -> Contender:
+    def method(key: str, logits: Tensor) -> Answers:
         scores = partial(log_probabilities, logits)
-        return Contender(key, key, "after", partial(log_probabilities, wrong), scores)
+        return Answers(replace(FUSED, key=key), partial(log_probabilities, wrong), scores)
 
-    unsure, sure = contender("unsure", right / 2), contender("sure", right)
-    overly = contender("overly", torch.cat([9 * right[:2], -9 * right[2:]]))
+    unsure, sure = method("unsure", right / 2), method("sure", right)
+    overly = method("overly", torch.cat([9 * right[:2], -9 * right[2:]]))
     assert best_on_validation([unsure, sure, overly], labels) is sure
     assert best_on_validation([overly, unsure], labels) is unsure
-    assert best_on_validation([unsure, contender("again", right / 2)], labels) is unsure
+    assert best_on_validation([unsure, method("again", right / 2)], labels) is unsure
 
 
 def test_a_difference_has_the_fused_models_sign() -> None:
@@ -153,138 +184,140 @@ def test_a_difference_has_the_fused_models_sign() -> None:
     fused[8:10], expert[:8] = other[8:10], other[:8]
     logits = torch.stack([fused, expert], dim=1)
     changed = replace(found, test=found.test._replace(logits=logits))
-    difference = by_key(compare_row(changed, seed=1))["best_expert"]["difference"]
-    assert (difference["only_fused"], difference["only_other"]) == (8, 2)
-    assert difference["points"] == pytest.approx(100 * 6 / N)
-    assert difference["low"] < difference["points"] < difference["high"]
-    assert difference["p_value"] == pytest.approx(2 * (1 + 10 + 45) / 2**10)  # at most 2 of 10
+    difference = by_key(compare(changed))["best_expert"].difference
+    assert (difference.only_fused, difference.only_other) == (8, 2)
+    assert difference.points == pytest.approx(100 * 6 / N)
+    assert difference.low < difference.points < difference.high
+    assert difference.p_value == pytest.approx(2 * (1 + 10 + 45) / 2**10)  # at most 2 of 10
 
 
 def test_an_expert_that_carries_everything_raises_the_alarm() -> None:
     found = make_predictions()
-    assert compare_row(found, seed=1)["xray"]["alarm"] == ""
+    assert compare(found).contributions.alarm == ""
     logits = found.test.logits.clone()
     logits[:, 0] = logits[:, 2]
     copied = replace(found, test=found.test._replace(logits=logits))
-    xray = compare_row(copied, seed=1)["xray"]
-    assert xray["dominance"]["carried_by"] == 1
-    assert xray["alarm"].startswith("expert 1 carries everything")
-    assert (
-        f"{xray['dominance']['contested']} images" in xray["alarm"] and "100.0 %" in xray["alarm"]
-    )
+    brought = compare(copied).contributions
+    assert brought.dominance.carried_by == 1
+    assert brought.alarm.startswith("expert 1 carries everything")
+    assert f"{brought.dominance.contested} images" in brought.alarm and "100.0 %" in brought.alarm
 
 
 def test_gradients_that_were_not_measured_are_null() -> None:
     found = make_predictions()
     one_path = replace(found, gradients=torch.empty(0, 2))
-    assert compare_row(one_path, seed=1)["xray"]["gradients"] is None
+    assert compare(one_path).contributions.gradients is None
     unreached = replace(found, gradients=torch.tensor([[0.25, -0.5], [torch.nan, torch.nan]]))
-    assert compare_row(unreached, seed=1)["xray"]["gradients"] == [
-        {"fused_share": 25.0, "cosine": -0.5},
-        {"fused_share": None, "cosine": None},
-    ]
+    assert compare(unreached).contributions.gradients == (
+        PathGradients(25.0, -0.5),
+        PathGradients(None, None),
+    )
 
 
 def test_a_single_expert_leaves_nothing_to_leave_out() -> None:
-    entry = compare_row(make_predictions((1.0, 1.0), (1.0, 1.0), (1.0,)), seed=1)
-    assert entry["xray"]["without_expert"] is None and entry["weights"] == [1.0]
-    json.dumps(entry, allow_nan=False)
+    entry = compare(make_predictions((1.0, 1.0), (1.0, 1.0), (1.0,)))
+    assert entry.contributions.without_expert == () and entry.weights == (1.0,)
+    json.dumps(plain(entry), allow_nan=False)
 
 
 def test_answers_that_are_not_finite_are_refused() -> None:
     found = make_predictions()
     found.test.logits[3, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
-        compare_row(found, seed=1)
+        compare(found)
 
 
 # --- over seeds, and what people read ------------------------------------------------------------
 
 
-def make_row(seed: int, problem: str = "", **more: Any) -> dict[str, Any]:
-    row = {
-        "task": f"task-{seed}-resnet-concatenation",
-        "model": "resnet",
-        "fusion": "concatenation",
-        "variant": f"concatenation-seed{seed}",
-        "seed": seed,
-        "alpha": 1.0,
-        "control": None,
-        "epoch": 3,
-        "problem": problem,
-        **more,
-    }
-    if problem:
-        return row
-    entry = compare_row(make_predictions(test=(0.5 + 0.3 * seed, 0.8, 1.5, 1.0)), seed=seed)
-    return {**row, **entry}
+def make_row(seed: int, **names: Any) -> RowResult:
+    predictions = make_predictions(test=(0.5 + 0.3 * seed, 0.8, 1.5, 1.0))
+    return replace(compare(predictions, seed, **names), task=f"task-{seed}-resnet-concatenation")
 
 
-def make_tree(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    data = {"name": "synthetic", "test_images": N, "val_images": V}
-    about = {"study": "s.yaml", "evaluated": "2026-01-02 03:04:05", "data": data}
-    return {**about, "training": None, "rows": rows, "over_seeds": over_seeds(rows)}
+def make_failure(seed: int, problem: str) -> FailedRow:
+    return FailedRow(
+        task=f"task-{seed}-resnet-concatenation",
+        model="resnet",
+        fusion="concatenation",
+        variant=f"concatenation-seed{seed}",
+        seed=seed,
+        alpha=1.0,
+        problem=problem,
+    )
+
+
+def make_evaluation(*entries: RowResult | FailedRow) -> Evaluation:
+    rows = [entry for entry in entries if isinstance(entry, RowResult)]
+    return Evaluation(
+        format=1,
+        study="s.yaml",
+        output_dir="out",
+        evaluated="2026-01-02 03:04:05",
+        data=DataInfo("synthetic", ("a", "b"), N, V, 32),
+        device="cpu",
+        threads=1,
+        versions={},
+        training=None,
+        entries=entries,
+        over_seeds=over_seeds((row, row.numbers) for row in rows),
+    )
 
 
 def test_rows_that_differ_in_their_seed_are_summarised() -> None:
     rows = [make_row(seed) for seed in (1, 2, 3)]
-    others = [make_row(4, alpha=0.5), make_row(5, "broken"), make_row(6, model="densenet")]
-    (group,) = over_seeds([*others, *rows])
-    assert {k: group[k] for k in ("model", "fusion", "alpha", "seeds")} == {
-        "model": "resnet",
-        "fusion": "concatenation",
-        "alpha": 1.0,
-        "seeds": 3,
-    }
-    assert set(group["columns"]) == {*by_key(rows[0]), "gain"}
-    fused = [by_key(row)["fused"]["top1"] for row in rows]
-    gains = [
-        by_key(row)["fused"]["top1"] - by_key(row)[row["best_alternative"]]["top1"] for row in rows
-    ]
+    others = [make_row(4, alpha=0.5), make_row(6, model="densenet")]
+    (group,) = make_evaluation(*others, make_failure(5, "broken"), *rows).over_seeds
+    assert (group.model, group.fusion, group.alpha) == ("resnet", "concatenation", 1.0)
+    assert group.seeds == 3
+    assert set(group.columns) == {*by_key(rows[0]), "gain"}
+    fused = [row.fused.top1 for row in rows]
+    gains = [row.fused.top1 - row.best_alternative.top1 for row in rows]
     assert len(set(fused)) == 3
     for key, values in (("fused", fused), ("gain", gains)):
-        assert group["columns"][key]["mean"] == pytest.approx(sum(values) / 3)
-        assert group["columns"][key]["deviation"] == pytest.approx(statistics.stdev(values))
-    assert group["columns"]["best_expert"]["deviation"] == pytest.approx(0)
+        assert group.columns[key].mean == pytest.approx(sum(values) / 3)
+        assert group.columns[key].deviation == pytest.approx(statistics.stdev(values))
+    assert group.columns["best_expert"].deviation == pytest.approx(0)
 
 
 def test_the_tables_say_who_is_ahead_and_what_is_wrong() -> None:
-    ahead, behind, broken = make_row(9), make_row(0), make_row(5, "x/fusion.pth: is damaged")
-    behind["xray"]["alarm"] = "expert 1 carries everything"
-    tree = make_tree([ahead, behind, broken])
-    best = by_key(ahead)[ahead["best_alternative"]]
-    assert best["difference"]["low"] > 0 > by_key(behind)["weighted"]["difference"]["high"]
+    ahead, behind = make_row(9), make_row(0)
+    alarmed = replace(behind.contributions, alarm="expert 1 carries everything")
+    behind = replace(behind, contributions=alarmed)
+    evaluation = make_evaluation(ahead, behind, make_failure(5, "x/fusion.pth: is damaged"))
+    weighted = by_key(behind)["weighted"].difference
+    assert weighted is not None and ahead.difference.low > 0 > weighted.high
     console = Console(width=100, file=io.StringIO(), color_system=None)
-    console.print(tables(tree))
+    console.print(tables(evaluation))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    for text in (markdown(tree), " ".join(shown.split())):
+    for text in (markdown(evaluation), " ".join(shown.split())):
         assert "Of 2 rows, fused is ahead of its best alternative in 1 and behind in 1; 0" in text
         assert "task-0-resnet-concatenation: expert 1 carries everything" in text
         assert "task-5-resnet-concatenation: not evaluated: x/fusion.pth: is damaged" in text
-        assert f"{by_key(ahead)['fused']['top1']:.2f}" in text
-        assert f"{best['difference']['points']:+.2f}" in text and "<0.001" in text
+        assert f"{ahead.fused.top1:.2f}" in text
+        assert f"{ahead.difference.points:+.2f}" in text and "< 0.001" in text
     assert max(map(len, shown.splitlines())) <= 100
-    assert "| resnet | concatenation-seed5 | n/a |" in markdown(tree)
-    assert "± " in markdown(tree) and "± " in shown
+    assert "| resnet | concatenation-seed5 | n/a |" in markdown(evaluation)
+    assert "± " in markdown(evaluation) and "± " in shown
 
 
 def test_nothing_measured_makes_a_table_too() -> None:
-    tree = make_tree([make_row(1, "broken")])
-    assert "not evaluated: broken" in markdown(tree) and "Of 0 rows" not in markdown(tree)
+    text = markdown(make_evaluation(make_failure(1, "broken")))
+    assert "not evaluated: broken" in text and "Of 0 rows" not in text
 
 
-def test_the_long_table_has_a_line_for_each_contender() -> None:
-    rows = [make_row(1), make_row(2, "broken")]
-    lines = list(long_rows(make_tree(rows)))
-    assert [line["contender"] for line in lines] == list(by_key(rows[0]))
-    for line, contender in zip(lines, rows[0]["contenders"], strict=True):
+def test_the_long_table_has_a_line_for_each_method() -> None:
+    row = make_row(1)
+    lines = list(long_rows(make_evaluation(row, make_failure(2, "broken"))))
+    assert [line["contender"] for line in lines] == list(by_key(row))
+    for line, method in zip(lines, row.methods, strict=True):
         assert tuple(line) == CSV_COLUMNS
-        assert (line["task"], line["seed"], line["epoch"]) == (rows[0]["task"], 1, 3)
+        assert (line["task"], line["seed"], line["epoch"]) == (row.task, 1, 3)
         for key in ("stage", "top1", "top5", "nll", "ece", "brier", "temperature"):
-            assert line[key] == contender[key]
-        assert line["calibrated_ece"] == contender["calibrated"]["ece"]
-        if contender["key"] == "fused":
-            assert line["difference"] is line["p_value"] is None
+            assert line[key] == getattr(method, key)
+        assert method.calibrated and line["calibrated_ece"] == method.calibrated.ece
+        if method.difference is None:
+            assert method.key == "fused" and line["difference"] is line["p_value"] is None
         else:
-            assert line["difference"] == contender["difference"]["points"]
-            assert line["low"] == contender["difference"]["low"]
+            assert line["difference"] == method.difference.points
+            assert line["low"] == method.difference.low

@@ -19,12 +19,13 @@ from fusionrun.components.store import load_expert, load_model
 from fusionrun.evaluation import evaluate as evaluation
 from fusionrun.evaluation import predictions
 from fusionrun.evaluation.predictions import (
-    Answers,
+    HeadLogits,
     Origin,
     Predictions,
     load_predictions,
     save_predictions,
 )
+from fusionrun.evaluation.schema import TrainingTime
 from fusionrun.evaluation.statistics.cost import logged_seconds, training_time
 from fusionrun.study.context import load_data
 from fusionrun.study.recipe_yaml import load_recipe
@@ -451,11 +452,7 @@ def test_time_of_training(evaluated: Path, tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.csv" for name in (*times, "missing")]
     for path, rows in zip(paths, times.values(), strict=False):
         path.write_text("\n".join(("timestamp,seconds", *rows)))
-    assert training_time(paths) == {
-        "tasks": 3,
-        "serial_seconds": pytest.approx(45),
-        "parallel_seconds": pytest.approx(35),
-    }
+    assert training_time(paths) == TrainingTime(3, pytest.approx(45), pytest.approx(35))
     assert training_time([tmp_path / "missing.csv"]) is None
 
 
@@ -493,7 +490,7 @@ def test_damaged_and_foreign_predictions_are_computed_anew(
     assert main(["evaluate", str(out)]) == 0
     said = capsys.readouterr().err
     assert f"{cut}: is damaged" in said and f"{foreign}: belongs to other weights" in said
-    assert said.count("computed anew") == 2 and len(calls) == 1
+    assert said.count("computed again") == 2 and len(calls) == 1
     assert without_clocks(read_tree(out)) == without_clocks(read_tree(evaluated))
     for fusion in ROWS:
         again, before = npz(out, fusion), npz(evaluated, fusion)
@@ -520,8 +517,8 @@ ORIGIN = Origin("w", ("a", "b"), "d")
 def test_saved_predictions_are_used_only_where_they_belong(
     tmp_path: Path, origin: Origin, labels: list[int], val_labels: list[int], expected: str
 ) -> None:
-    test = Answers(torch.tensor([0, 1, 2]), torch.randn(3, 3, 5), torch.randn(3, 2, 5))
-    validation = Answers(torch.tensor([3, 4]), torch.randn(2, 3, 5), torch.randn(2, 2, 5))
+    test = HeadLogits(torch.tensor([0, 1, 2]), torch.randn(3, 3, 5), torch.randn(3, 2, 5))
+    validation = HeadLogits(torch.tensor([3, 4]), torch.randn(2, 3, 5), torch.randn(2, 2, 5))
     saved = Predictions(
         ORIGIN, test, validation, torch.ones(3, 2).long(), torch.empty(0), torch.rand(E, 2)
     )

@@ -1,4 +1,4 @@
-"""The X-ray of a fusion, against answers laid out by hand."""
+"""What experts bring to a fusion, against answers laid out by hand."""
 
 import math
 from collections.abc import Sequence
@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fusionrun.evaluation.schema import Attribution, Dominance
 from fusionrun.evaluation.statistics.expert_diversity import (
-    credit,
+    attribution,
     disagreement,
     dominance,
     gain_per_class,
+    leave_one_expert_out,
     oracle_accuracy,
-    without_each_expert,
 )
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
@@ -67,9 +68,9 @@ def test_gain_of_each_class_by_hand() -> None:
     labels = torch.tensor([0, 0, 1, 1, 2, 2, 2, 4])
     fused = logits_of([0, 0, 1, 0, 2, 2, 2, 4], 5)
     other = logits_of([0, 1, 1, 1, 0, 2, 0, 4], 5)
-    expected = [50.0, -50.0, pytest.approx(200 / 3), None, 0.0]
+    expected = (50.0, -50.0, pytest.approx(200 / 3), None, 0.0)
     assert gain_per_class(fused, other, labels) == expected
-    assert gain_per_class(fused, fused, labels) == [0.0, 0.0, 0.0, None, 0.0]
+    assert gain_per_class(fused, fused, labels) == (0.0, 0.0, 0.0, None, 0.0)
 
 
 def test_leaving_an_expert_out_by_hand() -> None:
@@ -84,31 +85,31 @@ def test_leaving_an_expert_out_by_hand() -> None:
         ]
     )
     # mean probability of class 0 over the others: .27 + 0, .27, .73 | .95 + 0 | .95 + .27, .73
-    assert without_each_expert(experts, labels) == [0.0, 0.0, 75.0]
+    assert leave_one_expert_out(experts, labels) == (0.0, 0.0, 75.0)
     # the mean is of probabilities, not of votes or logits
     surer = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 9.0], [0.0, 0.0]]])
     label = torch.tensor([0])
     # without 3: .73 + .73 + .00 of 3; without 2: .73 + .73 + .5; without 0: .73 + .00 + .5
-    assert without_each_expert(surer, label) == [0.0, 0.0, 100.0, 0.0]
+    assert leave_one_expert_out(surer, label) == (0.0, 0.0, 100.0, 0.0)
 
 
 def test_leaving_out_one_of_two_leaves_the_other() -> None:
     pair = EXPERTS[:, :2]
-    assert without_each_expert(pair, LABELS) == [50.0, 62.5]
+    assert leave_one_expert_out(pair, LABELS) == (50.0, 62.5)
     with pytest.raises(ValueError, match="at least two experts to leave one out, found 1"):
-        without_each_expert(EXPERTS[:, :1], LABELS)
+        leave_one_expert_out(EXPERTS[:, :1], LABELS)
 
 
-def test_credit_by_hand() -> None:
+def test_attribution_by_hand() -> None:
     """Of six right answers: 1 and 3 are expert 0's alone, 4 expert 1's, 5 nobody's."""
-    found = credit(logits_of(FUSED), EXPERTS, LABELS)
+    found = attribution(logits_of(FUSED), EXPERTS, LABELS)
     assert found.only_expert == pytest.approx([100 * 2 / 6, 100 / 6, 0.0])
     assert found.no_expert == pytest.approx(100 / 6)
 
 
-def test_no_right_answers_have_no_credit() -> None:
+def test_no_right_answers_have_no_attribution() -> None:
     wrong = logits_of([(int(label) + 1) % 4 for label in LABELS])
-    assert credit(wrong, EXPERTS, LABELS) == ([None, None, None], None)
+    assert attribution(wrong, EXPERTS, LABELS) == Attribution((None, None, None), None)
 
 
 def test_huge_logits_and_a_single_sample() -> None:
@@ -117,9 +118,9 @@ def test_huge_logits_and_a_single_sample() -> None:
     label = torch.tensor([0])
     assert disagreement(experts).tolist() == [[0, 100], [100, 0]]
     assert oracle_accuracy(experts, label) == 100
-    assert without_each_expert(experts, label) == [0, 100]
-    assert credit(fused, experts, label) == ([100, 0], 0)
-    assert dominance(fused, experts) == (1, [100, 0], None)
+    assert leave_one_expert_out(experts, label) == (0, 100)
+    assert attribution(fused, experts, label) == Attribution((100, 0), 0)
+    assert dominance(fused, experts) == Dominance(1, (100, 0), None)
 
 
 # --- one expert carries everything ---------------------------------------------------------------
@@ -186,8 +187,8 @@ def test_a_majority_is_no_carrier() -> None:
 
 def test_experts_that_always_agree_leave_nothing_to_carry() -> None:
     same = [[0, 1, 2, 3] * 25] * 3
-    assert dominance(logits_of(same[0]), experts_of(same)) == (0, [None] * 3, None)
-    assert dominance(logits_of(same[0]), experts_of(same[:1])) == (0, [None], None)
+    assert dominance(logits_of(same[0]), experts_of(same)) == Dominance(0, (None,) * 3, None)
+    assert dominance(logits_of(same[0]), experts_of(same[:1])) == Dominance(0, (None,), None)
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -199,8 +200,8 @@ def test_what_is_not_finite_is_refused() -> None:
     for call in (
         lambda: disagreement(broken),
         lambda: oracle_accuracy(broken, LABELS),
-        lambda: without_each_expert(broken, LABELS),
-        lambda: credit(fused, broken, LABELS),
+        lambda: leave_one_expert_out(broken, LABELS),
+        lambda: attribution(fused, broken, LABELS),
         lambda: dominance(fused, broken),
         lambda: dominance(broken[:, 0], EXPERTS),
         lambda: gain_per_class(fused, broken[:, 0], LABELS),
@@ -218,7 +219,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"labels: expected shape \(8,\) .* found \(7,\)"):
         oracle_accuracy(EXPERTS, LABELS[:7])
     with pytest.raises(ValueError, match=r"labels: expected shape \(7,\) .* found \(8,\)"):
-        credit(fused[:7], EXPERTS, LABELS)
+        attribution(fused[:7], EXPERTS, LABELS)
     with pytest.raises(ValueError, match=r"fused scores: expected 8 samples, .* found 7"):
         dominance(fused[:7], EXPERTS)
     with pytest.raises(ValueError, match=r"one shape, found \(8, 4\) and \(8, 3\)"):

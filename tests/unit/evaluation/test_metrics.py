@@ -14,19 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fusionrun.evaluation.statistics.calibration import LIMITS, apply_temperature, fit_temperature
+from fusionrun.evaluation.schema import Bin
 from fusionrun.evaluation.statistics.metrics import (
     BINS,
+    TEMPERATURES,
     Metrics,
+    apply_temperature,
     correct,
-    fit_weights,
-    log_probabilities,
+    fit_mixture_weights,
+    fit_temperature,
     losses,
     measure,
-    mix_logits,
-    mix_probabilities,
     per_class_accuracy,
     reliability,
+)
+from fusionrun.evaluation.statistics.scores import (
+    log_probabilities,
+    mean_logits,
+    mix_probabilities,
 )
 
 N, E, C = 500, 3, 8
@@ -117,7 +122,9 @@ def test_huge_logits_have_finite_metrics() -> None:
     assert found == Metrics(50.0, None, 1e4, 50.0, 1.0)
     experts = logits.unsqueeze(1).repeat(1, 3, 1)
     assert measure(mix_probabilities(experts), torch.tensor([0, 1])).nll == pytest.approx(1e4)
-    assert measure(mix_logits(experts), torch.tensor([0, 1])).nll == pytest.approx(1e4)
+    assert measure(
+        log_probabilities(mean_logits(experts)), torch.tensor([0, 1])
+    ).nll == pytest.approx(1e4)
 
 
 @settings(max_examples=30, deadline=None)
@@ -162,16 +169,16 @@ def test_bins_hold_their_upper_edge_as_published() -> None:
     right = (log_probs.argmax(dim=1) == labels).numpy()
     found = reliability(log_probs, labels)
     assert len(found) == BINS == 15
-    for m, (samples, mean_confidence, accuracy) in enumerate(found):
+    for m, level in enumerate(found):
         inside = (confidence > m / 15) & (confidence <= (m + 1) / 15)
-        assert samples == inside.sum()
-        if samples:
-            assert mean_confidence == pytest.approx(100 * confidence[inside].mean())
-            assert accuracy == pytest.approx(100 * right[inside].mean())
+        assert level.samples == inside.sum()
+        if level.samples:
+            assert level.confidence == pytest.approx(100 * confidence[inside].mean())
+            assert level.accuracy == pytest.approx(100 * right[inside].mean())
         else:
-            assert mean_confidence is accuracy is None
-    assert found[0] == (0, None, None)  # of eight classes the largest has more than 1/15
-    assert sum(samples for samples, _, _ in found) == len(labels)
+            assert level.confidence is level.accuracy is None
+    assert found[0] == Bin(0, None, None)  # of eight classes the largest has more than 1/15
+    assert sum(level.samples for level in found) == len(labels)
 
 
 def test_an_edge_belongs_to_the_bin_below_it() -> None:
@@ -210,7 +217,7 @@ def test_mixtures_are_what_their_names_say() -> None:
     # normalised geometric mean of the probabilities
     pooled = each.prod(axis=1) ** (1 / E)
     pooled /= pooled.sum(axis=-1, keepdims=True)
-    np.testing.assert_allclose(mix_logits(experts).exp().numpy(), pooled)
+    np.testing.assert_allclose(log_probabilities(mean_logits(experts)).exp().numpy(), pooled)
     alone = torch.tensor([0.0, 1.0, 0.0])
     torch.testing.assert_close(mix_probabilities(experts, alone), log_probabilities(experts[:, 1]))
 
@@ -228,7 +235,7 @@ def test_fitted_weights_equal_scipys(seed: int) -> None:
         method="SLSQP",
         options={"ftol": 1e-14, "maxiter": 500},
     )
-    weights = fit_weights(experts, labels)
+    weights = fit_mixture_weights(experts, labels)
     assert weights.tolist() == pytest.approx(best.x, abs=2e-3)
     assert losses(mix_probabilities(experts, weights), labels).mean() <= best.fun + 1e-6
     assert max(weights) > 0.4  # not the equal weights it began with
@@ -240,7 +247,7 @@ def test_every_step_lowers_the_loss_and_keeps_the_weights_convex(seed: int, samp
     experts, labels = make_experts(seed, samples)
     course = []
     for iterations in (0, 1, 2, 3, 5, 20, 200):
-        weights = fit_weights(experts, labels, iterations=iterations)
+        weights = fit_mixture_weights(experts, labels, iterations=iterations)
         assert weights.min() >= 0
         assert float(weights.sum()) == pytest.approx(1)
         course.append(float(losses(mix_probabilities(experts, weights), labels).mean()))
@@ -257,21 +264,21 @@ def test_weights_of_experts_by_hand() -> None:
     """
     sure = torch.tensor([0.8, 0.2]).log()
     experts = torch.stack([sure, torch.zeros(2)]).expand(4, 2, 2)
-    weights = fit_weights(experts, torch.tensor([0, 0, 0, 1]))
+    weights = fit_mixture_weights(experts, torch.tensor([0, 0, 0, 1]))
     assert weights.tolist() == pytest.approx([5 / 6, 1 / 6], abs=1e-3)
     # what both find all but impossible, exp(-10,000), says nothing about either
     hopeless = torch.tensor([0.0, 1e4]).expand(1, 2, 2)
-    weights = fit_weights(torch.cat([experts, hopeless]), torch.tensor([0, 0, 0, 1, 0]))
+    weights = fit_mixture_weights(torch.cat([experts, hopeless]), torch.tensor([0, 0, 0, 1, 0]))
     assert weights.tolist() == pytest.approx([5 / 6, 1 / 6], abs=1e-3)
 
 
 def test_weights_where_there_is_nothing_to_choose_or_everything() -> None:
     logits, labels = make_log_probs()
     same = logits.unsqueeze(1).expand(-1, 4, -1)
-    assert fit_weights(same, labels).tolist() == pytest.approx([0.25] * 4)
-    assert fit_weights(same[:, :1], labels).tolist() == [1.0]
+    assert fit_mixture_weights(same, labels).tolist() == pytest.approx([0.25] * 4)
+    assert fit_mixture_weights(same[:, :1], labels).tolist() == [1.0]
     right = 1e4 * torch.eye(C)[labels]
-    weights = fit_weights(torch.stack([-right, right, torch.zeros(N, C)], dim=1), labels)
+    weights = fit_mixture_weights(torch.stack([-right, right, torch.zeros(N, C)], dim=1), labels)
     assert weights.tolist() == pytest.approx([0, 1, 0], abs=1e-6)
 
 
@@ -321,10 +328,10 @@ def test_the_temperature_of_a_mixture_divides_its_log_probabilities() -> None:
 def test_the_temperature_stays_within_its_limits() -> None:
     logits = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
     right, wrong = torch.tensor([0, 1]), torch.tensor([1, 0])
-    assert fit_temperature(logits, right) == pytest.approx(LIMITS[0])
-    assert fit_temperature(logits, wrong) == pytest.approx(LIMITS[1])
-    assert fit_temperature(1e4 * logits, wrong) == pytest.approx(LIMITS[1])
-    assert fit_temperature(logits[:1], right[:1]) == pytest.approx(LIMITS[0])
+    assert fit_temperature(logits, right) == pytest.approx(TEMPERATURES[0])
+    assert fit_temperature(logits, wrong) == pytest.approx(TEMPERATURES[1])
+    assert fit_temperature(1e4 * logits, wrong) == pytest.approx(TEMPERATURES[1])
+    assert fit_temperature(logits[:1], right[:1]) == pytest.approx(TEMPERATURES[0])
     # nothing to gain: a model without an opinion, one that is right beyond all doubt
     assert fit_temperature(torch.zeros(2, 2), right) == 1
     assert fit_temperature(1e4 * logits, right) == 1
@@ -347,8 +354,8 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
         lambda: measure(experts[:, 1], labels),
         lambda: correct(experts[:, 1], labels),
         lambda: mix_probabilities(experts),
-        lambda: mix_logits(experts),
-        lambda: fit_weights(experts, labels),
+        lambda: log_probabilities(mean_logits(experts)),
+        lambda: fit_mixture_weights(experts, labels),
         lambda: fit_temperature(experts[:, 1], labels),
         lambda: apply_temperature(experts[:, 1], 1.0),
     ):
@@ -378,13 +385,13 @@ def test_what_does_not_fit_is_refused(shape: tuple[int, ...], labels: Tensor, me
 
 
 def test_experts_have_a_dimension_of_their_own() -> None:
-    for function in (mix_logits, mix_probabilities):
+    for function in (mean_logits, mix_probabilities):
         with pytest.raises(ValueError, match=r"expected shape \(N, E, C\) .* found \(4, 3\)"):
             function(torch.zeros(4, 3))
     with pytest.raises(ValueError, match=r"expected shape \(N, E, C\) .* found \(4, 3\)"):
-        fit_weights(torch.zeros(4, 3), torch.zeros(4).long())
+        fit_mixture_weights(torch.zeros(4, 3), torch.zeros(4).long())
     with pytest.raises(ValueError, match=r"labels: expected shape \(4,\) .* found \(3,\)"):
-        fit_weights(torch.zeros(4, 2, 3), torch.zeros(3).long())
+        fit_mixture_weights(torch.zeros(4, 2, 3), torch.zeros(3).long())
 
 
 @pytest.mark.parametrize("turn", [lambda x: x, lambda x: x - 99, lambda x: x.softmax(dim=1)])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fusionrun.cli import main
 from fusionrun.components.starting_experts import load_experts
 from fusionrun.components.store import load_expert
-from fusionrun.evaluation import preview
+from fusionrun.evaluation import measuring, preview
 from fusionrun.evaluation.preview import Extracted, Given, extract, train_fusion
 from fusionrun.fusions import FUSIONS
 from fusionrun.study.context import RunContext, open_context
@@ -148,12 +148,12 @@ def test_the_best_epoch_is_chosen_and_everything_learns(
 ) -> None:
     seen: list[float] = []
     networks: list[nn.Module] = []
-    validate, step, build = preview._validate, preview.clip_gradients, preview.build
+    validate, step, build = preview.accuracy, preview.clip_gradients, preview.build
     idle: set[str] = set()
 
-    def watch(network: nn.Module, images: Extracted) -> float:
-        assert images is given.validation
-        seen.append(validate(network, images))
+    def watch(scores: Tensor, labels: Tensor) -> float:
+        assert labels is given.validation.labels and not networks[-1].training
+        seen.append(validate(scores, labels))
         return seen[-1]
 
     def construct(given: Given, fusion: str) -> Any:
@@ -169,7 +169,7 @@ def test_the_best_epoch_is_chosen_and_everything_learns(
                     idle.add(f"{group.name} {number}")
         return step(groups)
 
-    monkeypatch.setattr(preview, "_validate", watch)
+    monkeypatch.setattr(preview, "accuracy", watch)
     monkeypatch.setattr(preview, "build", construct)
     monkeypatch.setattr(preview, "clip_gradients", look)
     before = [p.clone() for expert in given.experts for p in expert.state_dict().values()]
@@ -217,7 +217,7 @@ def test_it_never_looks_at_the_test_set(
         images, labels = data.test_images.to("meta"), data.test_labels.to("meta")
         return replace(context, data=replace(data, test_images=images, test_labels=labels))
 
-    monkeypatch.setattr(preview, "open_context", blind)
+    monkeypatch.setattr(measuring, "open_context", blind)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert main(["preview", str(out), "--seeds", "2", "--epochs", "3"]) == 0
     assert without_clocks(tree_of(out)) == without_clocks(tree_of(previewed))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fusionrun.evaluation.schema import Spread
 from fusionrun.evaluation.statistics.significance import (
     Interval,
     bootstrap_difference,
@@ -144,14 +145,11 @@ def test_a_hopeless_case_is_no_overflow() -> None:
 
 
 def test_mean_and_deviation_over_seeds() -> None:
-    assert spread([71.0]) == (71.0, None, 1)
-    assert spread([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt(7)), 3)
+    assert spread([71.0]) == Spread(71.0, None)
+    assert spread([1.0, 2.0, 6.0]) == Spread(3.0, pytest.approx(math.sqrt(7)))
     values = [70.1, 70.9, 71.3, 69.8]
-    assert spread(values) == (
-        pytest.approx(np.mean(values)),
-        pytest.approx(np.std(values, ddof=1)),
-        4,
-    )
+    expected = Spread(pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
+    assert spread(values) == expected
 
 
 # --- what is refused -----------------------------------------------------------------------------

@@ -1,0 +1,114 @@
+"""What is the same whatever is measured of a study: opening it, its rows, what fails, the end."""
+
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from rich.console import Console, RenderableType
+
+from fusionrun import __version__
+from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
+from fusionrun.common.exit_status import ExitStatus
+from fusionrun.components.manifest import Manifest, read_manifest
+from fusionrun.components.store import load_model, load_single
+from fusionrun.data.errors import DataError
+from fusionrun.evaluation.schema import FORMAT, DataInfo, FailedRow, name_row
+from fusionrun.experts import Expert
+from fusionrun.fusions import FusionModel
+from fusionrun.study.context import RunContext, open_context
+from fusionrun.study.rows import Row
+from fusionrun.study.study import Study
+from fusionrun.training.checkpoint import CheckpointError
+from fusionrun.training.errors import TaskError
+
+# what stops one row and says nothing of the others; ValueError: answers that aren't finite
+ROW_PROBLEMS = (CheckpointError, TaskError, ValueError, OSError, torch.OutOfMemoryError)
+
+
+class Results(Protocol):
+    @property
+    def failures(self) -> Collection[object]: ...
+
+
+R = TypeVar("R", bound=Results)
+
+
+def measure_study(
+    study: Study,
+    rank_info: RankInfo,
+    console: Console,
+    *,
+    measure: Callable[[RunContext], R],
+    write: Callable[[Study, R], Path],
+    show: Callable[[R], RenderableType],
+) -> int:
+    """Open the study, `measure` it, `write` and `show` what was found; returns 0, or 3: failures.
+
+    `write` returns the file that has everything. Raises LaunchError when data, device or a folder
+    isn't there, or results can't be written.
+    """
+    try:
+        results = measure(open_study(study, rank_info))
+        path = write(study, results)
+    except (DataError, OSError) as error:
+        raise LaunchError(str(error)) from None
+    console.print(show(results))
+    console.print(f"all of it: {path}", markup=False, soft_wrap=True)
+    return ExitStatus.ROW_FAILED if results.failures else ExitStatus.DONE
+
+
+def open_study(study: Study, rank_info: RankInfo) -> RunContext:
+    """The study's data and splits on this rank's device. Raises DataError, LaunchError."""
+    runtime = study.recipe.runtime
+    device = choose_device(rank_info, runtime.device)
+    return open_context(study, device, divide_threads(rank_info, runtime.threads), progress=say)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_header(context: RunContext) -> dict[str, Any]:
+    """The fields of a RunHeader."""
+    study, data = context.study, context.data
+    return {
+        "format": FORMAT,
+        "study": study.name,
+        "output_dir": str(study.layout.output_dir),
+        "evaluated": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+        "data": DataInfo(
+            name=data.name,
+            classes=tuple(data.classes),
+            test_images=len(data.test_labels),
+            val_images=len(context.splits.fusion_val),
+            image_size=data.test_images.shape[-1],
+        ),
+        "device": str(context.device),
+        "threads": context.threads,
+        "versions": {"fusionrun": __version__, "torch": torch.__version__},
+    }
+
+
+@contextmanager
+def noted(row: Row, failures: dict[str, FailedRow]) -> Iterator[None]:
+    """What stops this row is said and noted by its name; the others go on."""
+    try:
+        yield
+    except ROW_PROBLEMS as error:
+        say(f"fusionrun: {row.name}: {error}")
+        failures[row.name] = FailedRow(**name_row(row), problem=str(error) or repr(error))
+
+
+def load_row(context: RunContext, row: Row) -> tuple[Manifest, FusionModel | Expert]:
+    """(manifest, model on the device) of a finished row of this study. Raises ROW_PROBLEMS."""
+    files = context.study.layout.row(row.model, row.variant)
+    manifest = read_manifest(files.manifest)
+    task = context.study.row_task(row)
+    context.identity(task).require_same(files.manifest, manifest.settings)
+    model = load_single(files.directory) if row.is_single else load_model(files.directory)
+    context.settle(model)
+    return manifest, model
