@@ -220,7 +220,7 @@ def test_a_job_that_loses_a_nodes_torchrun_saves_and_ends_with_4(tmp_path: Path)
     text = output(job, tmp_path)
     assert (said["JobState"], said["ExitCode"]) == ("FAILED", "4:0"), text
     log = (tmp_path / "out/logs/task-0-resnext-concatenation.log").read_text()
-    assert log.splitlines()[-1].endswith("stopped; the same command goes on from here")
+    assert log.splitlines()[-1].endswith("stopped; the same command resumes from this checkpoint")
     assert "Traceback" not in text
 
 
@@ -241,7 +241,7 @@ def test_scancel_saves_and_leaves_nothing_running(tmp_path: Path) -> None:
     text = output(job, tmp_path)
     assert (said["JobState"], said["Restarts"]) == ("CANCELLED", "0"), text
     for path in logs:
-        assert path.read_text().endswith(" stopped; the same command goes on from here\n")
+        assert path.read_text().endswith(" stopped; the same command resumes from this checkpoint\n")
     assert "Traceback" not in text
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
