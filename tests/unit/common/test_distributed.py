@@ -47,7 +47,7 @@ def rank_info_of(local_rank: int, local_world_size: int) -> RankInfo:
 
 def test_torchruns_variables_are_read() -> None:
     rank_info = read_rank_info(TORCHRUN)
-    assert rank_info == RankInfo(5, 8, 1, 4, 2, None)
+    assert rank_info == RankInfo(5, 8, 1, 4, 2, None, has_launcher=True)
     assert rank_info.is_distributed
     assert rank_info.host
 
