@@ -11,8 +11,10 @@ Each trains or measures as a user would and keeps what came out in tests/measure
 is measured, so nothing else should run meanwhile.
 
 --check fails where the recorded accuracies are not what this code gives. On another kind of CPU
-sums differ in their last bits, and training makes of them what another seed would, so an accuracy
-may differ by ROW_TOLERANCE points and the mean of the fused ones by MEAN_TOLERANCE.
+sums differ in their last bits, and training makes of them what another seed would. Over four seeds
+a row's fused accuracy has a standard deviation of 3.7 points and their mean over the rows one of
+2.0, so two runs may differ by 15 and 8 points (three standard deviations of a difference). With
+--exact, for the kind of machine and the torch that the record names, not at all.
 """
 
 import argparse
@@ -51,8 +53,8 @@ ONE_THREAD = ("runtime.device=cpu", "runtime.threads=1")
 TEXT = ("model", "fusion_type")
 WIDTH = 120  # columns of the live table's picture
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-ROW_TOLERANCE = 8.0
-MEAN_TOLERANCE = 4.0
+ROW_TOLERANCE = 15.0
+MEAN_TOLERANCE = 8.0
 
 
 # -- measuring ---------------------------------------------------------------------------------
@@ -234,31 +236,32 @@ def photograph(page: Path, target: Path) -> None:
 # -- comparing ---------------------------------------------------------------------------------
 
 
-def differences(recorded: Record, found: Record) -> list[str]:
-    """What of the recorded fused accuracies this code doesn't give, beyond the tolerances."""
+def differences(recorded: Record, found: Record, *, exact: bool = False) -> list[str]:
+    """What of the recorded accuracies this code doesn't give, beyond the tolerances."""
     told = [(row.model, row.fusion_type) for row in recorded.rows]
     now = [(row.model, row.fusion_type) for row in found.rows]
     if told != now:
         return [f"rows: recorded {told}, found {now}"]
+    row_tolerance, mean_tolerance = (0.0, 0.0) if exact else (ROW_TOLERANCE, MEAN_TOLERANCE)
     problems = []
-    for old, new in zip(recorded.rows, found.rows, strict=True):
-        for column in COLUMNS:
-            before, after = getattr(old, column), getattr(new, column)
-            if column != "gain" and abs(after - before) > ROW_TOLERANCE:
+    for column in ("fused", "mean_logits", "before_mean_logits"):
+        pairs = [
+            (getattr(old, column), getattr(new, column))
+            for old, new in zip(recorded.rows, found.rows, strict=True)
+        ]
+        means = fmean(old for old, _ in pairs), fmean(new for _, new in pairs)
+        names = [f"{model} {fusion}" for model, fusion in told]
+        allowed = [row_tolerance] * len(names) + [mean_tolerance]
+        for name, (old, new), most in zip([*names, "mean"], [*pairs, means], allowed, strict=True):
+            if abs(new - old) > most:
                 problems.append(
-                    f"{old.model} {old.fusion_type}, {COLUMNS[column]}: recorded {before:.2f}, "
-                    f"found {after:.2f}, expected within {ROW_TOLERANCE:g} points"
+                    f"{name}, {COLUMNS[column]}: recorded {old:.2f}, found {new:.2f}, expected "
+                    f"within {most:g} points"
                 )
-    means = [fmean(row.fused for row in record.rows) for record in (recorded, found)]
-    if abs(means[1] - means[0]) > MEAN_TOLERANCE:
-        problems.append(
-            f"mean of fused: recorded {means[0]:.2f}, found {means[1]:.2f}, expected within "
-            f"{MEAN_TOLERANCE:g} points"
-        )
     return problems
 
 
-def check(names: Sequence[str], data: Path | None) -> int:
+def check(names: Sequence[str], data: Path | None, *, exact: bool = False) -> int:
     """Train again and compare; the exit status."""
     failed = False
     for name in names:
@@ -270,7 +273,7 @@ def check(names: Sequence[str], data: Path | None) -> int:
             if data is not None:
                 words.append(f"data.cache_dir={folder}/cache")
             found, _ = measure(ROOT / recorded.recipe, words, Path(folder))
-        problems = differences(recorded, found)
+        problems = differences(recorded, found, exact=exact)
         print(results(found))
         print("\n".join(problems) or f"{name}: as recorded on {recorded.processor}")
         failed |= bool(problems)
@@ -294,6 +297,7 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(MAKERS)}")
     parser.add_argument("--check", action="store_true", help="compare; write nothing")
+    parser.add_argument("--exact", action="store_true", help="with --check: to the last digit")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="images for cifar10_images")
     options = parser.parse_args()
     names = options.names or list(MAKERS)
@@ -303,7 +307,7 @@ def main() -> int:
     if "cifar10_images" in names and options.data is None:
         parser.error("cifar10_images needs --data FOLDER with train/<class>/* and test/<class>/*")
     if options.check:
-        return check(names, options.data)
+        return check(names, options.data, exact=options.exact)
     for name in names:
         MAKERS[name](options)
 
