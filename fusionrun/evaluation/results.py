@@ -61,13 +61,17 @@ class Result(RowName):
 
     epoch: int | None = None  # that validation selected; None: not finished
     val_accuracy: float | None = None
-    top1: Mapping[str, float] = field(default_factory=dict)  # by method's key
+    top1: Mapping[str, float] = field(default_factory=dict)  # by method's key, those measured
+
+    @property
+    def fused(self) -> float | None:
+        return self.top1.get(FUSED.key)
 
     @property
     def gain(self) -> float | None:
         """Points of the fused model over the best of all alternatives."""
         others = [self.top1[method.key] for method in ALTERNATIVES if method.key in self.top1]
-        return self.top1[FUSED.key] - max(others) if others and FUSED.key in self.top1 else None
+        return None if self.fused is None or not others else self.fused - max(others)
 
 
 def top1(key: str) -> Column:
@@ -128,7 +132,7 @@ def seeds_table(results: Sequence[Result]) -> Table:
     groups = over_seeds(
         (result, result.top1 if result.gain is None else {**result.top1, "gain": result.gain})
         for result in results
-        if FUSED.key in result.top1
+        if result.fused is not None
     )
     columns = [
         Column("model", "text", lambda group: group.model),
