@@ -281,6 +281,15 @@ class TrainingTime:
     serial_seconds: float
     parallel_seconds: float
 
+    def text(self) -> str:
+        """As people read it."""
+        serial, parallel = self.serial_seconds / 60, self.parallel_seconds / 60
+        return (
+            f"All {self.tasks} experts and rows together trained for {serial:.1f} minutes, in "
+            f"{parallel:.1f} minutes in which any of them trained: {serial / parallel:.2f} at a "
+            "time."
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunHeader:

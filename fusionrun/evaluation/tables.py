@@ -198,11 +198,6 @@ def remarks(evaluation: Evaluation) -> list[str]:
         if row.contributions.alarm:
             lines.append(f"{row.task}: {row.contributions.alarm}")
     lines += [f"{row.task}: not evaluated: {row.problem}" for row in evaluation.failures]
-    if of := evaluation.training:
-        serial, parallel = of.serial_seconds / 60, of.parallel_seconds / 60
-        lines.append(
-            f"All {of.tasks} experts and rows together trained for {serial:.1f} minutes, in "
-            f"{parallel:.1f} minutes in which any of them trained: {serial / parallel:.2f} at a "
-            "time."
-        )
+    if evaluation.training:
+        lines.append(evaluation.training.text())
     return lines

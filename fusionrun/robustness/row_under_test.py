@@ -5,14 +5,12 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Literal, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionrun.evaluation.alternatives import FUSED, METHODS, Stage, scores_by_method
 from fusionrun.evaluation.measuring import load_row
 from fusionrun.evaluation.schema import name_row
 from fusionrun.evaluation.statistics.metrics import accuracy
-from fusionrun.experts import Expert
-from fusionrun.fusions import FusionModel
 from fusionrun.robustness.conditions import CLEAN, ImageCondition
 from fusionrun.robustness.corruptions import CORRUPTIONS, NOISE_SIGMAS, SEVERITIES
 from fusionrun.robustness.ood_metrics import detection_metrics, max_probability, negative_energy
@@ -40,7 +38,7 @@ class RowUnderTest:
     """A row, and how it did so far."""
 
     row: Row
-    model: FusionModel | Expert
+    model: nn.Module
     epoch: int
     best: int  # expert on validation
     accuracies: dict[ImageCondition, dict[str, float]] = field(default_factory=dict)  # by method

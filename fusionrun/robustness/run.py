@@ -7,6 +7,7 @@ from rich.console import Console
 from fusionrun.common.atomic_files import write_json, write_text
 from fusionrun.common.distributed import LaunchError, RankInfo
 from fusionrun.common.typed_fields import plain
+from fusionrun.data.errors import DataError
 from fusionrun.evaluation.measuring import measure_study
 from fusionrun.logs.csv import write_csv
 from fusionrun.robustness.cifar_c import corrupted_names
@@ -25,7 +26,10 @@ def robustness(
 
     Raises LaunchError when data, device or a folder isn't there, or results can't be written.
     """
-    check_corrupted(study, options.corrupted)
+    try:
+        check_corrupted(study, options.corrupted)
+    except DataError as error:
+        raise LaunchError(str(error)) from None
     return measure_study(
         study,
         rank_info,
@@ -45,17 +49,17 @@ def write_robustness(study: Study, results: Robustness) -> Path:
 
 
 def check_corrupted(study: Study, folder: Path | None) -> None:
-    """Refuse a folder of published images where it says nothing. Raises LaunchError."""
+    """Refuse a folder of published images where it says nothing. Raises DataError."""
     name = study.recipe.data.name
     if folder is None:
         return
     if name not in PUBLISHED_FOR:
-        raise LaunchError(
+        raise DataError(
             f"--corrupted: this study's data set is {name}, the published corrupted images are "
             f"those of {' and '.join(PUBLISHED_FOR)}; go without it, the corruptions are made here"
         )
     if not corrupted_names(folder):
-        raise LaunchError(
+        raise DataError(
             f"--corrupted: {folder}: found no file named after a corruption (gaussian_noise.npy, "
             "...), expected the unpacked CIFAR-10-C or CIFAR-100-C"
         )

@@ -64,6 +64,4 @@ def over_seeds(study: StudyResults) -> list[Block]:
 def spread(name: str, group: OverSeeds) -> str | None:
     """A column's mean ± deviation, if all rows of the group have it."""
     found = group.columns.get(name)
-    if found is None:
-        return None
-    return f"{found.mean:{'+' if name == 'gain' else ''}.2f} ± {found.deviation:.2f}"
+    return None if found is None else found.text("+" if name == "gain" else "")

@@ -26,6 +26,7 @@ CALIBRATION = (
 
 
 def calibration(study: StudyResults) -> list[Block]:
+    """A reliability diagram a row, and the quality of every method's probabilities."""
     rows = study.evaluation.rows
     legend = (
         (charts.swatch(FUSED), "fused"),

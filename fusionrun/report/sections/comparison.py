@@ -50,6 +50,8 @@ def _columns(index: int, label: str, contest: bool) -> list[Column]:
 
 
 def recipe_differences(studies: Studies) -> list[Block]:
+    """The fields in which the studies' recipes differ."""
+
     def of(index: int) -> Callable[[tuple[str, list[Any]]], str]:
         return lambda item: "null" if item[1][index] is None else str(item[1][index])
 

@@ -76,6 +76,7 @@ EXPERTS_NOTE = (
 
 
 def contributions(study: StudyResults) -> list[Block]:
+    """How experts differ, what leaving one out costs, and what each is worth."""
     rows = study.evaluation.rows
     if not rows:
         return []
@@ -113,6 +114,7 @@ def contributions(study: StudyResults) -> list[Block]:
 
 
 def left_out(row: RowResult) -> tuple[str, charts.Bars]:
+    """(title, bars): what accuracy changes by without each expert."""
     groups = []
     mean = row.method("mean_probabilities")
     parts = zip(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from fusionrun.evaluation.schema import Cost, RowResult, TrainingTime
+from fusionrun.evaluation.schema import Cost, RowResult
 from fusionrun.report import charts
 from fusionrun.report.blocks import Block, Figure, Gallery, Text
 from fusionrun.report.charts import SHAPES, Axis, Dot, Line, round_ticks
@@ -21,11 +21,13 @@ def expert_seconds(of: Cost) -> float | None:
 
 
 def expert_minutes(of: Cost) -> float | None:
+    """The same in minutes."""
     seconds = expert_seconds(of)
     return None if seconds is None else seconds / 60
 
 
 def minutes(of: Cost) -> float | None:
+    """Of all experts and the fusion training."""
     experts = expert_minutes(of)
     fusion = of.train_seconds
     return None if experts is None or fusion is None else experts + fusion / 60
@@ -58,6 +60,7 @@ COST_AXES: tuple[tuple[str, str, Amount, Amount | None], ...] = (
 
 
 def cost(study: StudyResults) -> list[Block]:
+    """Accuracy against each cost, and every cost as a number."""
     rows = study.evaluation.rows
     models, fusions = _palette(rows)
     legend = [(charts.swatch(colour), model) for model, colour in models.items()]
@@ -72,20 +75,10 @@ def cost(study: StudyResults) -> list[Block]:
     )
     gallery = [Gallery(figures, legend, note)] if figures else []
     table = Table("Costs", COSTS, rows, table_note)
-    return [*gallery, table, *training_time(study.evaluation.training)] if rows else []
-
-
-def training_time(of: TrainingTime | None) -> list[Text]:
-    if of is None:
-        return []
-    serial, parallel = of.serial_seconds / 60, of.parallel_seconds / 60
-    return [
-        Text(
-            f"All {of.tasks} experts and rows together trained for {serial:.1f} minutes, in "
-            f"{parallel:.1f} minutes in which any of them trained: {serial / parallel:.2f} at a "
-            "time. Where they share the same cores or the same GPU, each is slower for it."
-        )
-    ]
+    training = study.evaluation.training
+    shared = "Where they share the same cores or the same GPU, each is slower for it."
+    together = [Text(f"{training.text()} {shared}")] if training else []
+    return [*gallery, table, *together] if rows else []
 
 
 def cost_plot(

@@ -7,6 +7,7 @@ from fusionrun.report.load import StudyResults
 
 
 def learning_curves(study: StudyResults) -> list[Block]:
+    """A chart a row whose table of epochs is still there."""
     drawn = [row for row in study.evaluation.rows if study.curves[row.task]]
     epochs = [epoch for row in drawn for epoch in study.curves[row.task]]
     if not epochs:

@@ -6,6 +6,7 @@ from fusionrun.tables.table import Column, Table
 
 
 def measured(study: StudyResults) -> list[Block]:
+    """On what, and what decided what."""
     of = study.evaluation
     facts = {
         "study": of.study,
@@ -32,4 +33,5 @@ def measured(study: StudyResults) -> list[Block]:
 
 
 def recipe(study: StudyResults) -> list[Block]:
+    """The file, word for word."""
     return [Listing("recipe.yaml", study.recipe)]

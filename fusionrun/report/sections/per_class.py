@@ -20,6 +20,7 @@ CLASSES = (
 
 
 def per_class(study: StudyResults) -> list[Block]:
+    """A chart of gains a row, and every class's accuracies."""
     data, rows = study.evaluation.data, study.evaluation.rows
     items: list[tuple[RowResult, str, Any, Any, Any]] = []
     charted: list[tuple[str, charts.Bars]] = []

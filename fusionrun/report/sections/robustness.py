@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from fusionrun.evaluation.alternatives import METHODS
 from fusionrun.report import charts
 from fusionrun.report.blocks import Block, Figure, Gallery, Text
 from fusionrun.report.charts import ALTERNATIVE, FUSED, Axis, Dot, Grid, Line, round_ticks
@@ -13,16 +14,13 @@ from fusionrun.robustness.schema import CorruptionResult, Robustness, Robustness
 from fusionrun.robustness.tables import DETECTED, DETECTION_TITLE, SCORES
 from fusionrun.tables.table import Column, Table
 
-# method -> (heading, heading of a narrow column, style of its line)
-METHODS = {
-    "fused": ("fused", "fused", FUSED),
-    "mean_probabilities": ("mean of probabilities", "mean", ALTERNATIVE),
-    "best_expert": ("best expert", "best", "muted dashed"),
+# method -> (heading of a narrow column, style of its line)
+SHOWN = {
+    "fused": ("fused", FUSED),
+    "mean_probabilities": ("mean", ALTERNATIVE),
+    "best_expert": ("best", "muted dashed"),
 }
-DETECTORS = {
-    **{key: name for key, (name, _, _) in METHODS.items()},
-    "mean_logits": "mean of logits",
-}
+DETECTORS = (*SHOWN, "mean_logits")
 
 MISSING = (
     "Not measured: `python -m fusionrun robustness OUTPUT_DIR` asks the saved models about noisy, "
@@ -70,7 +68,7 @@ def noise(found: Robustness) -> list[Block]:
     y = Axis("accuracy, %", round_ticks(level.top1 for level in levels))
     figures = []
     for row in found.rows:
-        drawn = [(style, m) for key, (_, _, style) in METHODS.items() if (m := row.method(key))]
+        drawn = [(style, m) for key, (_, style) in SHOWN.items() if (m := row.method(key))]
         lines = [Line(style, [(n.sigma, n.top1) for n in m.noise]) for style, m in drawn]
         dots = [
             Dot(style, n.sigma, n.top1, f"{m.label}, sigma {n.sigma:g}: {n.top1:.2f} %", 3)
@@ -79,7 +77,9 @@ def noise(found: Robustness) -> list[Block]:
         ]
         picture = charts.plot(f"{row.name}: accuracy against noise", x, y, lines, dots)
         figures.append(Figure(row.name, picture))
-    legend = [(charts.swatch(style, "line"), name) for name, _, style in METHODS.values()]
+    legend = [
+        (charts.swatch(style, "line"), METHODS[key].label) for key, (_, style) in SHOWN.items()
+    ]
     items = [(row, level) for row in found.rows for level in range(len(row.methods[0].noise))]
     columns = [
         OF_ROW,
@@ -99,8 +99,8 @@ def _columns(
         method = item[0].method(key)
         return None if method is None else value(method, item)
 
-    for key, (name, _, _) in METHODS.items():
-        yield Column(f"{before}{name}", "percent", partial(read, key), contest)
+    for key in SHOWN:
+        yield Column(f"{before}{METHODS[key].label}", "percent", partial(read, key), contest)
 
 
 def corruptions(found: Robustness) -> list[Block]:
@@ -152,7 +152,7 @@ def heat_maps(found: Robustness) -> list[Figure]:
     for row in found.rows:
         known = {
             short: [corruption.mean for corruption in method.made.corruptions]
-            for key, (_, short, _) in METHODS.items()
+            for key, (short, _) in SHOWN.items()
             if (method := row.method(key)) and method.made
         }
         lines = list(zip(*known.values(), strict=True))
@@ -173,7 +173,7 @@ def ood_detection(found: Robustness) -> list[Block]:
         OF_ROW,
         Column("images", "text", lambda item: item[1]),
         Column("score", "text", lambda item: SCORES[item[2]]),
-        *(Column(label, "percent", partial(auroc, key), True) for key, label in DETECTORS.items()),
+        *(Column(METHODS[key].label, "percent", partial(auroc, key), True) for key in DETECTORS),
     ]
     entries = [(row, entry) for row in found.rows for entry in row.ood]
     about = [f"{of.name}: {of.images:,} images: {of.about}." for of in found.ood_sets]

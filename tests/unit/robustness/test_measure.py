@@ -352,12 +352,18 @@ def cut_images(folder: Path) -> str:
     return f"{folder / 'fog.npy'}: cannot be read"
 
 
+def replace_with_file(folder: Path) -> str:
+    shutil.rmtree(folder)
+    folder.write_text("")
+    return f"{folder}: cannot be listed"
+
+
 def lose_images(folder: Path) -> str:
     shutil.rmtree(folder)
     return f"--corrupted: {folder}: found no file named after a corruption"
 
 
-@pytest.mark.parametrize("damage", [spoil_labels, cut_images, lose_images])
+@pytest.mark.parametrize("damage", [spoil_labels, cut_images, lose_images, replace_with_file])
 def test_a_folder_that_will_not_do_is_said_before_anything_is_measured(
     out: Path, published: Path, damage: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
