@@ -1,7 +1,7 @@
 """A few steps of a task as it will be trained: how long one takes, how much memory it needs.
 
-They are the real task's (execution.py), with a scratch folder for its files and a stopwatch where
-training asks whether it should stop.
+They are the real task's (launch/train_task.py), with a scratch folder for its files and a stopwatch
+where training asks whether it should stop.
 """
 
 import contextlib

@@ -17,7 +17,7 @@ class ExpertDefaults:
     lr: float
     weight_decay: float
     batch_size: int
-    augmentation: str  # a name of data.augment.AUGMENTATIONS
+    augmentation: str  # a name of data.augmentation.policies.AUGMENTATIONS
     mixup_alpha: float  # if the recipe prefers mixup to cutmix
     label_smoothing: float
     dropout: float  # while the expert trains alone; in a fusion model the architecture's own
