@@ -86,7 +86,7 @@ def titles(text: str) -> set[str]:
     """What a reader's eye finds: headings, words of links, bold words."""
     found = [*headings(text), *(words for words, _ in LINK.findall(text))]
     found += re.findall(r"\*\*(.+?)\*\*", text)
-    return {title.lower().rstrip(".:") for title in found}
+    return {" ".join(title.split()).lower().rstrip(".:") for title in found}
 
 
 def commands(text: str) -> Iterator[list[str]]:
