@@ -136,21 +136,18 @@ def _convert(hint: Any, value: Any, path: str, strict: bool) -> object:
         items = (_convert(inner, item, f"{path}.{i}", strict) for i, item in enumerate(value))
         return cast(object, origin(items))
     if origin is dict:
-        return _convert_mapping(typing.get_args(hint)[1], value, path, strict)
+        value = {} if value is None else value
+        if not isinstance(value, dict):
+            raise FieldError(path, f"found {kind_of(value)}, expected a mapping")
+        inner = typing.get_args(hint)[1]
+        return {
+            str(key): _convert(inner, item, _join(path, str(key)), strict)
+            for key, item in value.items()
+        }
     if dataclasses.is_dataclass(hint):
         # `data:` with nothing below it is an empty section
         return _build(hint, {} if value is None else value, path, strict)
     return value if hint is Any else _convert_scalar(hint, value, path, strict)
-
-
-def _convert_mapping(inner: Any, value: Any, path: str, strict: bool) -> dict[str, object]:
-    value = {} if value is None else value
-    if not isinstance(value, dict):
-        raise FieldError(path, f"found {kind_of(value)}, expected a mapping")
-    return {
-        str(key): _convert(inner, item, _join(path, str(key)), strict)
-        for key, item in value.items()
-    }
 
 
 def _convert_scalar(hint: type, value: Any, path: str, strict: bool) -> object:

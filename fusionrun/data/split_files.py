@@ -1,6 +1,7 @@
 """Splits written down and reused: two .npy files and a record of how all follows from them."""
 
 import contextlib
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -111,6 +112,13 @@ def load_or_create_splits(
         if (directory / META_FILE).exists():
             return _load(directory, labels, rules, expected)
         return _create(directory, labels, rules, expected)
+
+
+def copy_split_files(source: Path, target: Path) -> None:
+    """What of the split is stored in the folder `source`, to the empty folder `target`."""
+    for name in (META_FILE, HOLDOUT_FILE, POOL_FILE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def _create(

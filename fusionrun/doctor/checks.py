@@ -1,21 +1,16 @@
-"""The doctor's slower checks: devices compute; data, splits and experts are what they should be."""
+"""The study: its data, splits, experts and earlier results are what they should be."""
 
-import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from fusionrun.common.text import plural, size
+from fusionrun.common.text import plural
 from fusionrun.components.store import load_expert_weights
 from fusionrun.data.datasets import Dataset
 from fusionrun.data.split_files import HOLDOUT_FILE, META_FILE
 from fusionrun.data.splits import Splits
 from fusionrun.launch.preflight import (
-    MEND_EXPERT,
+    REPLACE_EXPERT,
     Finding,
     expert_paths,
     missing_experts,
@@ -23,92 +18,8 @@ from fusionrun.launch.preflight import (
 )
 from fusionrun.launch.resume import is_done, resume_path
 from fusionrun.study.study import Study
-from fusionrun.study.tasks import Task
 from fusionrun.training.checkpoint import CheckpointError, ResumeFile
 from fusionrun.training.errors import TaskError
-
-COMPUTE_TOLERANCE = 1e-3  # relative to the norm; TF32 convolutions stay below it
-COMPUTE_REPEATS = 5
-
-# ---------------------------------------------------------------- devices and port
-
-
-def check_gpu_memory(devices: Sequence[torch.device]) -> Iterator[Finding]:
-    """Nobody else holds much of a GPU that this launch would use."""
-    for device in devices:
-        if device.type != "cuda":
-            continue
-        free, total = torch.cuda.mem_get_info(device)
-        found = f"{size(free)} of {size(total)} free"
-        if free < 0.9 * total:
-            advice = "another process uses this GPU (nvidia-smi shows which): end it or wait"
-            yield Finding(f"memory {device}", "warn", found, advice)
-        else:
-            yield Finding(f"memory {device}", "pass", found)
-
-
-def check_compute(devices: Sequence[torch.device]) -> Iterator[Finding]:
-    """Products, convolutions and their gradients come out right, and the same every time."""
-    reference = compute(torch.device("cpu"), torch.float64)
-    for device in devices:
-        name, advice = f"compute {device}", "don't train on it; CUDA_VISIBLE_DEVICES leaves it out"
-        try:
-            results = [compute(device, torch.float32) for _ in range(COMPUTE_REPEATS)]
-        except RuntimeError as error:
-            yield Finding(name, "fail", f"broke: {str(error).splitlines()[0]}", advice)
-            continue
-        difference = float((results[0] - reference).norm() / reference.norm())
-        if not difference <= COMPUTE_TOLERANCE:  # nan, too
-            found = f"wrong results (relative difference {difference:.2g} from float64)"
-            yield Finding(name, "fail", found, advice)
-        elif not all(torch.equal(result, results[0]) for result in results):
-            yield Finding(name, "fail", "other results when asked the same again", advice)
-        else:
-            found = f"right to {difference:.1g}, the same {COMPUTE_REPEATS} times"
-            yield Finding(name, "pass", found)
-
-
-def compute(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A matrix product, a convolution and its weights' gradient as one vector, float64 on the CPU.
-
-    A fixed problem, large enough to occupy most of a GPU's processors.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def numbers(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, dtype)
-
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        product = numbers(768, 768) @ numbers(768, 768)
-        images, kernels = numbers(16, 16, 16, 16), numbers(16, 16, 3, 3).requires_grad_()
-        maps = nn.functional.conv2d(images, kernels, padding=1)
-        (gradient,) = torch.autograd.grad(maps.relu().sum(), kernels)
-    # each part counts alike, however large its numbers
-    parts = [part.detach().cpu().double().flatten() for part in (product, maps, gradient)]
-    return torch.cat([part / part.norm() for part in parts])
-
-
-def check_load() -> Iterator[Finding]:
-    """Nobody else computes here while the steps are timed."""
-    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    if load > 0.5 * cores:
-        found = f"{load:.1f} processes at work on {plural(cores, 'core')} before this one began"
-        yield Finding("load", "warn", found, "times below are too long; ask again when it's quiet")
-
-
-def check_port() -> Iterator[Finding]:
-    """torchrun picks a free port of this machine, on which its processes meet."""
-    try:
-        with socket.create_server(("localhost", 0)) as server:
-            port = server.getsockname()[1]
-            socket.create_connection(("localhost", port), timeout=5).close()
-    except OSError as error:
-        found = f"processes can't meet on localhost ({error.strerror or error})"
-        advice = "check that `localhost` is in /etc/hosts and that no firewall or sandbox closes it"
-        yield Finding("port", "fail", found, advice)
-    else:
-        yield Finding("port", "pass", "processes can meet on localhost")
-
 
 # ---------------------------------------------------------------- data and splits
 
@@ -122,7 +33,7 @@ def check_data(data: Dataset) -> Iterator[Finding]:
     )
     yield Finding("data", "pass", found)
     for note in data.notes:
-        yield Finding("data", "warn", note, "mend or remove these files, or live without them")
+        yield Finding("data", "warn", note, "fix or remove these files, or train without them")
 
 
 def check_splits(study: Study, splits: Splits) -> Iterator[Finding]:
@@ -168,7 +79,7 @@ def check_experts(study: Study, data: Dataset) -> Iterator[Finding]:
             try:
                 about = load_expert_weights(expert, path)
             except CheckpointError as error:
-                yield Finding("experts", "fail", str(error), MEND_EXPERT)
+                yield Finding("experts", "fail", str(error), REPLACE_EXPERT)
                 continue
             yield from _check_origin(path, about, data)
             accuracy = about.get("val_accuracy")
@@ -187,7 +98,7 @@ def _check_origin(path: Path, about: Mapping[str, Any], data: Dataset) -> Iterat
         found = (
             f"{path}: was trained for other classes: {_some(classes)}; here {_some(data.classes)}"
         )
-        yield Finding("experts", "fail", found, "use experts of this data set, or train them anew")
+        yield Finding("experts", "fail", found, "use experts of this data set, or train them again")
         return
     theirs = [*about.get("mean", data.mean), *about.get("std", data.std)]
     ours = [*data.mean, *data.std]
@@ -212,38 +123,33 @@ def _listed(numbers: Sequence[float]) -> str:
     return " ".join(f"{number:.4g}" for number in numbers)
 
 
-def standing(study: Study) -> tuple[dict[str, int], list[Finding]]:
+def finished_epochs(study: Study) -> tuple[dict[str, int], list[Finding]]:
     """({task: epochs that an earlier launch did}, what is worth saying about that)."""
     done: dict[str, int] = {}
     findings = []
     for task in study.tasks:
+        done[task.name], damage = 0, ""
         try:
-            done[task.name], damage = _epochs_done(study, task)
+            if is_done(study, task):
+                done[task.name] = task.epochs
+                continue
+            path = resume_path(study, task)
+            state, damage = ResumeFile(path).load()
+            if state is not None:  # what follows raises as the task itself would
+                study.identity(task).require_same(path, state.get("settings", {}))
+                done[task.name] = min(int(state["epoch"]), task.epochs - 1)
         except (TaskError, CheckpointError) as error:
-            done[task.name] = 0
             found, advice = split_message(str(error))
             advice = advice or f"move it away, and {task.name} starts over"
             findings.append(Finding("earlier results", "fail", found, advice))
-        else:
-            if damage:
-                epochs = done[task.name]
-                advice = f"{task.name} goes on after epoch {epochs}" if epochs else "it starts over"
-                findings.append(Finding("earlier results", "warn", damage, advice))
+            continue
+        if damage:
+            epochs = done[task.name]
+            advice = f"{task.name} resumes after epoch {epochs}" if epochs else "it starts over"
+            findings.append(Finding("earlier results", "warn", damage, advice))
     finished = sum(done[task.name] == task.epochs for task in study.tasks)
     begun = sum(0 < done[task.name] < task.epochs for task in study.tasks)
     if finished or begun:
         found = f"{finished} of {plural(len(study.tasks), 'task')} done, {begun} begun"
         findings.append(Finding("earlier results", "pass", found))
     return done, findings
-
-
-def _epochs_done(study: Study, task: Task) -> tuple[int, str]:
-    """(epochs done, what is wrong with the newest state). Raises as the task itself would."""
-    if is_done(study, task):
-        return task.epochs, ""
-    path = resume_path(study, task)
-    state, problem = ResumeFile(path).load()
-    if state is None:
-        return 0, problem
-    study.identity(task).require_same(path, state.get("settings", {}))
-    return min(int(state["epoch"]), task.epochs - 1), problem

@@ -1,7 +1,5 @@
 """`doctor RECIPE`: everything that a launch needs, and how long it will take, before it starts."""
 
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -11,37 +9,21 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
+from fusionrun.common.distributed import RankInfo, divide_threads
 from fusionrun.common.text import duration, plural
 from fusionrun.data.datasets import DataError
-from fusionrun.data.split_files import HOLDOUT_FILE, META_FILE, POOL_FILE
+from fusionrun.data.split_files import copy_split_files
 from fusionrun.data.splits import SplitError
-from fusionrun.doctor.checks import (
-    check_compute,
-    check_data,
-    check_experts,
-    check_gpu_memory,
-    check_load,
-    check_port,
-    check_splits,
-    standing,
-)
+from fusionrun.doctor import tables
+from fusionrun.doctor.checks import check_data, check_experts, check_splits, finished_epochs
 from fusionrun.doctor.estimate import Estimate, estimate
-from fusionrun.doctor.tables import estimates_table, findings_table, verdict
-from fusionrun.launch.preflight import (
-    Finding,
-    check_device,
-    check_disk,
-    check_expert_files,
-    check_folders,
-    check_threads,
-    run_checks,
-    split_message,
-)
+from fusionrun.doctor.machine import check_machine, launch_devices
+from fusionrun.launch.preflight import Finding, check_expert_files, run_checks, split_message
 from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.study import Study
+from fusionrun.tables.terminal import terminal_table
 
-HEALTHY, SICK, INTERRUPTED = 0, 1, 130  # exit statuses
+OK, FAILED, INTERRUPTED = 0, 1, 130  # exit statuses
 
 LONG_SECONDS = 30 * 86400  # a launch that takes longer was hardly meant
 
@@ -57,23 +39,23 @@ def doctor(
     rank_info = replace(rank_info, rank=0, world_size=ranks, local_rank=0, local_world_size=ranks)
     try:
         with (
-            console.status("looking around") as status,
+            console.status("checking") as status,
             tempfile.TemporaryDirectory(prefix="fusionrun-doctor-") as scratch,
         ):
-            findings, numbers = examine(
+            findings, numbers = run_all_checks(
                 study, rank_info, Path(scratch), seconds, lambda text: status.update(Text(text))
             )
     except KeyboardInterrupt:
         console.print("interrupted; nothing was changed")
         return INTERRUPTED
-    console.print(findings_table(study.name, findings))
+    console.print(terminal_table(tables.findings_table(study.name, findings)))
     if numbers is not None and numbers.seconds != 0:
-        console.print(estimates_table(numbers))
-    console.print(Text(verdict(findings)), soft_wrap=True)
-    return SICK if any(finding.state == "fail" for finding in findings) else HEALTHY
+        console.print(terminal_table(tables.estimates_table(numbers), console.width))
+    console.print(Text(tables.verdict(findings)), soft_wrap=True)
+    return FAILED if any(finding.state == "fail" for finding in findings) else OK
 
 
-def examine(
+def run_all_checks(
     study: Study,
     rank_info: RankInfo,
     scratch: Path,
@@ -83,43 +65,16 @@ def examine(
     """All findings, and the estimate where data and device are there to make one."""
     ranks = rank_info.local_world_size
     threads = divide_threads(rank_info, study.recipe.runtime.threads)
-    devices = _devices(study, rank_info)
-    findings = run_checks(
-        [
-            ("write permission", lambda: check_folders(study)),
-            ("disk space", lambda: check_disk(study, ranks)),
-            ("port", check_port),
-            ("CPU threads", lambda: check_threads(study, ranks)),
-            ("load", check_load),
-            ("device", lambda: check_device(study, ranks)),
-            ("GPU memory", lambda: check_gpu_memory(devices)),
-            ("compute", lambda: check_compute(devices)),
-        ]
-    )
-    examination = _Examination(study, threads, devices, scratch, progress)
-    findings += run_checks([("data", examination.load)])
-    findings += run_checks(
-        [("experts", examination.experts), ("earlier results", examination.earlier)]
-    )
-    findings += run_checks([("time", lambda: examination.time(ranks, seconds))])
-    return findings, examination.estimate
+    devices = launch_devices(study, rank_info)
+    findings = check_machine(study, ranks, devices)
+    checks = StudyChecks(study, threads, devices, scratch, progress)
+    findings += run_checks([("data", checks.load)])
+    findings += run_checks([("experts", checks.experts), ("earlier results", checks.earlier)])
+    findings += run_checks([("time", lambda: checks.time(ranks, seconds))])
+    return findings, checks.estimate
 
 
-def _devices(study: Study, rank_info: RankInfo) -> list[torch.device]:
-    """All that the launch may use; none when it asks for a GPU and there is none."""
-    if study.recipe.runtime.deterministic:
-        # torch looks once, at the first matrix product: the compute check must find it set
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    try:
-        first = choose_device(rank_info, study.recipe.runtime.device)
-    except LaunchError:  # check_device says it
-        return []
-    if first.type == "cpu":
-        return [first]
-    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-
-
-class _Examination:
+class StudyChecks:
     """The checks that build on each other: data, then experts and earlier results, then time."""
 
     def __init__(
@@ -136,7 +91,7 @@ class _Examination:
         self._devices = devices
         self._scratch = scratch
         self._progress = progress
-        self._work: RunContext | None = None
+        self._context: RunContext | None = None
         self._done: dict[str, int] | None = None
 
     def load(self) -> Iterator[Finding]:
@@ -144,9 +99,7 @@ class _Examination:
         self._progress("loading the data")
         stored, copy = self._study.splits_dir, self._scratch / "splits"
         copy.mkdir()
-        for name in (META_FILE, HOLDOUT_FILE, POOL_FILE):
-            if (stored / name).is_file():
-                shutil.copyfile(stored / name, copy / name)
+        copy_split_files(stored, copy)
         device = self._devices[0] if self._devices else torch.device("cpu")
         study = replace(self._study, splits_dir=copy)
         try:
@@ -156,28 +109,30 @@ class _Examination:
             found, advice = split_message(str(error).replace(str(copy), str(stored)))
             yield Finding(name, "fail", found, advice or "set data.* to what is there")
             return
-        self._work = replace(context, study=self._study)
+        self._context = replace(context, study=self._study)
         yield from check_data(context.data)
         yield from check_splits(self._study, context.splits)
 
     def experts(self) -> Iterator[Finding]:
-        if self._work is None:
+        if self._context is None:
             yield from check_expert_files(self._study)
             return
         self._progress("reading the experts")
-        yield from check_experts(self._study, self._work.data)
+        yield from check_experts(self._study, self._context.data)
 
     def earlier(self) -> list[Finding]:
         self._progress("reading what earlier launches left")
-        self._done, findings = standing(self._study)
+        self._done, findings = finished_epochs(self._study)
         return findings
 
     def time(self, ranks: int, seconds: float) -> Iterator[Finding]:
-        if self._work is None or self._done is None or not self._devices:
-            yield Finding("time", "warn", "not measured", "mend what failed above, then ask again")
+        if self._context is None or self._done is None or not self._devices:
+            yield Finding(
+                "time", "warn", "not measured", "fix the failures above and run doctor again"
+            )
             return
         self.estimate = estimate(
-            self._work,
+            self._context,
             self._done,
             ranks=ranks,
             seconds=seconds,

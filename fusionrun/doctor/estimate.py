@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from fusionrun.common.memory import free_memory
 from fusionrun.common.text import plural, size
 from fusionrun.doctor.step_timing import Timing, time_task
 from fusionrun.launch.preflight import Finding, split_message, weight_bytes
@@ -20,7 +21,7 @@ from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.errors import TaskError
 
 CONTEXT_BYTES = 2**29  # of a GPU, held by each process that uses it
-IN_EARNEST = "it would fail in training, too"
+IN_TRAINING = "it would fail in training, too"
 EVALUATION_SHARE = 1 / 3  # of a training step's time an image: the backward pass costs two
 
 
@@ -63,7 +64,10 @@ def estimate(
     """
     tasks = [task for task in context.study.tasks if done[task.name] < task.epochs]
     timings, findings = _time_all(context, tasks, seconds, scratch, progress)
-    crowd = _crowding(context, min(ranks, len(tasks)))
+    # how much slower a task is while all ranks work than alone, if they share evenly
+    crowd = max(1.0, min(ranks, len(tasks)) * context.threads / len(os.sched_getaffinity(0)))
+    if context.device.type == "cuda":
+        crowd = max(1.0, min(ranks, len(tasks)) / torch.cuda.device_count())
     spent: dict[str, float | None] = {}
     for task in tasks:
         timing = timings[task.name]
@@ -103,19 +107,26 @@ def _time_all(
         copies = 2 if task.trains_alone else 3  # gradients and what AdamW or SGD keeps
         fixed = everything + copies * learning
         timings[kind] = None
+        # a single network is timed as an expert, with which it shares everything but the images
+        timed = task
+        if task.trains_alone:
+            timed = ExpertTask(task.index, task.model, 0, task.cost, task.epochs)
         try:
-            timings[kind] = time_task(context, _timed_as(task), fixed, seconds, scratch)
+            timings[kind] = time_task(context, timed, fixed, seconds, scratch)
         except torch.OutOfMemoryError:
-            findings.append(_no_memory(task))
+            field = "experts.batch_size" if task.trains_alone else "fusion.batch_size"
+            found = "needs more memory than the GPU has free"
+            advice = f"set a smaller {field}, or train fewer experts or a smaller network"
+            findings.append(Finding(task.name, "fail", found, advice))
         except TaskError as error:
             found, advice = split_message(str(error))
-            findings.append(Finding(task.name, "fail", found, advice or IN_EARNEST))
+            findings.append(Finding(task.name, "fail", found, advice or IN_TRAINING))
         except CheckpointError:
             pass  # the experts' check has said it
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else "no message"
             found = f"its first steps fail: {type(error).__name__}: {reason}"
-            findings.append(Finding(task.name, "fail", found, IN_EARNEST))
+            findings.append(Finding(task.name, "fail", found, IN_TRAINING))
     return {task.name: timings[_kind(task)] for task in tasks}, findings
 
 
@@ -124,13 +135,6 @@ def _kind(task: Task) -> tuple[str, ...]:
     if isinstance(task, ExpertTask) or task.row.is_single:
         return (task.model,)
     return task.model, task.row.method
-
-
-def _timed_as(task: Task) -> Task:
-    """A single network is timed as an expert, with which it shares everything but the images."""
-    if task.trains_alone:
-        return ExpertTask(task.index, task.model, 0, task.cost, task.epochs)
-    return task
 
 
 def task_seconds(context: RunContext, task: Task, timing: Timing, epochs: int) -> float:
@@ -181,20 +185,7 @@ def _row_estimate(
     )
 
 
-def _crowding(context: RunContext, busy: int) -> float:
-    """How much slower a task is while `busy` ranks work than alone, if they share evenly."""
-    if context.device.type == "cuda":
-        return max(1.0, busy / torch.cuda.device_count())
-    return max(1.0, busy * context.threads / len(os.sched_getaffinity(0)))
-
-
 # ---------------------------------------------------------------- memory
-
-
-def _no_memory(task: Task) -> Finding:
-    field = "experts.batch_size" if task.trains_alone else "fusion.batch_size"
-    advice = f"set a smaller {field}, or train fewer experts or a smaller network"
-    return Finding(task.name, "fail", "needs more memory than the GPU has free", advice)
 
 
 def _check_memory(
@@ -202,8 +193,8 @@ def _check_memory(
 ) -> Iterator[Finding]:
     """The largest tasks that can meet on one device, all at once."""
     known = [timing for timing in timings if timing is not None and timing.memory is not None]
-    room = _room(context.device)
-    if not known or room is None:
+    free = free_memory(context.device)
+    if not known or free is None:
         return
     together = ranks
     if context.device.type == "cuda":
@@ -216,28 +207,10 @@ def _check_memory(
     where = "on a GPU" if context.device.type == "cuda" else "of this machine"
     found = (
         f"{'about ' if guessed else ''}{size(need)} for {plural(len(largest), 'task')} at once, "
-        f"{size(room)} free {where}"
+        f"{size(free)} free {where}"
     )
     advice = "start fewer ranks, or set a smaller fusion.batch_size and experts.batch_size"
-    if need <= 0.9 * room:
+    if need <= 0.9 * free:
         yield Finding("memory", "pass", found)
     else:
-        yield Finding("memory", "fail" if need > room and not guessed else "warn", found, advice)
-
-
-def _room(device: torch.device) -> float | None:
-    """Bytes that tasks on a device can have; None where that isn't known."""
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        # what this process holds will be free again
-        rooms = [
-            torch.cuda.mem_get_info(index)[0] + torch.cuda.memory_reserved(index)
-            for index in range(count)
-        ]
-        return float(min(rooms))
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kibibytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return 1024.0 * float(kibibytes[0]) if kibibytes else None
+        yield Finding("memory", "fail" if need > free and not guessed else "warn", found, advice)

@@ -1,12 +1,10 @@
 """A few steps of a task as it will be trained: how long one takes, how much memory it needs.
 
-They are the real task's (launch/train_task.py), with a scratch folder for its files and a stopwatch
-where training asks whether it should stop.
+They are the real task's, with a scratch folder for its files and a stopwatch where training asks
+whether it should stop.
 """
 
 import contextlib
-import ctypes
-import gc
 import os
 import time
 from dataclasses import dataclass, replace
@@ -16,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fusionrun.common.memory import peak_memory, reset_peak
 from fusionrun.launch.preflight import expert_paths
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.train_task import train_expert, train_row
@@ -105,18 +104,24 @@ def time_task(context: RunContext, task: Task, fixed: int, seconds: float, scrat
     `fixed` are the bytes of weights, gradients and optimizer, which don't grow with the batch.
     Raises whatever the task raises.
     """
-    full = _full_batch(context, task)
+    # a part of the data may be smaller than the recipe's batch
+    if isinstance(task, RowTask):
+        images = max(2, len(context.splits.fusion_train))
+        full = min(context.study.recipe.fusion.batch_size, images)
+    else:
+        images = min(map(len, context.splits.expert_train))
+        full = min(context.study.expert_defaults(task.model).batch_size, images)
     trials: dict[int, float] = {}  # {batch: seconds a step}
     batch = full if context.device.type == "cuda" else min(full, PROBE)
     while batch < full:
-        watch, *_ = _rehearse(context, task, batch, 0, scratch)
+        watch, *_ = _run_steps(context, task, batch, 0, scratch)
         trials[batch] = watch.seconds / watch.steps
         affordable = int(batch * seconds / (STEPS_WANTED * trials[batch]))
         if affordable < 2 * batch:
             break
         batch = min(full, affordable)
     batch = min(full, max(batch, 2 * PROBE)) if trials else full
-    watch, before, peak = _rehearse(context, task, batch, seconds, scratch)
+    watch, before, peak = _run_steps(context, task, batch, seconds, scratch)
     step = watch.seconds / watch.steps
     if batch < full:
         smaller = max(trial for trial in trials if trial < batch)
@@ -127,38 +132,30 @@ def time_task(context: RunContext, task: Task, fixed: int, seconds: float, scrat
     return Timing(step / full, watch.steps, batch, full, peak)
 
 
-def _full_batch(context: RunContext, task: Task) -> int:
-    """Images of a real step; a part of the data may be smaller than the recipe's batch."""
-    if isinstance(task, RowTask):
-        return min(context.study.recipe.fusion.batch_size, max(2, len(context.splits.fusion_train)))
-    batch_size = context.study.expert_defaults(task.model).batch_size
-    return min(batch_size, *(len(part) for part in context.splits.expert_train))
-
-
-def _rehearse(
+def _run_steps(
     context: RunContext, task: Task, batch: int, seconds: float, scratch: Path
 ) -> tuple[Stopwatch, float | None, float | None]:
     """The real task, cut short by the stopwatch: (that, bytes in use before, at the peak)."""
     watch = Stopwatch(context.device, seconds)
-    stage = _stage(context, task, batch, scratch, watch)
+    short = _shortened(context, task, batch, scratch, watch)
     hook: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if context.device.type == "cpu":  # on a GPU the full batch says it all
         hook = torch.autograd.graph.saved_tensors_hooks(watch.keep, lambda tensor: tensor)
     before = reset_peak(context.device)
-    with TaskLog(stage.study.layout.task_log(task.name), task.name) as log:
-        reporter = TaskReporter(stage.study, task, Record(), log, context.device)
+    with TaskLog(short.study.layout.task_log(task.name), task.name) as log:
+        reporter = TaskReporter(short.study, task, Record(), log, context.device)
         with contextlib.closing(reporter), contextlib.suppress(Enough), hook:
             if isinstance(task, RowTask):
-                train_row(stage, task, reporter)
+                train_row(short, task, reporter)
             else:
-                train_expert(stage, task, reporter)
+                train_expert(short, task, reporter)
     return watch, before, peak_memory(context.device)
 
 
-def _stage(
+def _shortened(
     context: RunContext, task: Task, batch: int, scratch: Path, watch: Stopwatch
 ) -> RunContext:
-    """The context for a rehearsal: an endless epoch, little validation, files in `scratch`."""
+    """The context for a few steps: an endless epoch, little validation, files in `scratch`."""
     recipe, splits = context.study.recipe, context.splits
     if isinstance(task, RowTask):
         recipe = replace(recipe, fusion=replace(recipe.fusion, batch_size=batch))
@@ -196,31 +193,3 @@ def _experts_for(context: RunContext, task: Task, scratch: Path) -> Path:
         for k in range(1, study.recipe.experts.count):
             os.link(first, expert_file(folder, task.model, k))
     return folder
-
-
-def reset_peak(device: torch.device) -> float | None:
-    """Start measuring peak memory anew; returns the bytes in use, None where that can't be."""
-    with contextlib.suppress(AttributeError):  # only glibc has it, and needs it
-        ctypes.CDLL(None).malloc_trim(0)
-    if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        return float(torch.cuda.memory_allocated(device))
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return None
-    return peak_memory(device)
-
-
-def peak_memory(device: torch.device) -> float | None:
-    """Peak bytes: allocated by this process on its GPU, or its resident memory on a CPU."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    kibibytes = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-    return 1024.0 * float(kibibytes[0]) if kibibytes else None

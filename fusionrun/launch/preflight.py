@@ -1,9 +1,9 @@
 """What a launch needs, looked at in a fraction of a second: neither data nor weights are read.
 
-`train` runs these checks itself; `doctor` adds those of inspection.py and times the training
-(rehearsal.py, estimate.py).
+`train` runs these checks itself; `doctor` adds slower ones and times the training.
 """
 
+import contextlib
 import heapq
 import os
 import shutil
@@ -29,7 +29,7 @@ from fusionrun.training.checkpoint import ResumeFile
 State = Literal["pass", "warn", "fail"]
 
 NUMBER_BYTES = 4  # every weight and every optimizer state is float32
-MEND_EXPERT = "its rows will fail: put the right file there, or remove it to have it trained"
+REPLACE_EXPERT = "its rows will fail: put the right file there, or remove it to have it trained"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def cheap_checks(study: Study, rank_info: RankInfo) -> list[Finding]:
             ("CPU threads", lambda: check_threads(study, ranks)),
             ("experts", lambda: check_expert_files(study)),
         ],
-        broken="warn",  # a launch that could have worked shouldn't die of its examination
+        broken="warn",  # a launch that could have worked shouldn't fail by its checks
     )
 
 
@@ -113,17 +113,12 @@ def check_folders(study: Study) -> Iterator[Finding]:
 def nearest_existing(path: Path) -> Path:
     """`path`, or the lowest folder above it that is there."""
     path = path.absolute()
-    while not _is_there(path) and path != path.parent:
+    while path != path.parent:
+        with contextlib.suppress(OSError):  # a folder above it may not even be looked into
+            path.stat()
+            break
         path = path.parent
     return path
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        path.stat()
-    except OSError:  # a folder above it may not even be looked into
-        return False
-    return True
 
 
 def _write_problem(path: Path) -> str:
@@ -265,7 +260,7 @@ def check_expert_files(study: Study) -> Iterator[Finding]:
     present = [path for paths in expert_paths(study).values() for path in paths if path.exists()]
     broken = [path for path in present if not zipfile.is_zipfile(path)]
     for path in broken:
-        yield Finding("experts", "warn", f"{path} is no checkpoint", MEND_EXPERT)
+        yield Finding("experts", "warn", f"{path} is no checkpoint", REPLACE_EXPERT)
     if len(present) > len(broken):
         yield Finding("experts", "pass", f"{len(present) - len(broken)} are there")
     yield from missing_experts(study)

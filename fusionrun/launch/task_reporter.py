@@ -1,13 +1,13 @@
 """What a running task tells the world: status record, CSV, TensorBoard, W&B, text log."""
 
 import hashlib
-import resource
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fusionrun.common.memory import peak_memory
 from fusionrun.logs.csv import EXPERT_COLUMNS, row_columns, write_csv
 from fusionrun.logs.tensorboard import TensorBoardLog
 from fusionrun.logs.text import TaskLog
@@ -223,11 +223,3 @@ def chart_scalars(metrics: EpochMetrics, *, trains_alone: bool) -> dict[str, flo
         **{f"rate/{name}": rate for name, rate in metrics.learning_rates.items()},
         **{f"experts/accuracy_{k}": accuracy for k, accuracy in enumerate(experts)},
     }
-
-
-def peak_memory(device: torch.device) -> float | None:
-    """Bytes: of this process on its GPU, or its resident memory on a CPU."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return 1024.0 * kibibytes or None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fusionrun.doctor.step_timing import peak_memory, reset_peak
+from fusionrun.common.memory import peak_memory, reset_peak
 from fusionrun.study.context import RunContext
 from tests.bench import fusionrun_side
 from tests.bench.measure import MODELS, Bench, Row, share, times_as_fast

@@ -21,13 +21,10 @@ from fusionrun.cli import main
 from fusionrun.common.distributed import LaunchError, RankInfo, read_rank_info
 from fusionrun.common.text import duration
 from fusionrun.components.store import load_component
-from fusionrun.doctor import checks as inspection
-from fusionrun.doctor import doctor as examination
-from fusionrun.doctor import estimate
-from fusionrun.doctor import step_timing as rehearsal
+from fusionrun.doctor import checks, doctor, estimate, machine, step_timing
 from fusionrun.doctor.step_timing import Timing
 from fusionrun.doctor.tables import estimates_table, findings_table, verdict
-from fusionrun.launch import preflight as checks
+from fusionrun.launch import preflight
 from fusionrun.launch.preflight import Finding
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.train_task import train_expert, train_row
@@ -38,6 +35,7 @@ from fusionrun.study.paths import expert_file
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study, plan_study
 from fusionrun.study.tasks import RowTask, Task
+from fusionrun.tables.terminal import terminal_table
 from fusionrun.training import checkpoint
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.errors import StopRequested, TaskError
@@ -112,9 +110,9 @@ def examine(study: Study) -> list[Finding]:
     """All findings but for the timing, which has tests of its own."""
     numbers = estimate.Estimate(ranks=1, rows=[], seconds=0.0, findings=[])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(examination, "estimate", lambda *arguments, **more: numbers)
+        patch.setattr(doctor, "estimate", lambda *arguments, **more: numbers)
         scratch = Path(tempfile.mkdtemp())
-        return examination.examine(study, rank_info(), scratch, 1.0, lambda text: None)[0]
+        return doctor.run_all_checks(study, rank_info(), scratch, 1.0, lambda text: None)[0]
 
 
 def only(findings: Any, name: str) -> Finding:
@@ -136,14 +134,14 @@ def files_below(folder: Path) -> set[str]:
 def test_writable_folders_pass_and_nothing_is_left() -> None:
     study = plan()
     before = files_below(Path())
-    (finding,) = checks.check_folders(study)
+    (finding,) = preflight.check_folders(study)
     assert finding.state == "pass" and "out" in finding.found
     assert files_below(Path()) == before
 
 
 def test_a_file_in_the_way_fails() -> None:
     Path("taken").write_text("")
-    findings = list(checks.check_folders(plan("output_dir=taken/out")))
+    findings = list(preflight.check_folders(plan("output_dir=taken/out")))
     assert set(states(findings)) == {"fail"}
     assert "taken is a file" in findings[0].found and "output_dir" in findings[0].advice
 
@@ -153,7 +151,7 @@ def test_what_refuses_files_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    assert "can't be written to (Permission denied)" in next(checks.check_folders(plan())).found
+    assert "can't be written to (Permission denied)" in next(preflight.check_folders(plan())).found
 
 
 def test_folders_that_nothing_is_written_to_need_no_permission(trained: Path) -> None:
@@ -161,17 +159,17 @@ def test_folders_that_nothing_is_written_to_need_no_permission(trained: Path) ->
     Path("readable").symlink_to(Path("out/expert_checkpoints").absolute())
     Path("taken").write_text("")
     study = plan("experts.checkpoint_dir=readable", "data.splits_dir=out/splits")
-    (finding,) = checks.check_folders(study)
+    (finding,) = preflight.check_folders(study)
     assert (finding.state, finding.found) == ("pass", "out")
 
 
 @pytest.mark.parametrize(("free", "state"), [(0.5, "fail"), (1.1, "warn"), (100.0, "pass")])
 def test_disk_space(free: float, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     study = plan()
-    need = sum(checks.expected_bytes(study, 1).values())
+    need = sum(preflight.expected_bytes(study, 1).values())
     usage = SimpleNamespace(free=free * need)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    (finding,) = checks.check_disk(study, 1)
+    (finding,) = preflight.check_disk(study, 1)
     assert finding.state == state
     assert ("free" in finding.advice) == (state == "fail")
 
@@ -186,23 +184,25 @@ def tensor_bytes(value: Any) -> int:
 
 def test_the_disk_estimate_is_what_a_launch_writes(trained: Path) -> None:
     """All files of weights, and the older resume state that the finished row has removed."""
-    expected = sum(checks.expected_bytes(plan(), 1).values())
+    expected = sum(preflight.expected_bytes(plan(), 1).values())
     files = [*trained.rglob("*.pth"), trained / "resnet_fusions/concatenation/checkpoint.pth"]
     written = sum(tensor_bytes(checkpoint.load(path)) for path in files)
     assert expected == pytest.approx(written, rel=0.03)
-    assert sum(checks.expected_bytes(copy_of(trained), 1).values()) == 0
+    assert sum(preflight.expected_bytes(copy_of(trained), 1).values()) == 0
 
 
 def test_experts_on_another_disk_are_counted_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    needs = checks.expected_bytes(plan("experts.checkpoint_dir=elsewhere"), 1)
+    needs = preflight.expected_bytes(plan("experts.checkpoint_dir=elsewhere"), 1)
     assert needs[Path("elsewhere")] == sum(
-        everything for name, (everything, _) in checks.weight_bytes(plan()).items() if "exp" in name
+        everything
+        for name, (everything, _) in preflight.weight_bytes(plan()).items()
+        if "exp" in name
     )
 
 
 def test_frozen_experts_have_no_optimizer_state() -> None:
-    free = checks.weight_bytes(plan())["task-0-resnet-concatenation"]
-    weights = checks.weight_bytes(plan("controls=[frozen]"))
+    free = preflight.weight_bytes(plan())["task-0-resnet-concatenation"]
+    weights = preflight.weight_bytes(plan("controls=[frozen]"))
     frozen = weights["task-1-resnet-concatenation-frozen"]
     assert free[0] == free[1] == frozen[0] > frozen[1] > 0
 
@@ -217,15 +217,15 @@ def see_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 def test_a_gpu_that_is_asked_for_and_missing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     see_gpus(monkeypatch, 0)
-    (finding,) = checks.check_device(plan("runtime.device=cuda"), 1)
+    (finding,) = preflight.check_device(plan("runtime.device=cuda"), 1)
     assert finding.state == "fail" and "runtime.device=auto" in finding.advice
 
 
 def test_gpus_that_are_there_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     see_gpus(monkeypatch, 2)
-    (finding,) = checks.check_device(plan("runtime.device=auto"), 4)
+    (finding,) = preflight.check_device(plan("runtime.device=auto"), 4)
     assert (finding.state, finding.found) == ("pass", "2 x H100; 4 ranks share them")
-    (finding,) = checks.check_device(plan("runtime.device=cpu"), 4)
+    (finding,) = preflight.check_device(plan("runtime.device=cpu"), 4)
     assert (finding.state, finding.found) == ("pass", "CPU")
 
 
@@ -233,7 +233,7 @@ def test_a_gpu_that_torch_overlooks_is_worth_a_warning(monkeypatch: pytest.Monke
     see_gpus(monkeypatch, 0)
     there = Path.exists
     monkeypatch.setattr(Path, "exists", lambda self: "nvidia0" in str(self) or there(self))
-    (finding,) = checks.check_device(plan("runtime.device=auto"), 1)
+    (finding,) = preflight.check_device(plan("runtime.device=auto"), 1)
     assert finding.state == "warn" and "CUDA" in finding.advice
 
 
@@ -251,12 +251,12 @@ def test_threads(
     ranks: int, threads: str, state: str, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
-    (finding,) = checks.check_threads(plan(f"runtime.threads={threads}"), ranks)
+    (finding,) = preflight.check_threads(plan(f"runtime.threads={threads}"), ranks)
     assert finding.state == state and finding.advice.startswith(advice)
 
 
 def test_a_cpu_computes() -> None:
-    (finding,) = inspection.check_compute([CPU])
+    (finding,) = machine.check_compute([CPU])
     assert finding.state == "pass"
 
 
@@ -282,8 +282,8 @@ def test_a_broken_device_fails(fault: str, found: str, monkeypatch: pytest.Monke
         factors = {"wrong": 1.01, "nan": float("nan"), "moody": 1 + 1e-7 * len(calls)}
         return result * factors[fault]
 
-    monkeypatch.setattr(inspection, "compute", compute)
-    (finding,) = inspection.check_compute([CPU])
+    monkeypatch.setattr(machine, "compute", compute)
+    (finding,) = machine.check_compute([CPU])
     assert finding.state == "fail" and finding.found.startswith(found)
     assert "don't train on it" in finding.advice
 
@@ -291,26 +291,26 @@ def test_a_broken_device_fails(fault: str, found: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(("free", "state"), [(95, "pass"), (50, "warn")])
 def test_gpu_memory_held_by_others(free: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 100))
-    assert list(inspection.check_gpu_memory([CPU])) == []
-    (finding,) = inspection.check_gpu_memory([torch.device("cuda", 0)])
+    assert list(machine.check_gpu_memory([CPU])) == []
+    (finding,) = machine.check_gpu_memory([torch.device("cuda", 0)])
     assert (finding.name, finding.state) == ("memory cuda:0", state)
 
 
 def test_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert states(inspection.check_port()) == ["pass"]
+    assert states(machine.check_port()) == ["pass"]
 
     def refuse(address: object) -> None:
         raise OSError(99, "Cannot assign requested address")
 
     monkeypatch.setattr(socket, "create_server", refuse)
-    (finding,) = inspection.check_port()
+    (finding,) = machine.check_port()
     assert finding.state == "fail" and "Cannot assign" in finding.found and finding.advice
 
 
 def test_a_busy_machine_is_worth_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(inspection.check_load()) == []
+    assert list(machine.check_load()) == []
     monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
-    assert states(inspection.check_load()) == ["warn"]
+    assert states(machine.check_load()) == ["warn"]
 
 
 # ------------------------------------------------------------------ data and splits
@@ -324,7 +324,7 @@ def test_data_and_splits_that_are_fine() -> None:
     assert not Path("out").exists()
 
 
-def test_missing_data_fails_and_the_rest_is_still_looked_at() -> None:
+def test_missing_data_fails_and_the_rest_is_still_checked() -> None:
     findings = examine(plan("data.name=image_folder", "data.root=nowhere"))
     data = only(findings, "data")
     assert data.state == "fail" and "nowhere" in data.found and "data.root" in data.advice
@@ -335,7 +335,7 @@ def test_missing_data_fails_and_the_rest_is_still_looked_at() -> None:
 def test_what_loading_left_out_is_a_warning(trained: Path) -> None:
     context = open_context(copy_of(trained), CPU, 1, progress=lambda text: None)
     data = replace(context.data, notes=("2 files skipped",))
-    assert states(inspection.check_data(data)) == ["pass", "warn"]
+    assert states(checks.check_data(data)) == ["pass", "warn"]
 
 
 def test_stored_splits_pass_and_stay_as_they_are(trained: Path) -> None:
@@ -371,10 +371,10 @@ def test_overlaps_are_proven_not_assumed(trained: Path) -> None:
     study = copy_of(trained)
     splits = open_context(study, CPU, 1, progress=lambda text: None).splits
     leaking = replace(splits, fusion_val=np.append(splits.fusion_val, splits.expert_train[0][:3]))
-    (finding,) = inspection.check_splits(study, leaking)
+    (finding,) = checks.check_splits(study, leaking)
     assert finding.state == "fail" and finding.found.startswith("3 images shared by an expert's")
     trained_on = replace(splits, fusion_val=splits.fusion_train[:1])
-    (finding,) = inspection.check_splits(study, trained_on)
+    (finding,) = checks.check_splits(study, trained_on)
     assert finding.found == "1 image shared by fusion training and validation"
 
 
@@ -382,19 +382,19 @@ def test_overlaps_are_proven_not_assumed(trained: Path) -> None:
 
 
 def test_missing_experts_will_be_trained() -> None:
-    (finding,) = checks.check_expert_files(plan())
+    (finding,) = preflight.check_expert_files(plan())
     assert (finding.state, finding.found) == ("pass", "to be trained, 2 epochs each: 2 resnet")
 
 
 def test_experts_that_should_be_somewhere_and_are_not_are_a_warning() -> None:
-    (finding,) = checks.check_expert_files(plan("experts.checkpoint_dir=typo"))
+    (finding,) = preflight.check_expert_files(plan("experts.checkpoint_dir=typo"))
     assert finding.state == "warn" and "none in typo" in finding.found
     assert "experts.checkpoint_dir" in finding.advice
 
 
 def test_experts_that_fit(trained: Path) -> None:
     study = copy_of(trained)
-    assert states(checks.check_expert_files(study)) == ["pass"]
+    assert states(preflight.check_expert_files(study)) == ["pass"]
     findings = [finding for finding in examine(study) if finding.name == "experts"]
     assert states(findings) == ["pass"] and findings[0].found.startswith("resnet: 2 fit, valid")
 
@@ -403,7 +403,7 @@ def test_a_truncated_expert(trained: Path) -> None:
     study = copy_of(trained)
     path = expert_file(study.checkpoint_dir, "resnet", 1)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    quick, _ = checks.check_expert_files(study)
+    quick, _ = preflight.check_expert_files(study)
     assert quick.state == "warn" and str(path) in quick.found and quick.advice
     failed, fine = (finding for finding in examine(study) if finding.name == "experts")
     assert failed.state == "fail" and str(path) in failed.found and "remove it" in failed.advice
@@ -429,7 +429,7 @@ def test_an_expert_of_other_data(
     study = copy_of(trained)
     data = open_context(study, CPU, 1, progress=lambda text: None).data
     change(expert_file(study.checkpoint_dir, "resnet", 0), **values)
-    finding = next(iter(inspection.check_experts(study, data)))
+    finding = next(iter(checks.check_experts(study, data)))
     assert finding.state == state and found in finding.found and finding.advice
 
 
@@ -438,12 +438,12 @@ def test_a_bare_state_dict_is_fine_where_it_fits(trained: Path) -> None:
     data = open_context(study, CPU, 1, progress=lambda text: None).data
     path = expert_file(study.checkpoint_dir, "resnet", 0)
     checkpoint.save(path, load_component(path, "expert")[1])
-    (finding,) = inspection.check_experts(study, data)
+    (finding,) = checks.check_experts(study, data)
     assert finding.state == "pass" and "n/a" in finding.found
     weights = checkpoint.load(path)
     weights["classifier.weight"] = weights["classifier.weight"][:, :-1]
     checkpoint.save(path, weights)
-    assert "found shape" in next(iter(inspection.check_experts(study, data))).found
+    assert "found shape" in next(iter(checks.check_experts(study, data))).found
 
 
 # ------------------------------------------------------------------ earlier results
@@ -481,14 +481,14 @@ def begin_expert(study: Study) -> tuple[Task, Path]:
 def test_what_was_begun_goes_on() -> None:
     study = plan()
     task, resume = begin_expert(study)
-    done, findings = inspection.standing(study)
+    done, findings = checks.finished_epochs(study)
     assert done[task.name] == 1 and states(findings) == ["pass"]
     assert "0 of 3 tasks done, 1 begun" in findings[0].found
     resume.write_bytes(resume.read_bytes()[:100])
-    done, findings = inspection.standing(study)
-    assert findings[0].state == "warn" and "goes on after epoch 1" in findings[0].advice
+    done, findings = checks.finished_epochs(study)
+    assert findings[0].state == "warn" and "resumes after epoch 1" in findings[0].advice
     checkpoint.ResumeFile(resume).previous.unlink()
-    done, findings = inspection.standing(study)
+    done, findings = checks.finished_epochs(study)
     assert findings[0].state == "warn" and "starts over" in findings[0].advice
     assert done[task.name] == 0
 
@@ -509,40 +509,40 @@ def context(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConte
 def test_a_few_real_steps_are_timed(
     kind: str, context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rehearsal, "PROBE", 100)  # as if there were time for the full batch
+    monkeypatch.setattr(step_timing, "PROBE", 100)  # as if there were time for the full batch
     before = files_below(context.study.layout.output_dir)
     task = next(task for task in context.study.tasks if task.kind == kind)
-    timing = rehearsal.time_task(context, task, 0, 0.2, tmp_path)
+    timing = step_timing.time_task(context, task, 0, 0.2, tmp_path)
     full = 8 if kind == "row" else 16
     assert (timing.batch, timing.full_batch, timing.is_scaled) == (full, full, False)
-    assert 1 <= timing.steps <= rehearsal.MAX_STEPS
+    assert 1 <= timing.steps <= step_timing.MAX_STEPS
     assert timing.seconds_per_image * full * timing.steps >= 0.2 * 0.99
     assert timing.memory is not None and 2**27 < timing.memory < 2**34
     assert files_below(context.study.layout.output_dir) == before
 
 
 def test_a_large_batch_is_timed_in_part(context: RunContext, tmp_path: Path) -> None:
-    timing = rehearsal.time_task(context, context.study.tasks[0], 0, 1e-6, tmp_path)
+    timing = step_timing.time_task(context, context.study.tasks[0], 0, 1e-6, tmp_path)
     assert (timing.steps, timing.batch, timing.full_batch) == (1, 4, 8)
     assert timing.is_scaled and timing.memory is not None
 
 
-def test_experts_that_are_there_are_rehearsed_with(trained: Path, tmp_path: Path) -> None:
+def test_experts_that_are_there_are_timed(trained: Path, tmp_path: Path) -> None:
     study = copy_of(trained)
     context = open_context(study, CPU, 1, progress=lambda text: None)
-    rehearsal.time_task(context, study.tasks[0], 0, 0.01, tmp_path)
+    step_timing.time_task(context, study.tasks[0], 0, 0.01, tmp_path)
     assert not (tmp_path / "experts").exists()
     change(expert_file(study.checkpoint_dir, "resnet", 0), num_classes=9)
     with pytest.raises(CheckpointError):
-        rehearsal.time_task(context, study.tasks[0], 0, 0.01, tmp_path)
+        step_timing.time_task(context, study.tasks[0], 0, 0.01, tmp_path)
 
 
 def test_the_stopwatch_leaves_the_warm_up_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([100.0, 101.0, 103.0, 103.5])
-    watch = rehearsal.Stopwatch(CPU, seconds=2.5)
-    monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: next(now))
+    watch = step_timing.Stopwatch(CPU, seconds=2.5)
+    monkeypatch.setattr(step_timing.time, "perf_counter", lambda: next(now))
     assert not watch() and not watch()
-    with pytest.raises(rehearsal.Enough):
+    with pytest.raises(step_timing.Enough):
         watch()
     assert (watch.steps, watch.seconds) == (2, 3.5)
 
@@ -550,17 +550,17 @@ def test_the_stopwatch_leaves_the_warm_up_out(monkeypatch: pytest.MonkeyPatch) -
 def test_the_stopwatch_waits_for_a_gpu_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[object] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
-    watch = rehearsal.Stopwatch(torch.device("cuda", 0), seconds=0)
-    for _ in range(rehearsal.WARM_UP["cuda"]):
+    watch = step_timing.Stopwatch(torch.device("cuda", 0), seconds=0)
+    for _ in range(step_timing.WARM_UP["cuda"]):
         watch()
     assert len(waits) == 1
-    with pytest.raises(rehearsal.Enough):
+    with pytest.raises(step_timing.Enough):
         watch()
     assert watch.steps == 1 and len(waits) == 2
 
 
 def test_activations_are_what_grows_with_the_batch() -> None:
-    watch = rehearsal.Stopwatch(CPU, seconds=1)
+    watch = step_timing.Stopwatch(CPU, seconds=1)
     layer = torch.nn.Linear(1000, 10)
     images = torch.ones(4, 1000)
     with torch.autograd.graph.saved_tensors_hooks(watch.keep, lambda tensor: tensor):
@@ -658,7 +658,7 @@ def test_a_row_that_would_fail(
     finding = only(numbers.findings, "task-0-resnet-concatenation")
     assert finding.state == "fail" and finding.found.startswith(found) and advice in finding.advice
     assert numbers.seconds is None and numbers.rows[0].seconds is None
-    assert "n/a" in drawn(estimates_table(numbers), 100)
+    assert "n/a" in drawn(terminal_table(estimates_table(numbers)), 100)
 
 
 def test_an_unreadable_expert_is_said_once(
@@ -710,7 +710,7 @@ def test_a_broken_check_is_a_finding() -> None:
         yield Finding("a", "pass", "fine")
         raise KeyError("b")
 
-    findings = checks.run_checks([("a", broken), ("c", lambda: [Finding("c", "pass", "")])])
+    findings = preflight.run_checks([("a", broken), ("c", lambda: [Finding("c", "pass", "")])])
     assert states(findings) == ["pass", "fail", "pass"]
     assert "KeyError" in findings[1].found and findings[1].name == "a"
 
@@ -720,26 +720,26 @@ def test_a_launch_that_can_start_is_not_held_up(monkeypatch: pytest.MonkeyPatch)
     warnings: list[str] = []
     study = plan()
     files = files_below(Path())
-    checks.require_startable(study, rank_info(), warnings.append)
+    preflight.require_startable(study, rank_info(), warnings.append)
     assert warnings == [] and files_below(Path()) == files and before < files
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    checks.require_startable(plan("runtime.threads=2"), rank_info(ranks=4), warnings.append)
+    preflight.require_startable(plan("runtime.threads=2"), rank_info(ranks=4), warnings.append)
     assert len(warnings) == 1 and warnings[0].startswith("CPU threads: 4 ranks x 2 threads on 1")
 
 
 def test_a_launch_that_cannot_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
     with pytest.raises(LaunchError, match=r"disk space: .* free in .*larger disk"):
-        checks.require_startable(plan(), rank_info(), lambda text: None)
+        preflight.require_startable(plan(), rank_info(), lambda text: None)
 
 
-def test_a_launch_survives_its_examination(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launch_survives_a_check_that_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(folder: Path) -> None:
         raise OverflowError("statvfs")
 
     monkeypatch.setattr(shutil, "disk_usage", broken)
     warnings: list[str] = []
-    checks.require_startable(plan(), rank_info(), warnings.append)
+    preflight.require_startable(plan(), rank_info(), warnings.append)
     assert len(warnings) == 1 and "OverflowError" in warnings[0]
 
 
@@ -753,7 +753,7 @@ def drawn(what: Any, width: int) -> str:
     return text
 
 
-def test_doctor_on_a_healthy_study(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_doctor_on_a_study_that_is_fine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = write_recipe(Path())
     assert main(["doctor", str(path), "--ranks", "2", "--seconds", "0.01"]) == 0
     output = capsys.readouterr().out
@@ -767,7 +767,9 @@ def test_doctor_on_a_healthy_study(capsys: pytest.CaptureFixture[str], tmp_path:
     assert files_below(tmp_path / "scratch") == set()
 
 
-def test_doctor_on_a_sick_study(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_doctor_on_a_study_that_would_fail(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     Path("taken").write_text("")
     words = ["data.name=image_folder", "data.root=nowhere", "output_dir=taken/out"]
     assert main(["doctor", str(write_recipe(Path())), *words]) == 1
@@ -798,7 +800,7 @@ def test_a_wrong_command_line(words: list[str], capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.startswith("fusionrun: ")
 
 
-def test_under_torchrun_one_rank_looks_for_all(
+def test_under_torchrun_one_rank_checks_for_all(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
@@ -813,10 +815,10 @@ def test_an_interrupted_doctor_goes_quietly(
     def interrupt(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(examination, "open_context", interrupt)
+    monkeypatch.setattr(doctor, "open_context", interrupt)
     console = Console(file=io.StringIO(), width=80)
-    code = examination.doctor(plan(), rank_info(), console, ranks=1, seconds=0.1)
-    assert code == examination.INTERRUPTED and files_below(tmp_path / "scratch") == set()
+    code = doctor.doctor(plan(), rank_info(), console, ranks=1, seconds=0.1)
+    assert code == doctor.INTERRUPTED and files_below(tmp_path / "scratch") == set()
 
 
 @pytest.mark.parametrize("width", [80, 140])
@@ -828,11 +830,13 @@ def test_tables_fit_and_can_be_read_as_plain_text(
         Finding("disk space", "warn", "little", "do something about that"),
         Finding("experts", "fail", "/a/very/long/path/" * 12, "look [there]"),
     ]
-    text = drawn(findings_table("runs/[x].yaml", findings), width)
+    text = drawn(terminal_table(findings_table("runs/[x].yaml", findings), width), width)
     assert max(map(len, text.splitlines())) <= width
     assert "[50000]" in text and "-> look [there]" in text and "\x1b" not in text
     scaled = {"row": fixed_timing(1, batch=4), "expert": fixed_timing(900)}
-    text = drawn(estimates_table(estimate_with(context, monkeypatch, scaled)), width)
+    text = drawn(
+        terminal_table(estimates_table(estimate_with(context, monkeypatch, scaled)), width), width
+    )
     assert max(map(len, text.splitlines())) <= width
     assert "~29s" in text and "5 x 4/8" in text and "~: a smaller batch" in text
     assert verdict(findings).startswith("1 check failed")
