@@ -1,52 +1,22 @@
 """`evaluate OUTPUT_DIR`: every saved model, loaded from its components, and its alternatives."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from fusionrun.common.atomic_files import write_json, write_text
 from fusionrun.common.distributed import RankInfo
-from fusionrun.common.typed_fields import plain
 from fusionrun.components.manifest import Manifest, write_manifest
-from fusionrun.evaluation.comparison import (
-    Answers,
-    accuracies_by_method,
-    compare_row,
-    control_answers,
-)
-from fusionrun.evaluation.measuring import (
-    load_row,
-    measure_study,
-    noted,
-    run_header,
-    say,
-)
-from fusionrun.evaluation.predictions import (
-    Predictions,
-    find_origin,
-    load_predictions,
-    predict,
-    save_predictions,
-)
-from fusionrun.evaluation.results import collect_results, write_results
-from fusionrun.evaluation.schema import (
-    Evaluation,
-    FailedRow,
-    RowName,
-    RowResult,
-    TrainingTime,
-    name_row,
-)
-from fusionrun.evaluation.statistics.cost import measure_cost, training_time
+from fusionrun.evaluation import results, tables
+from fusionrun.evaluation.answers import Controls
+from fusionrun.evaluation.comparison import accuracies_by_method, compare_row
+from fusionrun.evaluation.measuring import load_row, measure_study, noted, run_header, say
+from fusionrun.evaluation.predictions import Predictions, current_predictions
+from fusionrun.evaluation.schema import Evaluation, FailedRow, RowResult
+from fusionrun.evaluation.statistics.cost import logged_training, measure_cost
 from fusionrun.evaluation.statistics.significance import over_seeds
-from fusionrun.evaluation.tables import CSV_COLUMNS, long_rows, markdown, tables
-from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
-from fusionrun.logs.csv import write_csv
 from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
@@ -58,7 +28,7 @@ def evaluate(study: Study, rank_info: RankInfo, console: Console) -> int:
     Raises LaunchError when the data or the device isn't there, or results can't be written.
     """
     return measure_study(
-        study, rank_info, console, measure=evaluate_rows, write=write_evaluation, show=tables
+        study, rank_info, console, measure=evaluate_rows, write=write, show=tables.show
     )
 
 
@@ -67,32 +37,31 @@ def evaluate_rows(context: RunContext) -> Evaluation:
 
     A single network has no entry of its own: it stands in those of its architecture's rows.
     """
-    results: dict[str, RowResult] = {}
+    measured: dict[str, RowResult] = {}
     failures: dict[str, FailedRow] = {}
-    controls: list[tuple[RowName, Answers]] = []
+    controls = Controls()
     latest: Predictions | None = None
     # controls first: the rows are compared with them
     for row in sorted(context.study.rows, key=lambda row: not (row.control or row.is_single)):
-        name = RowName(**name_row(row))
         with noted(row, failures):
             manifest, model = load_row(context, row)
             predictions = current_predictions(context, row, model, latest)
             if row.control or row.is_single:
-                controls.append((name, control_answers(row, predictions)))
+                controls.add(row, predictions)
             if isinstance(model, FusionModel):
                 latest = predictions
-                against = [of for control, of in controls if control.is_control_of(name)]
-                results[row.name] = evaluate_row(
-                    context, row, manifest, model, predictions, against
+                measured[row.name] = evaluate_row(
+                    context, row, manifest, model, predictions, controls
                 )
-    entries: dict[str, RowResult | FailedRow] = {**results, **failures}
+    entries: dict[str, RowResult | FailedRow] = {**measured, **failures}
     tasks = [row.name for row in context.study.rows]
-    measured = [results[task] for task in tasks if task in results]
     return Evaluation(
         **run_header(context),
         training=logged_training(context.study),
         entries=tuple(entries[task] for task in tasks if task in entries),
-        over_seeds=over_seeds((row, row.numbers) for row in measured),
+        over_seeds=over_seeds(
+            (measured[task], measured[task].numbers) for task in tasks if task in measured
+        ),
     )
 
 
@@ -102,13 +71,13 @@ def evaluate_row(
     manifest: Manifest,
     model: FusionModel,
     predictions: Predictions,
-    controls: Sequence[Answers],
+    controls: Controls,
 ) -> RowResult:
     """The row's entry. The manifest's test numbers are brought up to date. Raises ROW_PROBLEMS."""
     started = time.monotonic()
     cost = measure_cost(context, row, model)
     assert manifest.epoch is not None  # only an assembled model has none, which is no row's
-    result = compare_row(row, predictions, controls, epoch=manifest.epoch, cost=cost)
+    result = compare_row(row, predictions, controls.of(row), epoch=manifest.epoch, cost=cost)
     test = accuracies_by_method(
         predictions.test,
         [expert.validation for expert in result.experts],
@@ -122,47 +91,8 @@ def evaluate_row(
     return result
 
 
-def current_predictions(
-    context: RunContext, row: Row, model: FusionModel | Expert, latest: Predictions | None
-) -> Predictions:
-    """The saved ones where they are still what the row's networks would answer.
-
-    `latest` may know the experts before fusion training. Raises ROW_PROBLEMS.
-    """
-    path = context.study.layout.row(row.model, row.variant).predictions
-    origin = find_origin(context, row.model, model)
-    validation = torch.from_numpy(context.splits.fusion_val)
-    labels, val_labels = context.data.test_labels, context.data.train_labels[validation]
-    predictions, problem = load_predictions(path, origin, labels, val_labels)
-    if problem:
-        say(f"[{row.name}] {problem}; computed again")
-    if predictions is None:
-        say(f"[{row.name}] {len(labels)} test and {len(val_labels)} validation images ...")
-        predictions = predict(context, row, model, origin, latest)
-        save_predictions(path, predictions)
-    else:
-        say(f"[{row.name}] {path} is up to date")
-    return predictions
-
-
-def logged_training(study: Study) -> TrainingTime | None:
-    """What the training of every expert and every row took, by its table of epochs."""
-    models = dict.fromkeys(row.model for row in study.rows if not row.is_single)
-    experts = range(study.recipe.experts.count)
-    logs = [study.layout.expert_csv(model, k) for model in models for k in experts]
-    logs += [study.layout.row(row.model, row.variant).csv for row in study.rows]
-    try:
-        return training_time(logs)
-    except ValueError as error:  # the rows that it belongs to have said so, too
-        say(f"fusionrun: the time of training isn't measured: {error}")
-        return None
-
-
-def write_evaluation(study: Study, evaluation: Evaluation) -> Path:
+def write(study: Study, evaluation: Evaluation) -> Path:
     """Everything that `evaluate` leaves in the output directory; returns the whole of it."""
-    layout = study.layout
-    write_json(layout.evaluation("json"), plain(evaluation))
-    write_text(layout.evaluation("md"), markdown(evaluation))
-    write_csv(layout.evaluation("csv"), CSV_COLUMNS, list(long_rows(evaluation)))
-    write_results(layout, collect_results(study))
-    return layout.evaluation("json")
+    tables.write(study.layout, evaluation)
+    results.write_results(study.layout, results.collect_results(study))
+    return study.layout.evaluation("json")

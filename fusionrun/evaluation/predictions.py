@@ -16,6 +16,7 @@ from fusionrun.components.starting_experts import load_experts
 from fusionrun.components.store import state_hash
 from fusionrun.data.loader import ResidentLoader
 from fusionrun.evaluation.alternatives import Stage
+from fusionrun.evaluation.measuring import say
 from fusionrun.evaluation.statistics.expert_contributions import (
     answers_without_each,
     expert_weights,
@@ -81,6 +82,29 @@ def find_origin(context: RunContext, model: str, network: FusionModel | Expert) 
             raise CheckpointError(f"{path}: no such checkpoint; the row began with this expert")
     hashes = tuple(file_hash(path) for path in paths)
     return Origin(state_hash(network.state_dict()), hashes, context.data.fingerprint)
+
+
+def current_predictions(
+    context: RunContext, row: Row, model: FusionModel | Expert, latest: Predictions | None
+) -> Predictions:
+    """The saved ones where they are still what the row's networks would answer.
+
+    `latest` may know the experts before fusion training. Raises ROW_PROBLEMS.
+    """
+    path = context.study.layout.row(row.model, row.variant).predictions
+    origin = find_origin(context, row.model, model)
+    validation = torch.from_numpy(context.splits.fusion_val)
+    labels, val_labels = context.data.test_labels, context.data.train_labels[validation]
+    predictions, problem = load_predictions(path, origin, labels, val_labels)
+    if problem:
+        say(f"[{row.name}] {problem}; computed again")
+    if predictions is None:
+        say(f"[{row.name}] {len(labels)} test and {len(val_labels)} validation images ...")
+        predictions = predict(context, row, model, origin, latest)
+        save_predictions(path, predictions)
+    else:
+        say(f"[{row.name}] {path} is up to date")
+    return predictions
 
 
 @torch.no_grad()

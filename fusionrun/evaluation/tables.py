@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Group
 from rich.text import Text
 
+from fusionrun.common.atomic_files import write_json, write_text
 from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.common.typed_fields import plain
 from fusionrun.evaluation.alternatives import METHODS
@@ -16,6 +17,8 @@ from fusionrun.evaluation.schema import (
     OverSeeds,
     RowResult,
 )
+from fusionrun.logs.csv import write_csv
+from fusionrun.study.paths import Layout
 from fusionrun.tables.markdown import markdown_table
 from fusionrun.tables.table import Column, Table
 from fusionrun.tables.terminal import terminal_table
@@ -61,7 +64,14 @@ CSV_COLUMNS = (
 )
 
 
-def tables(evaluation: Evaluation) -> Group:
+def write(layout: Layout, evaluation: Evaluation) -> None:
+    """evaluation.json, .md and .csv. Raises OSError."""
+    write_json(layout.evaluation("json"), plain(evaluation))
+    write_text(layout.evaluation("md"), markdown(evaluation))
+    write_csv(layout.evaluation("csv"), CSV_COLUMNS, list(long_rows(evaluation)))
+
+
+def show(evaluation: Evaluation) -> Group:
     """For the terminal: of every row a line for fused, and below it its best alternative's."""
     parts = [
         Table(TITLE, LINES, evaluation.entries, LEGEND),

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from torch import Tensor, nn
 
-from fusionrun.evaluation.alternatives import FUSED, METHODS, Stage, scores_by_method
+from fusionrun.evaluation.alternatives import METHODS, Stage, scores_by_method
 from fusionrun.evaluation.measuring import load_row
 from fusionrun.evaluation.schema import name_row
 from fusionrun.evaluation.statistics.metrics import accuracy
@@ -23,7 +23,6 @@ from fusionrun.robustness.schema import (
     Suite,
 )
 from fusionrun.study.context import RunContext
-from fusionrun.study.recipe import SINGLE
 from fusionrun.study.rows import Row
 from fusionrun.training.checkpoint import CheckpointError
 
@@ -99,7 +98,7 @@ class RowUnderTest:
         noise = ((sigma, top1[ImageCondition("noise", level=sigma)]) for sigma in NOISE_SIGMAS)
         return CorruptionResult(
             key=key,
-            label=METHODS[SINGLE].heading if self.row.is_single and key == FUSED.key else label,
+            label=METHODS[self.row.fusion].heading if self.row.is_single else label,
             clean=top1[CLEAN],
             noise=tuple(NoiseLevel(*level) for level in noise),
             made=suite("made", top1),

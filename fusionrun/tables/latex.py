@@ -2,38 +2,34 @@
 
 import unicodedata
 
-from fusionrun.tables.table import Cell, Column, Table
+from fusionrun.tables.table import Table
 
 
 def latex_table(table: Table) -> str:
-    header = " & ".join(_stacked(column.heading) for column in table.columns)
-    head = f"\\toprule\n{header} \\\\\n\\midrule"
+    """Title and note are its caption; headings stand a word a line, for numbers are narrow."""
+    headings = []
+    for column in table.columns:
+        words = r" \\ ".join(map(latex, column.heading.split()))
+        headings.append(rf"\begin{{tabular}}[b]{{@{{}}c@{{}}}}{words}\end{{tabular}}")
+    lines = []
+    for cells in table.lines():
+        texts = []
+        for cell, column in zip(cells, table.columns, strict=True):
+            text = latex(cell.text if column.is_text else cell.text.replace("-", MINUS))
+            # in braces: one that began with [ would be a length to the \\ before it
+            texts.append(f"{{\\bfseries {text}}}" if cell.strong else f"{{{text}}}")
+        lines.append(f"{' & '.join(texts)} \\\\")
+    head = f"\\toprule\n{' & '.join(headings)} \\\\\n\\midrule"
     align = "".join("l" if column.is_text else "r" for column in table.columns)
-    lines = [
-        " & ".join(_latex_cell(*of) for of in zip(cells, table.columns, strict=True))
-        for cells in table.lines()
-    ]
     return "\n".join(
         [
             f"\\begin{{longtable}}{{{align}}}",
             f"\\caption{{{latex(f'{table.title}. {table.note}'.strip())}}} \\\\",
             f"{head}\n\\endfirsthead\n{head}\n\\endhead\n\\bottomrule\n\\endfoot",
-            *(f"{line} \\\\" for line in lines),
+            *lines,
             "\\end{longtable}\n",
         ]
     )
-
-
-def _latex_cell(cell: Cell, column: Column) -> str:
-    """In braces: one that began with [ would be a length to the \\\\ before it."""
-    text = latex(cell.text if column.is_text else cell.text.replace("-", MINUS))
-    return f"{{\\bfseries {text}}}" if cell.strong else f"{{{text}}}"
-
-
-def _stacked(heading: str) -> str:
-    """A heading as a column of words, for numbers are narrow."""
-    words = r" \\ ".join(latex(word) for word in heading.split())
-    return rf"\begin{{tabular}}[b]{{@{{}}c@{{}}}}{words}\end{{tabular}}"
 
 
 MINUS = "\u2212"
@@ -61,12 +57,9 @@ LATEX_SPECIAL = {
 
 def latex(text: str) -> str:
     """Text that LaTeX shows as it is; letters that pdflatex has no glyph for as [U+4E2D]."""
-    return "".join(_latex_letter(letter) for letter in " ".join(text.split()))
-
-
-def _latex_letter(letter: str) -> str:
-    if letter in LATEX_SPECIAL:
-        return LATEX_SPECIAL[letter]
-    if " " <= letter <= "~" or ("À" <= letter <= "ÿ" and unicodedata.category(letter)[0] == "L"):
-        return letter
-    return f"{{[}}U+{ord(letter):04X}{{]}}"
+    shown = []
+    for letter in " ".join(text.split()):
+        accented = "À" <= letter <= "ÿ" and unicodedata.category(letter)[0] == "L"
+        known = letter if " " <= letter <= "~" or accented else f"{{[}}U+{ord(letter):04X}{{]}}"
+        shown.append(LATEX_SPECIAL.get(letter, known))
+    return "".join(shown)

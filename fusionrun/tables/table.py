@@ -71,13 +71,13 @@ class Table:
             parts = [(column, column.of(item)) for column in columns or self.columns]
             contesting = [value for column, value in parts if column.contest and value is not None]
             best = max(contesting) if len(contesting) > 1 else None
-            yield [_cell(column, value, best) for column, value in parts]
-
-
-def _cell(column: Column, value: Value, best: Value) -> Cell:
-    if value is None:
-        return Cell(NOT_AVAILABLE)
-    if isinstance(value, Cell):
-        return value
-    strong = column.contest and best is not None and value == best
-    return Cell(FORMATS[column.format](value), strong)
+            cells = []
+            for column, value in parts:
+                if value is None:
+                    cells.append(Cell(NOT_AVAILABLE))
+                elif isinstance(value, Cell):
+                    cells.append(value)
+                else:
+                    strong = column.contest and value == best
+                    cells.append(Cell(FORMATS[column.format](value), strong))
+            yield cells

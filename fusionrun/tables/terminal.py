@@ -8,7 +8,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from fusionrun.common.text import NOT_AVAILABLE
-from fusionrun.tables.table import Cell, Column, Table
+from fusionrun.tables.table import Column, Table
+
+STYLES = {NOT_AVAILABLE: "dim"}
 
 
 def terminal_table(table: Table, width: int | None = None) -> Group:
@@ -37,10 +39,10 @@ def _draw(table: Table, columns: Sequence[Column]) -> RichTable:
             stacked = Text(column.heading.replace(" ", "\n"))
             drawn.add_column(stacked, justify="right", overflow="fold")
     for cells in table.lines(columns):
-        drawn.add_row(*(Text(cell.text, _style(cell)) for cell in cells))
+        drawn.add_row(
+            *(
+                Text(cell.text, cell.style or STYLES.get(cell.text, "bold" if cell.strong else ""))
+                for cell in cells
+            )
+        )
     return drawn
-
-
-def _style(cell: Cell) -> str:
-    missing = "dim" if cell.text == NOT_AVAILABLE else ""
-    return cell.style or missing or ("bold" if cell.strong else "")

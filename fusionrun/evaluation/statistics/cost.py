@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from fusionrun.common.complexity import multiply_accumulates
+from fusionrun.evaluation.measuring import say
 from fusionrun.evaluation.schema import Cost, TrainingTime
 from fusionrun.fusions import FusionModel
 from fusionrun.study.context import EVALUATION_BATCH, RunContext
 from fusionrun.study.rows import Row
+from fusionrun.study.study import Study
 
 PASSES = 50  # that are timed,
 SECONDS = 2.0  # or as many as begin in this time; one more goes before them to warm up
@@ -99,6 +101,19 @@ def logged_seconds(path: Path) -> float | None:
     """
     epochs = _epochs(path)
     return None if epochs is None else math.fsum(seconds for _, seconds in epochs)
+
+
+def logged_training(study: Study) -> TrainingTime | None:
+    """What the training of every expert and every row took, by its table of epochs."""
+    models = dict.fromkeys(row.model for row in study.rows if not row.is_single)
+    experts = range(study.recipe.experts.count)
+    logs = [study.layout.expert_csv(model, k) for model in models for k in experts]
+    logs += [study.layout.row(row.model, row.variant).csv for row in study.rows]
+    try:
+        return training_time(logs)
+    except ValueError as error:  # the rows that it belongs to have said so, too
+        say(f"fusionrun: the time of training isn't measured: {error}")
+        return None
 
 
 def training_time(logs: Iterable[Path]) -> TrainingTime | None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fusionrun.common.typed_fields import plain
 from fusionrun.evaluation.alternatives import FUSED
-from fusionrun.evaluation.comparison import Answers, best_on_validation, compare_row
+from fusionrun.evaluation.answers import Answers, best_on_validation
+from fusionrun.evaluation.comparison import compare_row
 from fusionrun.evaluation.predictions import HeadLogits, Origin, Predictions
 from fusionrun.evaluation.schema import (
     Cost,
@@ -27,7 +28,7 @@ from fusionrun.evaluation.schema import (
 )
 from fusionrun.evaluation.statistics.scores import log_probabilities
 from fusionrun.evaluation.statistics.significance import over_seeds
-from fusionrun.evaluation.tables import CSV_COLUMNS, long_rows, markdown, tables
+from fusionrun.evaluation.tables import CSV_COLUMNS, long_rows, markdown, show
 from fusionrun.study.rows import Row
 
 N, V, E, C = 400, 150, 3, 7
@@ -288,7 +289,7 @@ def test_the_tables_say_who_is_ahead_and_what_is_wrong() -> None:
     weighted = by_key(behind)["weighted"].difference
     assert weighted is not None and ahead.difference.low > 0 > weighted.high
     console = Console(width=100, file=io.StringIO(), color_system=None)
-    console.print(tables(evaluation))
+    console.print(show(evaluation))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for text in (markdown(evaluation), " ".join(shown.split())):
         assert "Of 2 rows, fused is ahead of its best alternative in 1 and behind in 1; 0" in text

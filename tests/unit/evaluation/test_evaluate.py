@@ -16,7 +16,6 @@ import torch
 from fusionrun.cli import main
 from fusionrun.components.manifest import read_manifest
 from fusionrun.components.store import load_expert, load_model
-from fusionrun.evaluation import evaluate as evaluation
 from fusionrun.evaluation import predictions
 from fusionrun.evaluation.predictions import (
     HeadLogits,
@@ -465,7 +464,7 @@ def test_a_second_evaluation_asks_no_network_again(
     def refuse(*_: object) -> None:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(evaluation, "predict", refuse)
+    monkeypatch.setattr(predictions, "predict", refuse)
     monkeypatch.setattr(predictions, "load_experts", refuse)
     assert main(["evaluate", str(out)]) == 0
     assert without_clocks(read_tree(out)) == without_clocks(read_tree(evaluated))

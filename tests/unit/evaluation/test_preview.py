@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fusionrun.cli import main
 from fusionrun.components.starting_experts import load_experts
 from fusionrun.components.store import load_expert
-from fusionrun.evaluation import measuring, preview
-from fusionrun.evaluation.preview import Extracted, Given, extract, train_fusion
+from fusionrun.evaluation import frozen_features, measuring
+from fusionrun.evaluation.frozen_features import Extracted, Given, extract, train_fusion
 from fusionrun.fusions import FUSIONS
 from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.recipe_yaml import load_recipe
@@ -148,7 +148,11 @@ def test_the_best_epoch_is_chosen_and_everything_learns(
 ) -> None:
     seen: list[float] = []
     networks: list[nn.Module] = []
-    validate, step, build = preview.accuracy, preview.clip_gradients, preview.build
+    validate, step, build = (
+        frozen_features.accuracy,
+        frozen_features.clip_gradients,
+        frozen_features.build,
+    )
     idle: set[str] = set()
 
     def watch(scores: Tensor, labels: Tensor) -> float:
@@ -169,9 +173,9 @@ def test_the_best_epoch_is_chosen_and_everything_learns(
                     idle.add(f"{group.name} {number}")
         return step(groups)
 
-    monkeypatch.setattr(preview, "accuracy", watch)
-    monkeypatch.setattr(preview, "build", construct)
-    monkeypatch.setattr(preview, "clip_gradients", look)
+    monkeypatch.setattr(frozen_features, "accuracy", watch)
+    monkeypatch.setattr(frozen_features, "build", construct)
+    monkeypatch.setattr(frozen_features, "clip_gradients", look)
     before = [p.clone() for expert in given.experts for p in expert.state_dict().values()]
     best, epoch = train_fusion(given, fusion, 7, 5)
     assert len(seen) == 5 and best == max(seen) and epoch == seen.index(best) + 1
