@@ -1,11 +1,10 @@
 """Tables of epochs as CSV: always the whole file, so never half a row."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fusionrun.common.atomic_files import write_text
+from fusionrun.tables.csv import csv_text
 
 
 def row_columns(num_experts: int) -> tuple[str, ...]:
@@ -51,12 +50,9 @@ EXPERT_COLUMNS = (
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
     """Write all rows, atomically. Raises ValueError for a value that has no column."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
     # 7 significant digits: more than the training's own precision
-    writer.writerows(
+    lines = [
         {key: f"{value:.7g}" if isinstance(value, float) else value for key, value in row.items()}
         for row in rows
-    )
-    write_text(path, buffer.getvalue(), durable=False)
+    ]
+    write_text(path, csv_text(lines, columns), durable=False)

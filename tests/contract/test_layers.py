@@ -18,7 +18,7 @@ PACKAGE = ROOT / "fusionrun"
 ROOMS: dict[str, set[str]] = {
     "common": set(),
     "tables": {"common"},
-    "logs": {"common"},
+    "logs": {"common", "tables"},
     "data": {"common"},
     "experts": {"common"},
     "fusions": {"common"},

@@ -1,4 +1,4 @@
-"""Fusion's rivals against numpy, and operations counted by hand."""
+"""Fusion's alternatives against numpy, and operations counted by hand."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,6 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from fusionrun.common.complexity import multiply_accumulates
+from fusionrun.evaluation.alternatives import (
+    ALTERNATIVES,
+    CONTROLS,
+    FUSED,
+    METHODS,
+    Choice,
+    Method,
+    scores_by_method,
+)
 from fusionrun.evaluation.comparison import accuracies_by_method
 from fusionrun.evaluation.predictions import HeadLogits
 from fusionrun.evaluation.statistics.metrics import accuracy
@@ -110,6 +119,49 @@ def test_accuracy_is_a_percentage() -> None:
     assert accuracy(logits, torch.tensor([0, 1, 0])) == 100.0
     assert accuracy(logits, torch.tensor([1, 0, 1])) == 0.0
     assert accuracy(logits, torch.tensor([0, 0, 1])) == pytest.approx(100 / 3)
+
+
+# --- the table of methods ------------------------------------------------------------------------
+
+
+def test_every_method_has_its_own_names() -> None:
+    methods = (FUSED, *ALTERNATIVES, *CONTROLS)
+    for names in ("key", "label", "heading"):
+        assert len({getattr(method, names) for method in methods}) == len(methods), names
+    assert list(METHODS) == [method.key for method in methods]
+
+
+@pytest.mark.parametrize("method", ALTERNATIVES, ids=lambda method: method.key)
+def test_scores_and_log_probabilities_answer_alike(method: Method) -> None:
+    """Those that average probabilities have no logits: theirs are normalised already."""
+    logits, choice = make_logits(0)[:, 1:], Choice(1, torch.tensor([0.5, 0.2, 0.3]))
+    scores = method.formula.scores(logits, choice)
+    found = method.formula.log_probabilities(logits, choice)
+    torch.testing.assert_close(found.exp().sum(dim=-1), torch.ones(N).double())
+    assert torch.equal(found.argmax(dim=-1), scores.argmax(dim=-1))
+    assert torch.allclose(found, scores) is not method.formula.has_logits
+
+
+def test_what_validation_chose_is_all_that_is_chosen() -> None:
+    logits = make_logits(0)[:, 1:]
+    for method in ALTERNATIVES:
+        one, other = (
+            method.formula.scores(logits, choice)
+            for choice in (
+                Choice(0, torch.tensor([1.0, 0.0, 0.0])),
+                Choice(2, torch.tensor([0.0, 0.0, 1.0])),
+            )
+        )
+        assert torch.equal(one, other) is (method.formula.chosen == "nothing"), method.key
+
+
+def test_methods_without_their_logits_are_left_out() -> None:
+    logits = make_logits(0)
+    found = scores_by_method({"fusion": logits, "after": logits[:, 1:]}, {"after": 2})
+    keys = [method.key for method in found]
+    assert keys == ["fused", "best_expert", "mean_probabilities", "mean_logits"]
+    assert torch.equal(found[METHODS["best_expert"]], logits[:, 3].double())
+    assert [method.key for method in scores_by_method({"fusion": logits[:, :1]}, {})] == ["fused"]
 
 
 # --- cost ----------------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from fusionrun.common.typed_fields import FieldError, build, plain
-from fusionrun.evaluation.schema import Evaluation, FailedRow, RowResult
+from fusionrun.evaluation.schema import Evaluation, FailedRow, RowName, RowResult
 from tests.unit.report.test_report import CLASSES, make_evaluation
 
 FAILED = {
@@ -48,6 +49,33 @@ def test_a_row_without_a_problem_must_be_whole() -> None:
     tree["rows"].append({**FAILED, "problem": ""})
     with pytest.raises(FieldError, match=r"rows\.4\.epoch: found None"):
         build(Evaluation, tree, strict=False)
+
+
+def name(fusion: str, control: str | None = None, **changes: Any) -> RowName:
+    known = {"task": "t", "model": "resnet", "variant": fusion, "seed": 1, "alpha": 0.5}
+    return RowName(**{**known, "fusion": fusion, "control": control, **changes})
+
+
+@pytest.mark.parametrize(
+    ("control", "answer"),
+    [
+        (name("concatenation-frozen", "frozen"), True),
+        (name("concatenation-detached", "detached"), True),
+        (name("single"), True),
+        (name("single", alpha=1.0), True),  # it has none
+        (name("single", seed=2), False),
+        (name("single", model="densenet"), False),
+        (name("concatenation-frozen", "frozen", seed=2), False),
+        (name("concatenation-frozen", "frozen", alpha=1.0), False),
+        (name("simpleAddition-frozen", "frozen"), False),
+        (name("concatenation"), False),
+    ],
+)
+def test_a_control_differs_in_nothing_but_what_it_controls(control: RowName, answer: bool) -> None:
+    row = name("concatenation")
+    assert control.is_control_of(row) is answer
+    assert not control.is_control_of(name("concatenation-frozen", "frozen"))
+    assert not control.is_control_of(name("single"))
 
 
 def test_it_needs_no_torch() -> None:
