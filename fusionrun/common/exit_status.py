@@ -8,4 +8,4 @@ class ExitStatus(IntEnum):
     NOT_STARTED = 1
     WRONG_RECIPE = 2  # or command line
     ROW_FAILED = 3
-    STOPPED = 4  # before the end; run it again to go on
+    STOPPED = 4  # before the end; run it again to resume

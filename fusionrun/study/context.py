@@ -34,7 +34,7 @@ class RunContext:
     images: Tensor  # training images (N, 3, H, W) uint8, on the device
     labels: Tensor  # (N,) int64, on the device
     splits: Splits
-    split_hash: str  # of the study's splits, also where a rehearsal works on less
+    split_hash: str  # of the study's splits, also where the doctor works on less
     launch: Mapping[str, Any]  # who works here, for the manifests
     stop_requested: Callable[[], bool]
 

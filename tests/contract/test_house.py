@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.contract import house, test_layers
+from tests.contract import house
 from tests.contract.house import House
 
 
@@ -33,10 +33,9 @@ def test_no_file_needs_half_of_the_house(measured: House) -> None:
     assert measured.most_own_names <= (25, "~")
 
 
-@pytest.mark.xfail(strict=False, reason="aim: no arrow of TO_GO left")
-def test_rooms_are_few_and_no_arrow_runs_back(measured: House) -> None:
+def test_rooms_are_few(measured: House) -> None:
+    """That no arrow between them runs back is test_layers' business."""
     assert measured.rooms <= 20
-    assert not test_layers.TO_GO
 
 
 def test_a_model_is_near_the_command_line(frames: int) -> None:

@@ -181,7 +181,7 @@ def begin_expert(study: Study) -> tuple[Task, Path]:
     return task, study.layout.expert_resume("resnet", 0)
 
 
-def test_what_was_begun_goes_on() -> None:
+def test_what_was_begun_resumes() -> None:
     study = plan()
     task, resume = begin_expert(study)
     done, findings = checks.finished_epochs(study)
