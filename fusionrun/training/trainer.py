@@ -307,7 +307,7 @@ class Trainer:
             )
         identity.require_same(file.path, state["settings"])
         before, now = (of.get(THREADS) for of in (state["settings"], identity.fields))
-        if before != now:
+        if before and now and before != now:  # a GPU has none
             self.reporter.message(
                 f"was begun with {before} CPU threads and continues with {now}: its numbers will "
                 f"differ in their last digits from those of an uninterrupted run"
