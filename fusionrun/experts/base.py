@@ -62,8 +62,10 @@ class Expert(ImageClassifier):
 class _FewChannels(nn.Conv2d):
     """A strided 1x1 convolution that skips the pixels itself.
 
-    With fewer than 8 input channels in channels_last, oneDNN's gradient of its weights is wrong on
-    CPUs with AVX2 but not AVX-512 (seen with torch 2.14.1; tests/test_experts.py shows it).
+    In channels_last oneDNN's gradient of its weights reads and writes past its memory when there
+    are fewer input channels than a vector has floats (16 with AVX-512, 8 with AVX2) and the images
+    aren't divisible by the threads; with AVX2 it is wrong besides. Seen with torch 2.14.1;
+    tests/unit/experts/test_experts.py shows both.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +75,7 @@ class _FewChannels(nn.Conv2d):
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """A 1x1 convolution; no bias, because a batch norm follows somewhere and has one."""
-    kind = _FewChannels if stride > 1 and in_channels < 8 else nn.Conv2d
+    kind = _FewChannels if stride > 1 and in_channels < 16 else nn.Conv2d
     return kind(in_channels, out_channels, 1, stride=stride, bias=False)
 
 
