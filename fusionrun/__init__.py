@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fusionrun.training.checkpoint import CheckpointError
     from fusionrun.training.errors import TaskError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 HOMES = {
     "fusionrun.api.open_study": ("OpenStudy", "evaluate", "open_study"),

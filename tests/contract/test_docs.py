@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import fusionrun
 from fusionrun.experts import BUILDERS
 from fusionrun.fusions import FUSIONS
 from fusionrun.study.recipe import Recipe
@@ -243,3 +244,8 @@ def test_what_was_asked_for_is_found_from_the_readme() -> None:
     linked = {target.partition("#")[0] for _, target in LINK.findall(TEXTS[README])}
     below = own.union(*(titles(TEXTS[ROOT / n]) for n in linked if ROOT / n in TEXTS))
     assert not [title for title in ASKED_BELOW if title.lower() not in below]
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    newest = re.findall(r"^## \[(.+?)\]", TEXTS[ROOT / "CHANGELOG.md"], re.MULTILINE)[0]
+    assert newest == fusionrun.__version__
