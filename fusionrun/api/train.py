@@ -12,9 +12,9 @@ from fusionrun.common.typed_fields import plain
 from fusionrun.launch.rank import run
 from fusionrun.monitor.heartbeat import read_heartbeat
 from fusionrun.monitor.record import read_outcome
+from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe, make_recipe
 from fusionrun.study.shipped_recipes import find_recipe
-from fusionrun.study.study import plan_study
 from fusionrun.training.errors import TaskError
 
 

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     if rank_info.rank > 0:
         return ExitStatus.DONE
     from fusionrun.doctor.doctor import doctor
-    from fusionrun.study.study import plan_study
+    from fusionrun.study.planning import plan_study
 
     study = plan_study(recipe, recipe_word)
     return doctor(study, rank_info, make_console(), ranks=options.ranks, seconds=options.seconds)

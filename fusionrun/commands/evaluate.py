@@ -29,6 +29,6 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     path = folder / "recipe.yaml"
     recipe = load_recipe(path, preset={"output_dir": str(folder)})
     from fusionrun.evaluation.evaluate import evaluate
-    from fusionrun.study.study import plan_study
+    from fusionrun.study.planning import plan_study
 
     return evaluate(plan_study(recipe, str(path)), rank_info, make_console())

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     recipe = load_recipe(find_recipe(recipe_word), overrides)
     from fusionrun.data.datasets import DataError
     from fusionrun.study.context import load_data
-    from fusionrun.study.study import plan_study
+    from fusionrun.study.planning import plan_study
 
     study = plan_study(recipe, recipe_word)
     try:

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     else:
         recipe = load_recipe(find_recipe(recipe_word), overrides)
     from fusionrun.evaluation.preview import preview
-    from fusionrun.study.study import plan_study
+    from fusionrun.study.planning import plan_study
 
     study = plan_study(recipe, recipe_word)
     return preview(study, rank_info, make_console(), seeds=options.seeds, epochs=options.epochs)

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     recipe = load_recipe(path, preset={"output_dir": str(folder)})
     from fusionrun.robustness.measure import RobustnessOptions
     from fusionrun.robustness.run import robustness
-    from fusionrun.study.study import plan_study
+    from fusionrun.study.planning import plan_study
 
     given = (options.corrupted, options.ood)
     corrupted, ood = (None if name is None else Path(name).expanduser() for name in given)

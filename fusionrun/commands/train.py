@@ -59,7 +59,7 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     recipe = load_recipe(find_recipe(recipe_word), overrides, preset)
     # torch takes seconds to import; a wrong recipe shouldn't have to wait for it
     from fusionrun.launch.rank import run as run_launch
-    from fusionrun.study.study import plan_study
+    from fusionrun.study.planning import plan_study
 
     study = plan_study(recipe, recipe_word)
     if options.only:

@@ -1,8 +1,5 @@
 """One rank, start to end: join, take tasks until none is left, leave together."""
 
-import sys
-from dataclasses import replace
-
 from rich.console import Console
 
 from fusionrun.common.distributed import (
@@ -13,8 +10,6 @@ from fusionrun.common.distributed import (
     leave,
 )
 from fusionrun.common.exit_status import ExitStatus
-from fusionrun.common.locks import locked
-from fusionrun.evaluation.results import collect_results, write_results
 from fusionrun.launch.claim_loop import ClaimLoop
 from fusionrun.launch.session import Session, open_session
 from fusionrun.launch.shutdown import (
@@ -23,6 +18,7 @@ from fusionrun.launch.shutdown import (
     exit_for_restart,
     exit_status,
     print_summary,
+    store_results,
     wait_for_peers,
 )
 from fusionrun.monitor.gather import StatusGather
@@ -31,8 +27,6 @@ from fusionrun.monitor.live import Display
 from fusionrun.monitor.record import Record
 from fusionrun.monitor.snapshot import Snapshot, SnapshotBuilder
 from fusionrun.study.queue import Queue
-from fusionrun.study.rows import make_rows
-from fusionrun.study.stored import join_stored
 from fusionrun.study.study import Study
 
 
@@ -123,20 +117,3 @@ def make_display(
         summary_minutes=study.recipe.status.summary_minutes,
         console=console,
     )
-
-
-def store_results(study: Study) -> Study:
-    """Write the tables of what is finished in the output directory, by whichever launch.
-
-    Returns the study with the rows that other launches have added. A full disk must not hide how
-    the launch ended.
-    """
-    try:
-        with locked(study.layout.recipe_lock, waiting=lambda: None):
-            recipe = join_stored(study.recipe, study.layout)
-            rows = make_rows(recipe.all_rows(), seed=recipe.seed, alpha=recipe.fusion.alpha)
-            study = replace(study, recipe=recipe, rows=rows)
-            write_results(study.layout, collect_results(study))
-    except OSError as error:
-        print(f"fusionrun: results could not be written: {error}", file=sys.stderr)
-    return study

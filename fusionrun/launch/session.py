@@ -23,12 +23,13 @@ from fusionrun.launch.preflight import require_startable
 from fusionrun.launch.resume import is_reusable, require_own
 from fusionrun.monitor.record import Outcome, read_outcome, write_outcome
 from fusionrun.study.paths import Layout
+from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import Recipe, RecipeError
 from fusionrun.study.recipe_yaml import dump_recipe
 from fusionrun.study.rows import Row
 from fusionrun.study.stored import join_stored
-from fusionrun.study.study import Study, plan_study
-from fusionrun.study.tasks import ExpertTask, RowTask
+from fusionrun.study.study import Study
+from fusionrun.study.tasks import ExpertTask
 from fusionrun.training.identity import IdentityError
 
 
@@ -132,7 +133,7 @@ def _without_needless_experts(study: Study) -> Study:
         {
             task.name
             for task in study.tasks
-            if isinstance(task, RowTask) or task.name in needed or is_reusable(study, task)
+            if not isinstance(task, ExpertTask) or task.name in needed or is_reusable(study, task)
         }
     )
 

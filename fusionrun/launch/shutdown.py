@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
@@ -13,12 +14,15 @@ from rich.console import Console
 
 from fusionrun.common.distributed import RankInfo
 from fusionrun.common.exit_status import ExitStatus
-from fusionrun.evaluation.results import collect_results, results_tables
+from fusionrun.common.locks import locked
+from fusionrun.evaluation.results import collect_results, results_tables, write_results
 from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.heartbeat import read_heartbeat
 from fusionrun.monitor.record import ENDED, Record
 from fusionrun.monitor.snapshot import Snapshot
 from fusionrun.study.queue import Queue
+from fusionrun.study.rows import make_rows
+from fusionrun.study.stored import join_stored
 from fusionrun.study.study import Study
 
 SHUTDOWN_SECONDS = 3.0  # how long a stopped rank waits for its peers: well inside any grace time
@@ -120,6 +124,23 @@ def exit_for_restart() -> NoReturn:
     """
     sys.stdout.flush()
     os._exit(ExitStatus.STOPPED)
+
+
+def store_results(study: Study) -> Study:
+    """Write the tables of what is finished in the output directory, by whichever launch.
+
+    Returns the study with the rows that other launches have added. A full disk must not hide how
+    the launch ended.
+    """
+    try:
+        with locked(study.layout.recipe_lock, waiting=lambda: None):
+            recipe = join_stored(study.recipe, study.layout)
+            rows = make_rows(recipe.all_rows(), seed=recipe.seed, alpha=recipe.fusion.alpha)
+            study = replace(study, recipe=recipe, rows=rows)
+            write_results(study.layout, collect_results(study))
+    except OSError as error:
+        print(f"fusionrun: results could not be written: {error}", file=sys.stderr)
+    return study
 
 
 def print_summary(

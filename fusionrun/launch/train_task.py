@@ -24,7 +24,7 @@ from fusionrun.launch.trainers import expert_trainer, network_trainer, row_seed,
 from fusionrun.study.context import EVALUATION_BATCH, RunContext
 from fusionrun.study.paths import expert_file
 from fusionrun.study.rows import Row
-from fusionrun.study.tasks import ExpertTask, RowTask, Task
+from fusionrun.study.tasks import ExpertTask, RowTask
 from fusionrun.training.inference import collect_logits
 from fusionrun.training.trainer import Trainer
 
@@ -115,7 +115,7 @@ def evaluate_row_once(
 
 
 def _component_info(
-    context: RunContext, task: Task, trainer: Trainer, **more: Any
+    context: RunContext, task: ExpertTask | RowTask, trainer: Trainer, **more: Any
 ) -> ComponentInfo:
     """What the files of the trained components say of where they come from."""
     model = trainer.model

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from fusionrun.study.identity import identity_of_study
 from fusionrun.study.paths import Layout
+from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import SINGLE, Recipe, RecipeError, RowConfig
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.rows import make_rows
-from fusionrun.study.study import Study, plan_study
+from fusionrun.study.study import Study
 from fusionrun.training.identity import IdentityError
 
 

@@ -15,6 +15,7 @@ from fusionrun.launch.trainers import expert_trainer, row_trainer
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
 from fusionrun.study.context import RunContext, open_context
+from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import (
     DataConfig,
     ExpertsConfig,
@@ -23,7 +24,6 @@ from fusionrun.study.recipe import (
     RowConfig,
     RuntimeConfig,
 )
-from fusionrun.study.study import plan_study
 from fusionrun.study.tasks import Task
 from fusionrun.training.trainer import Trainer
 from tests.bench.measure import Bench

@@ -18,10 +18,11 @@ from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.record import Record
 from fusionrun.monitor.snapshot import SnapshotBuilder
 from fusionrun.monitor.table import table
+from fusionrun.study.planning import plan_study
 from fusionrun.study.queue import Queue
 from fusionrun.study.recipe import DataConfig, Recipe, RowConfig
 from fusionrun.study.schedule import lower_bound, simulate
-from fusionrun.study.study import Study, plan_study
+from fusionrun.study.study import Study
 from fusionrun.study.tasks import Task
 from tests.bench.fusionrun_side import CLASSES
 from tests.bench.measure import MODELS, Bench, Row, share

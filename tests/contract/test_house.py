@@ -28,7 +28,6 @@ def test_functions_fit_a_screen_and_files_are_read_in_one_sitting(measured: Hous
     assert measured.longest_file <= (400, "~")
 
 
-@pytest.mark.xfail(strict=False, reason="aim: at most 25 own names in any file")
 def test_no_file_needs_half_of_the_house(measured: House) -> None:
     assert measured.most_own_names <= (25, "~")
 

@@ -19,9 +19,10 @@ from fusionrun.evaluation.results import Result, controls_table
 from fusionrun.experts import build_expert
 from fusionrun.fusions import FusionModel, build_fusion
 from fusionrun.study.context import load_data
+from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import Recipe, RecipeError, RowConfig
 from fusionrun.study.recipe_yaml import load_recipe
-from fusionrun.study.study import Study, plan_study
+from fusionrun.study.study import Study
 from fusionrun.study.tasks import RowTask
 from tests.tiny import alone, write_recipe
 

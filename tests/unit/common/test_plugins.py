@@ -9,9 +9,10 @@ import pytest
 
 from fusionrun.common.plugins import load_plugin, source_hash
 from fusionrun.data.datasets import DataError, as_arrays, load_dataset
+from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
-from fusionrun.study.study import Study, plan_study
+from fusionrun.study.study import Study
 from tests.tiny import ROOT, write_recipe
 
 PAGE = (ROOT / "docs/own-parts.md").read_text()

@@ -28,8 +28,8 @@ from fusionrun.experts import build_expert
 from fusionrun.fusions import FusionModel, build_fusion
 from fusionrun.study.context import load_data
 from fusionrun.study.paths import RowFiles
+from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
-from fusionrun.study.study import plan_study
 from fusionrun.training.checkpoint import CheckpointError, load, save
 from tests.tiny import copy_study
 

@@ -21,8 +21,9 @@ from fusionrun.launch.train_task import train_expert, train_row
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
 from fusionrun.study.context import RunContext, open_context
+from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
-from fusionrun.study.study import Study, plan_study
+from fusionrun.study.study import Study
 from fusionrun.study.tasks import RowTask, Task
 from fusionrun.training import checkpoint
 

@@ -27,8 +27,8 @@ from fusionrun.evaluation.predictions import (
 from fusionrun.evaluation.schema import TrainingTime
 from fusionrun.evaluation.statistics.cost import logged_seconds, training_time
 from fusionrun.study.context import load_data
+from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
-from fusionrun.study.study import plan_study
 from tests.tiny import copy_study
 
 N, E, C = 60, 2, 6

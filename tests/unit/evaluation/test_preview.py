@@ -17,8 +17,8 @@ from fusionrun.evaluation import frozen_features, measuring
 from fusionrun.evaluation.frozen_features import Extracted, Given, extract, train_fusion
 from fusionrun.fusions import FUSIONS
 from fusionrun.study.context import RunContext, open_context
+from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
-from fusionrun.study.study import plan_study
 from tests.tiny import copy_study, write_recipe
 
 E, C, SEEDS = 2, 6, (42, 43)

@@ -22,8 +22,9 @@ from fusionrun.logs.tensorboard import TensorBoardLog
 from fusionrun.logs.text import TaskLog
 from fusionrun.logs.wandb import PROJECTS, WandbLog
 from fusionrun.monitor.record import Record
+from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
-from fusionrun.study.study import Study, plan_study
+from fusionrun.study.study import Study
 from fusionrun.training.epoch import BestEpoch, EpochMetrics
 
 # --- CSV -----------------------------------------------------------------------------------------

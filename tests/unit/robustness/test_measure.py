@@ -26,8 +26,8 @@ from fusionrun.robustness import conditions, measure, run
 from fusionrun.robustness.corruptions import CORRUPTIONS, NOISE_SIGMAS, add_noise, corrupt
 from fusionrun.robustness.ood_images import built_in_sets
 from fusionrun.study.context import load_data
+from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
-from fusionrun.study.study import plan_study
 from tests.tiny import copy_study
 from tests.unit.report.test_report import Page, read_off
 from tests.unit.robustness.test_ood_images import write_images

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from fusionrun.common.text import nearest
 from fusionrun.common.typed_fields import flatten
+from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import Recipe, RecipeError
 from fusionrun.study.recipe_yaml import dump_recipe, load_recipe
-from fusionrun.study.study import plan_study
 
 ROOT = Path(__file__).resolve().parents[3]
 

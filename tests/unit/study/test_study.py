@@ -18,9 +18,10 @@ from fusionrun.data.splits import SplitRules, make_splits
 from fusionrun.experts import BUILDERS, build_expert
 from fusionrun.fusions import FUSIONS
 from fusionrun.study.defaults import EXPERT_DEFAULTS, FUSION_DEFAULTS
+from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import Recipe, RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
-from fusionrun.study.study import Study, plan_study
+from fusionrun.study.study import Study
 from fusionrun.study.tasks import RowTask, Task
 
 SMALL = """
