@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fusionrun.api.train import train
     from fusionrun.common.distributed import LaunchError
     from fusionrun.components.store import load_expert, load_model
-    from fusionrun.data.datasets import DataError, Request, as_arrays, load_dataset
+    from fusionrun.data.datasets import Arrays, DataError, Request, as_arrays, load_dataset
     from fusionrun.experts import Expert, build_expert
     from fusionrun.fusions import FusionModel, FusionModule, FusionOutput, build_fusion
     from fusionrun.study.recipe import RecipeError
@@ -29,7 +29,7 @@ HOMES = {
     "fusionrun.api.train": ("train",),
     "fusionrun.common.distributed": ("LaunchError",),
     "fusionrun.components.store": ("load_expert", "load_model"),
-    "fusionrun.data.datasets": ("DataError", "Request", "as_arrays", "load_dataset"),
+    "fusionrun.data.datasets": ("Arrays", "DataError", "Request", "as_arrays", "load_dataset"),
     "fusionrun.experts": ("Expert", "build_expert"),
     "fusionrun.fusions": ("FusionModel", "FusionModule", "FusionOutput", "build_fusion"),
     "fusionrun.study.recipe": ("RecipeError",),
@@ -38,6 +38,7 @@ HOMES = {
 }
 
 __all__ = [
+    "Arrays",
     "CheckpointError",
     "DataError",
     "Expert",

@@ -11,6 +11,7 @@ import fusionrun
 from tests.tiny import environment
 
 NAMES = {
+    "Arrays",
     "CheckpointError",
     "DataError",
     "Expert",
