@@ -16,10 +16,13 @@ from fusionrun.launch.preflight import (
     missing_experts,
     split_message,
 )
-from fusionrun.launch.resume import is_done, resume_path
+from fusionrun.launch.resume import is_done, require_own, resume_path
+from fusionrun.study.recipe import RecipeError
+from fusionrun.study.stored import join_stored
 from fusionrun.study.study import Study
 from fusionrun.training.checkpoint import CheckpointError, ResumeFile
 from fusionrun.training.errors import TaskError
+from fusionrun.training.identity import IdentityError
 
 # ---------------------------------------------------------------- data and splits
 
@@ -125,10 +128,15 @@ def _listed(numbers: Sequence[float]) -> str:
 
 def finished_epochs(study: Study) -> tuple[dict[str, int], list[Finding]]:
     """({task: epochs that an earlier launch did}, what is worth saying about that)."""
-    done: dict[str, int] = {}
+    done = {task.name: 0 for task in study.tasks}
+    try:  # as `train` does before it begins
+        join_stored(study.recipe, study.layout)
+        require_own(study)
+    except (RecipeError, IdentityError) as error:
+        return done, [Finding("earlier results", "fail", *split_message(str(error)))]
     findings = []
     for task in study.tasks:
-        done[task.name], damage = 0, ""
+        damage = ""
         try:
             if is_done(study, task):
                 done[task.name] = task.epochs
