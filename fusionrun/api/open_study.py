@@ -52,7 +52,7 @@ class OpenStudy:
 
     @property
     def results(self) -> list[Result]:
-        """Each row's test accuracies in percent, None where not measured; read anew each time."""
+        """Each row's test accuracies in percent, None where not measured; read again each time."""
         return collect_results(self._study)
 
     def load_model(self, row: Row | str) -> FusionModel | Expert:

@@ -34,7 +34,7 @@ def is_done(study: Study, task: Task) -> bool:
 
 
 def is_reusable(study: Study, task: Task) -> bool:
-    """As `is_done`, but False where a foreign or damaged result stands: its task will say so."""
+    """As `is_done`, but False where that is damaged or another experiment's: its task says so."""
     try:
         return is_done(study, task)
     except (TaskError, CheckpointError):
