@@ -1,0 +1,1 @@
+"""What every room may use: ranks, seeds, plug-ins, whole files, locks, words, typed fields."""

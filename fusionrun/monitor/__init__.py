@@ -1,0 +1,1 @@
+"""What every rank is doing: records, heartbeats, their gather, and the live table."""

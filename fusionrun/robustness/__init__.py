@@ -1,0 +1,1 @@
+"""Changed and out-of-distribution images: how the saved models answer them."""

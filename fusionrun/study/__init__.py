@@ -1,0 +1,1 @@
+"""A recipe, what follows from it (rows, tasks, queue, identity, paths), and its run context."""
