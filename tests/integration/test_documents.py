@@ -29,5 +29,5 @@ def test_the_page_of_the_python_api(
     assert torch.allclose(names["probabilities"].sum(dim=1), torch.ones(8))
     assert len(names["evaluation"].rows) == 4
     printed = capsys.readouterr().out
-    assert "resnet multiplicativeAddition " in printed
+    assert "resnet + multiplicativeAddition " in printed
     assert "resnet + multiplicativeAddition: " in printed
