@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusionrun.common.text import plural
+from fusionrun.common.text import NOT_AVAILABLE, plural
 from fusionrun.components.store import load_expert_weights
 from fusionrun.data.datasets import Dataset
 from fusionrun.data.split_files import HOLDOUT_FILE, META_FILE
@@ -86,7 +86,7 @@ def check_experts(study: Study, data: Dataset) -> Iterator[Finding]:
                 continue
             yield from _check_origin(path, about, data)
             accuracy = about.get("val_accuracy")
-            loaded.append("n/a" if accuracy is None else f"{accuracy:.1f} %")
+            loaded.append(NOT_AVAILABLE if accuracy is None else f"{accuracy:.1f} %")
         if loaded:
             found = f"{model}: {len(loaded)} fit, validation {', '.join(loaded)}"
             yield Finding("experts", "pass", found)

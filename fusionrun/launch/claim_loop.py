@@ -1,6 +1,5 @@
 """What a rank does between joining and leaving: claim a task, execute it, until none is left."""
 
-import json
 import sys
 import time
 import traceback
@@ -9,10 +8,10 @@ from typing import Any
 
 import torch
 
-from fusionrun.common.atomic_files import write_json
 from fusionrun.common.distributed import LaunchError, RankInfo
 from fusionrun.data.datasets import DataError
-from fusionrun.launch.resume import is_done, is_reusable, resume_path
+from fusionrun.launch.crashes import count_start
+from fusionrun.launch.resume import is_done, is_reusable
 from fusionrun.launch.shutdown import StopSignals
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.train_task import train_expert, train_row
@@ -25,7 +24,6 @@ from fusionrun.study.tasks import ExpertTask, Task
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.errors import StopRequested, TaskError
 
-CRASHES = 3  # a task that kills its process so often at one point isn't started again
 # what a person can fix; anything else deserves its traceback in the task's log
 USER_ERRORS = (TaskError, CheckpointError, DataError, LaunchError, OSError)
 
@@ -81,7 +79,13 @@ class ClaimLoop:
                     f"starts on rank {self.rank_info.rank}, {self.device}, {self.threads} threads"
                 )
                 try:
-                    self._require_startable(task)
+                    for need in task.needs:
+                        if self.queue.outcome(need) != "done":
+                            raise TaskError(
+                                f"can't start: {need} failed ({self.queue.outcome(need)})"
+                            )
+                    is_done(self.study, task)  # raises for the result of another experiment
+                    count_start(self.study, task)
                     if isinstance(task, ExpertTask):
                         train_expert(context, task, reporter)
                     else:
@@ -145,29 +149,6 @@ class ClaimLoop:
             raise
         record.note = ""
         return context
-
-    def _require_startable(self, task: Task) -> None:
-        """Count its crashes; TaskError when a need failed or another experiment's result is there.
-
-        A task that took its process with it CRASHES times without getting further isn't started:
-        torchrun's restarts are there for the other rows too. A clean end removes the count.
-        """
-        failed = [need for need in task.needs if self.queue.outcome(need) != "done"]
-        if failed:
-            raise TaskError(f"can't start: {failed[0]} failed ({self.queue.outcome(failed[0])})")
-        is_done(self.study, task)  # says why when a result that isn't this task's stands there
-        note, checkpoint = self.study.layout.crashes(task.name), resume_path(self.study, task)
-        reached = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        crashes = 0
-        if note.exists():
-            before = json.loads(note.read_text())
-            crashes = before["crashes"] + 1 if before["reached"] == reached else 0
-        if crashes >= CRASHES:
-            raise TaskError(
-                f"its process died {crashes} times without getting further; the log of the rank "
-                f"and the system's (dmesg: out of memory?) may say why. A new launch tries it again"
-            )
-        write_json(note, {"crashes": crashes, "reached": reached})
 
     def _failed(self, note: str) -> Outcome:
         return Outcome("failed", note=note, rank=self.rank_info.rank, epoch=int(self.record.epoch))
