@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Collection
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -95,14 +95,17 @@ def _open(
     study: Study, rank_info: RankInfo, only_failed: bool
 ) -> tuple[Opened, Study, list[TextIO]]:
     """Rank 0's part: (what the others need to know, the study to work on, locks)."""
-    is_first_attempt = rank_info.restarts == 0
-    asked = _with_stored_rows(study)
+    is_first_attempt, recipe_lock = rank_info.restarts == 0, study.layout.recipe_lock
+    can_lock = os.access(recipe_lock, os.W_OK)  # else nobody has begun here, or nobody can
+    with locked(recipe_lock, waiting=lambda: None) if can_lock else nullcontext():
+        asked = _with_stored_rows(study, in_use=can_lock and not _is_alone(study.layout))
     require_own(asked)  # before anything is locked: a refused launch leaves no trace
     if is_first_attempt:  # what has run once needs no second look
         require_startable(asked, rank_info, lambda text: print(f"fusionrun: {text}", flush=True))
     study.layout.state.mkdir(parents=True, exist_ok=True)
-    with locked(study.layout.recipe_lock, waiting=lambda: None):
-        asked = _with_stored_rows(study)  # another launch may just have added some
+    with locked(recipe_lock, waiting=lambda: None):
+        # another launch may just have added some
+        asked = _with_stored_rows(study, in_use=not _is_alone(study.layout))
         if only_failed:
             asked = asked.only(_failed_rows(asked, is_first_attempt=is_first_attempt))
         asked = _without_needless_experts(asked)
@@ -115,9 +118,9 @@ def _open(
     return Opened(recipe=recipe, tasks=tasks, launch=layout.launch), asked, locks
 
 
-def _with_stored_rows(study: Study) -> Study:
+def _with_stored_rows(study: Study, *, in_use: bool) -> Study:
     """The study with all rows of its output directory, for a launch of the same tasks."""
-    joined = join_stored(study.recipe, study.layout)
+    joined = join_stored(study.recipe, study.layout, in_use=in_use)
     if joined == study.recipe:
         return study
     asked = {(task.model, task.row.variant) for task in study.row_tasks}
@@ -221,8 +224,11 @@ def _try_lock(path: Path) -> TextIO | str:
     return lock
 
 
-def _is_alone(layout: Layout, own: Iterable[str]) -> bool:
-    """Whether no other launch works in the output directory."""
+def _is_alone(layout: Layout, own: Collection[str] = ()) -> bool:
+    """Whether no launch works in the output directory, but for the one with the locks `own`.
+
+    To be asked while the recipe is locked: it takes each lock for a moment.
+    """
     for path in layout.lock("x").parent.glob("*.lock"):
         if path.stem in own:
             continue

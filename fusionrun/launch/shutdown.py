@@ -134,7 +134,7 @@ def store_results(study: Study) -> Study:
     """
     try:
         with locked(study.layout.recipe_lock, waiting=lambda: None):
-            recipe = join_stored(study.recipe, study.layout)
+            recipe = join_stored(study.recipe, study.layout, in_use=True)
             rows = make_rows(recipe.all_rows(), seed=recipe.seed, alpha=recipe.fusion.alpha)
             study = replace(study, recipe=recipe, rows=rows)
             write_results(study.layout, collect_results(study))

@@ -20,16 +20,17 @@ def stored_study(output_dir: Path, overrides: Iterable[str] = ()) -> Study:
     return plan_study(load_recipe(path, overrides, {"output_dir": str(output_dir)}), str(path))
 
 
-def join_stored(recipe: Recipe, layout: Layout) -> Recipe:
+def join_stored(recipe: Recipe, layout: Layout, *, in_use: bool = False) -> Recipe:
     """`recipe` with every row of the study that its output directory holds.
 
     The stored rows come first and keep their places, and so their names. Where nothing was trained
-    yet, the stored recipe counts for nothing. Raises RecipeError where it is another study's.
+    yet, and no launch is at it (`in_use`), the stored recipe counts for nothing. Raises RecipeError
+    where it is another study's.
     """
     if not layout.recipe.is_file():
         return recipe
     stored = load_recipe(layout.recipe)
-    if not has_results(stored, layout):
+    if not in_use and not has_results(stored, layout):
         return recipe
     models = {row.model for row in stored.all_rows()} & {row.model for row in recipe.all_rows()}
     try:

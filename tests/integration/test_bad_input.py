@@ -26,6 +26,7 @@ from PIL import Image
 from fusionrun.cli import main
 from fusionrun.components.store import ComponentInfo, save_component
 from fusionrun.experts import Expert, build_expert
+from fusionrun.study.recipe_yaml import dump_recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -351,6 +352,26 @@ def test_an_output_dir_where_another_launch_works_on_another_row() -> None:
     assert Path("out/status.json").read_text() == "theirs"
     assert Path(f"out/.fusionrun/launches/{TASK}/status.json").is_file()
     assert outcome(TASK)["state"] == "done"
+
+
+def test_the_study_of_a_launch_that_has_only_just_begun_counts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing is trained yet, but somebody is at it: its rows stay, other settings are refused."""
+    other = ["rows.0.fusion=multiplicative"]
+    begun = load_recipe(Path("recipe.yaml"), other)
+    Path("out/.fusionrun/locks").mkdir(parents=True)
+    Path("out/.fusionrun/recipe.lock").touch()
+    Path("out/recipe.yaml").write_text(dump_recipe(begun))
+    task = TASK.replace("concatenation", "multiplicative")
+    with Path(f"out/.fusionrun/locks/{task}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["train", "recipe.yaml", "--epochs", "2"]) == 2
+        assert "fusion.epochs: 1 there, 2 in this recipe" in capsys.readouterr().err
+        assert main(["train", "recipe.yaml"]) == 0
+    rows = load_recipe(Path("out/recipe.yaml")).rows
+    assert [row.fusion for row in rows] == ["multiplicative", "concatenation"]
+    assert main(["train", "recipe.yaml", *other, "--epochs", "1"]) == 0
 
 
 def test_nothing_to_watch(capsys: pytest.CaptureFixture[str]) -> None:
