@@ -102,7 +102,7 @@ def output_dir(recipe: Path, folder: Path) -> Path:
 
 
 def more_telling(best: Snapshot | None, path: Path) -> Snapshot | None:
-    """The later of two that shows rows in as many states."""
+    """The earlier of two that show rows in as many states: a launch on its way."""
 
     def variety(snapshot: Snapshot) -> int:
         return len({t.state for t in snapshot.tasks if t.kind == "row"} & {"running", "done"})
@@ -111,7 +111,7 @@ def more_telling(best: Snapshot | None, path: Path) -> Snapshot | None:
         now = read_json(path, Snapshot)
     except (OSError, ValueError):
         return best
-    return now if best is None or variety(now) >= variety(best) else best
+    return now if best is None or variety(now) > variety(best) else best
 
 
 def accuracies(out: Path) -> tuple[Accuracies, ...]:
