@@ -10,6 +10,8 @@ Everything public is imported when it is first named: `import fusionrun` takes n
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fusionrun.common.version import __version__
+
 if TYPE_CHECKING:
     from fusionrun.api.open_study import OpenStudy, evaluate, open_study
     from fusionrun.api.train import train
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from fusionrun.study.recipe import RecipeError
     from fusionrun.training.checkpoint import CheckpointError
     from fusionrun.training.errors import TaskError
-
-__version__ = "0.2.0"
 
 HOMES = {
     "fusionrun.api.open_study": ("OpenStudy", "evaluate", "open_study"),

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from fusionrun import __version__
 from fusionrun.commands import (
     assemble,
     doctor,
@@ -22,6 +21,7 @@ from fusionrun.commands import (
 )
 from fusionrun.common.distributed import LaunchError, read_rank_info
 from fusionrun.common.exit_status import ExitStatus
+from fusionrun.common.version import __version__
 from fusionrun.study.recipe import RecipeError
 
 VERBS = (  # in --help's order

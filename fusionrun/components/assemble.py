@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusionrun import __version__
 from fusionrun.common.atomic_files import write_atomically
 from fusionrun.common.text import clipped, nearest, shown
+from fusionrun.common.version import __version__
 from fusionrun.components.manifest import (
     ComponentFile,
     Manifest,

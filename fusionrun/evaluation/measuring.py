@@ -10,9 +10,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from rich.console import Console, RenderableType
 
-from fusionrun import __version__
 from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
 from fusionrun.common.exit_status import ExitStatus
+from fusionrun.common.version import __version__
 from fusionrun.components.manifest import Manifest, read_manifest
 from fusionrun.components.store import load_model, load_single
 from fusionrun.data.errors import DataError

@@ -12,6 +12,7 @@ TESTED_BY: dict[str, str] = {
     "commands/*.py": "integration/test_bad_input.py",
     "common/complexity.py": "unit/study/test_study.py",
     "common/exit_status.py": "integration/test_bad_input.py",
+    "common/version.py": "contract/test_packaging.py",
     "common/seeds.py": "unit/robustness/test_corruptions.py",
     "components/*.py": "unit/components/test_store.py",
     "data/augmentation/policies.py": "unit/data/test_batch.py",

@@ -27,13 +27,13 @@ def test_requirements_are_bounded_at_both_ends_and_tools_pinned() -> None:
 
 def test_the_version_stands_in_one_place() -> None:
     assert "version" in PROJECT["dynamic"] and "version" not in PROJECT
-    assert PYPROJECT["tool"]["hatch"]["version"]["path"] == "fusionrun/__init__.py"
+    assert PYPROJECT["tool"]["hatch"]["version"]["path"] == "fusionrun/common/version.py"
     written = [
         path
         for path in [ROOT / "pyproject.toml", *(ROOT / "fusionrun").rglob("*.py")]
         if f'"{fusionrun.__version__}"' in path.read_text()
     ]
-    assert written == [ROOT / "fusionrun/__init__.py"]
+    assert written == [ROOT / "fusionrun/common/version.py"]
 
 
 def test_both_ends_are_tried_as_they_are_declared() -> None:
