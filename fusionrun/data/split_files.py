@@ -101,7 +101,7 @@ def load_or_create_splits(
     with contextlib.ExitStack() as stack:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(directory / ".splits.lock", waiting=lambda: None))
+            stack.enter_context(locked(directory / ".splits.lock"))
         except OSError as error:
             # a finished split may be read from a folder that we may not write
             if not (directory / META_FILE).is_file():

@@ -71,9 +71,9 @@ def run(
             status = ExitStatus.STOPPED if code is None else ExitStatus(code)
             lost_peers = code is None and not stop.requested()
             if display is not None:
-                study = store_results(study)
+                results = store_results(study)
                 display.stop()
-                print_summary(study, status, record, console, lost_peers=lost_peers)
+                print_summary(study.layout, results, status, record, console, lost_peers=lost_peers)
         if lost_peers:
             exit_for_restart()
         session.close()

@@ -15,7 +15,7 @@ from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, Task
 from fusionrun.training.checkpoint import CheckpointError, peek
 from fusionrun.training.errors import TaskError
-from fusionrun.training.identity import FINGERPRINT, HASH_DIGITS, SPLIT, WEIGHTS, Identity, upgraded
+from fusionrun.training.identity import FINGERPRINT, HASH_DIGITS, SPLIT, WEIGHTS, upgraded
 
 
 def is_done(study: Study, task: Task) -> bool:
@@ -58,18 +58,15 @@ def require_own(study: Study) -> None:
     data = {} if split is None else {FINGERPRINT: split.fingerprint, SPLIT: split.hash}
     weights = cache(lambda model: expert_weights(study, model))
     for task in study.tasks:
-        identity = study.identity(task, data)
         if isinstance(task, ExpertTask):
             path = expert_file(study.checkpoint_dir, task.model, task.expert)
             found = peek(path) if path.is_file() else None
             if found is not None:
-                require_origin(study, identity, path, found.get("settings"))
+                require_origin(study, study.identity(task, data), path, found.get("settings"))
         for path, fields in _left_behind(study, task):
             own = weights(task.model) if WEIGHTS in fields else None
             known = {WEIGHTS: own} if own else {}
-            Identity(
-                {**identity.fields, **known}, identity.defaults, identity.uncompared
-            ).require_same(path, fields)
+            study.identity(task, {**data, **known}).require_same(path, fields)
 
 
 def expert_weights(study: Study, model: str) -> list[str] | None:

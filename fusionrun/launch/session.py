@@ -1,13 +1,11 @@
 """How a launch begins: it belongs to its output directory, nobody else works on its rows."""
 
-import fcntl
 import importlib.util
 import json
 import os
 import shutil
-import time
 from collections.abc import Collection
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -21,15 +19,14 @@ from fusionrun.common.locks import locked
 from fusionrun.common.typed_fields import build, plain
 from fusionrun.launch.preflight import require_startable
 from fusionrun.launch.resume import is_reusable, require_own
+from fusionrun.launch.row_locks import is_alone, lock_rows
 from fusionrun.monitor.record import Outcome, read_outcome, write_outcome
-from fusionrun.study.paths import Layout
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import Recipe, RecipeError
 from fusionrun.study.recipe_yaml import dump_recipe
 from fusionrun.study.rows import Row
 from fusionrun.study.stored import join_stored
 from fusionrun.study.study import Study
-from fusionrun.study.tasks import ExpertTask
 from fusionrun.training.identity import IdentityError
 
 
@@ -97,21 +94,27 @@ def _open(
     """Rank 0's part: (what the others need to know, the study to work on, locks)."""
     is_first_attempt, recipe_lock = rank_info.restarts == 0, study.layout.recipe_lock
     can_lock = os.access(recipe_lock, os.W_OK)  # else nobody has begun here, or nobody can
-    with locked(recipe_lock, waiting=lambda: None) if can_lock else nullcontext():
-        asked = _with_stored_rows(study, in_use=can_lock and not _is_alone(study.layout))
-    require_own(asked)  # before anything is locked: a refused launch leaves no trace
+    with locked(recipe_lock) if can_lock else nullcontext():
+        asked = _with_stored_rows(study, in_use=can_lock and not is_alone(study.layout))
     if is_first_attempt:  # what has run once needs no second look
+        require_own(asked)  # before anything is locked: a refused launch leaves no trace
         require_startable(asked, rank_info, lambda text: print(f"fusionrun: {text}", flush=True))
     study.layout.state.mkdir(parents=True, exist_ok=True)
-    with locked(recipe_lock, waiting=lambda: None):
+    with locked(recipe_lock):
         # another launch may just have added some
-        asked = _with_stored_rows(study, in_use=not _is_alone(study.layout))
+        asked = _with_stored_rows(study, in_use=not is_alone(study.layout))
+        selection = asked.layout.selection(asked.tasks[0].name)
         if only_failed:
-            asked = asked.only(_failed_rows(asked, is_first_attempt=is_first_attempt))
-        asked = _without_needless_experts(asked)
-        locks, layout = _lock(asked, rank_info)
+            failed = _failed_rows(asked, selection, is_first_attempt=is_first_attempt)
+            asked = asked.only(failed)
+        done = {task.name for task in asked.tasks if is_reusable(asked, task)}
+        asked = _without_needless_experts(asked, done)
+        locks, layout = lock_rows(asked, done, rank_info)
         asked = replace(asked, layout=layout)
-        _clean_up(asked, is_first_attempt=is_first_attempt)
+        own_locks = {Path(lock.name).stem for lock in locks}
+        _clean_up(asked, done, own_locks, is_first_attempt=is_first_attempt)
+        if only_failed:
+            write_json(selection, [row.index for row in failed])
         write_text(layout.recipe, dump_recipe(asked.recipe))
     recipe = json.dumps(plain(asked.recipe)) if asked.recipe != study.recipe else ""
     tasks = tuple(task.name for task in asked.tasks)
@@ -128,17 +131,10 @@ def _with_stored_rows(study: Study, *, in_use: bool) -> Study:
     return whole.only([row for row in whole.rows if (row.model, row.variant) in asked])
 
 
-def _without_needless_experts(study: Study) -> Study:
+def _without_needless_experts(study: Study, done: Collection[str]) -> Study:
     """Without the experts that were removed and that only finished rows started from."""
-    open_rows = [task for task in study.row_tasks if not is_reusable(study, task)]
-    needed = {need for task in open_rows for need in task.needs}
-    return study.with_tasks(
-        {
-            task.name
-            for task in study.tasks
-            if not isinstance(task, ExpertTask) or task.name in needed or is_reusable(study, task)
-        }
-    )
+    needed = {need for task in study.row_tasks if task.name not in done for need in task.needs}
+    return study.with_tasks({*done, *needed, *(task.name for task in study.row_tasks)})
 
 
 def _as_told(study: Study, told: Opened) -> Study:
@@ -149,19 +145,18 @@ def _as_told(study: Study, told: Opened) -> Study:
     return replace(study.with_tasks(told.tasks), layout=layout)
 
 
-def _failed_rows(study: Study, *, is_first_attempt: bool) -> list[Row]:
-    """The rows that failed in the last launch; its restarts go on with those it began with."""
-    path = study.layout.selection
-    if is_first_attempt or not path.exists():
-        outcomes = {row.index: read_outcome(study.layout.outcome(row.name)) for row in study.rows}
-        failed = [index for index, found in outcomes.items() if found and found.state == "failed"]
-        if not failed:
-            raise LaunchError(
-                f"{study.layout.output_dir}: no row failed in the last launch, so --rerun failed "
-                f"has nothing to do; without it, everything that isn't done is run"
-            )
-        write_json(path, failed)
-    return [study.rows[index] for index in json.loads(path.read_text())]
+def _failed_rows(study: Study, selection: Path, *, is_first_attempt: bool) -> list[Row]:
+    """The launch's rows that failed in the last one; restarts keep to those it began with."""
+    if not is_first_attempt and selection.exists():
+        return [study.rows[index] for index in json.loads(selection.read_text())]
+    outcomes = {t.row: read_outcome(study.layout.outcome(t.name)) for t in study.row_tasks}
+    failed = [row for row, found in outcomes.items() if found and found.state == "failed"]
+    if not failed:
+        raise LaunchError(
+            f"{study.layout.output_dir}: no row failed in the last launch, so --rerun failed has "
+            f"nothing to do; without it, everything that isn't done is run"
+        )
+    return failed
 
 
 def _check_packages(study: Study) -> None:
@@ -174,76 +169,12 @@ def _check_packages(study: Study) -> None:
         )
 
 
-# ---------------------------------------------------------------- who works here
-
-
-def _lock(study: Study, rank_info: RankInfo) -> tuple[list[TextIO], Layout]:
-    """Lock every row of the launch and the experts it may train: (locks, layout of the launch).
-
-    Launches of other rows may work in the same folder at the same time. Raises LaunchError, naming
-    who works on one of these.
-    """
-    layout = study.layout
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    owner = f"host {rank_info.host}, pid {os.getpid()}, since {since}"
-    first = _try_lock(layout.lock())
-    if isinstance(first, str):  # beside another launch
-        layout = replace(layout, launch=study.tasks[0].name)
-    locks = [] if isinstance(first, str) else [first]
-    experts = [task for task in study.tasks if isinstance(task, ExpertTask)]
-    models = dict.fromkeys(task.model for task in experts if not is_reusable(study, task))
-    names = [task.name for task in study.row_tasks] + [f"experts-{model}" for model in models]
-    for name in names:
-        lock = _try_lock(layout.lock(name))
-        if isinstance(lock, str):
-            for held in locks:
-                held.close()
-            raise LaunchError(
-                f"{layout.output_dir}: another launch works here on {name} ({lock}); wait for it, "
-                f"stop it, or choose another output_dir"
-            )
-        locks.append(lock)
-    for lock in locks:
-        lock.truncate(0)
-        lock.write(f"{owner}\n")
-        lock.flush()
-    return locks, layout
-
-
-def _try_lock(path: Path) -> TextIO | str:
-    """The lock, or who holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip()
-        lock.close()
-        return holder
-    return lock
-
-
-def _is_alone(layout: Layout, own: Collection[str] = ()) -> bool:
-    """Whether no launch works in the output directory, but for the one with the locks `own`.
-
-    To be asked while the recipe is locked: it takes each lock for a moment.
-    """
-    for path in layout.lock("x").parent.glob("*.lock"):
-        if path.stem in own:
-            continue
-        with path.open("a+") as lock, suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            continue
-        return False
-    return True
-
-
-def _clean_up(study: Study, *, is_first_attempt: bool) -> None:
+def _clean_up(
+    study: Study, done: Collection[str], own_locks: Collection[str], *, is_first_attempt: bool
+) -> None:
     """Clear what an earlier launch of these tasks left unfinished."""
     layout = study.layout
-    own = {name for task in study.tasks for name in (task.name, f"experts-{task.model}")}
-    if not layout.launch and _is_alone(layout, own):
+    if not layout.launch and is_alone(layout, own_locks):
         sweep_temporaries(layout.output_dir)
         shutil.rmtree(layout.launches, ignore_errors=True)
     for path in layout.heartbeat(0).parent.glob("*.json"):
@@ -253,7 +184,7 @@ def _clean_up(study: Study, *, is_first_attempt: bool) -> None:
             layout.crashes(task.name).unlink(missing_ok=True)
         outcome = layout.outcome(task.name)
         found = read_outcome(outcome)
-        if found is not None and not (found.state == "done" and is_reusable(study, task)):
+        if found is not None and not (found.state == "done" and task.name in done):
             outcome.unlink()
-        if found is None and is_reusable(study, task):
+        if found is None and task.name in done:
             write_outcome(outcome, Outcome("done", note="found"))

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -15,13 +15,15 @@ from rich.console import Console
 from fusionrun.common.distributed import RankInfo
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.common.locks import locked
-from fusionrun.evaluation.results import collect_results, results_tables, write_results
+from fusionrun.evaluation.results import Result, collect_results, results_tables, write_results
 from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.heartbeat import read_heartbeat
 from fusionrun.monitor.record import ENDED, Record
 from fusionrun.monitor.snapshot import Snapshot
+from fusionrun.study.paths import Layout
 from fusionrun.study.queue import Queue
-from fusionrun.study.rows import make_rows
+from fusionrun.study.recipe import RecipeError
+from fusionrun.study.rows import rows_of
 from fusionrun.study.stored import join_stored
 from fusionrun.study.study import Study
 
@@ -47,12 +49,7 @@ class StopSignals:
                 self._before[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             # None: whoever was there before isn't Python's, and can't be put back
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -126,34 +123,40 @@ def exit_for_restart() -> NoReturn:
     os._exit(ExitStatus.STOPPED)
 
 
-def store_results(study: Study) -> Study:
+def store_results(study: Study) -> list[Result]:
     """Write the tables of what is finished in the output directory, by whichever launch.
 
-    Returns the study with the rows that other launches have added. A full disk must not hide how
-    the launch ended.
+    Returns what they hold. Neither a full disk nor somebody who damages the folder's recipe.yaml
+    meanwhile may hide how the launch ended: then it's this launch's rows alone.
     """
     try:
-        with locked(study.layout.recipe_lock, waiting=lambda: None):
+        with locked(study.layout.recipe_lock):
             recipe = join_stored(study.recipe, study.layout, in_use=True)
-            rows = make_rows(recipe.all_rows(), seed=recipe.seed, alpha=recipe.fusion.alpha)
-            study = replace(study, recipe=recipe, rows=rows)
-            write_results(study.layout, collect_results(study))
-    except OSError as error:
+            results = collect_results(replace(study, recipe=recipe, rows=rows_of(recipe)))
+            write_results(study.layout, results)
+            return results
+    except (OSError, RecipeError) as error:
         print(f"fusionrun: results could not be written: {error}", file=sys.stderr)
-    return study
+        return collect_results(study)
 
 
 def print_summary(
-    study: Study, code: ExitStatus, record: Record, console: Console, *, lost_peers: bool
+    layout: Layout,
+    results: Sequence[Result],
+    code: ExitStatus,
+    record: Record,
+    console: Console,
+    *,
+    lost_peers: bool,
 ) -> None:
     """The last words on the terminal or in the job's output."""
     if code == ExitStatus.NOT_STARTED:
-        beats = [read_heartbeat(path) for path in study.layout.heartbeat(0).parent.glob("*.json")]
+        beats = [read_heartbeat(path) for path in layout.heartbeat(0).parent.glob("*.json")]
         notes = [record.note, *(beat.note for beat in beats if beat and beat.state == "failed")]
         print(f"fusionrun: {next(filter(None, notes), 'no rank could start')}", file=sys.stderr)
         return
     if code != ExitStatus.STOPPED:
-        console.print(results_tables(collect_results(study), console.width))
+        console.print(results_tables(results, console.width))
     words = {
         ExitStatus.DONE: "all rows done",
         ExitStatus.ROW_FAILED: "some tasks failed; the same command runs them again, and only them",
@@ -163,5 +166,5 @@ def print_summary(
         words[ExitStatus.STOPPED] = (
             "another rank has died; if torchrun doesn't start all again, run the same command"
         )
-    line = f"{words[code]}. Results: {study.layout.results('md')}"
+    line = f"{words[code]}. Results: {layout.results('md')}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)

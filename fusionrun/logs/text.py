@@ -2,7 +2,6 @@
 
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 
 
 class TaskLog:
@@ -26,10 +25,5 @@ class TaskLog:
     def __enter__(self) -> "TaskLog":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._file.close()

@@ -91,10 +91,12 @@ class Layout:
         """Held by whoever adds rows to the study, or writes the tables of all of them."""
         return self.state / "recipe.lock"
 
-    @property
-    def selection(self) -> Path:
-        """The rows that `--rerun failed` found, for the launch's restarts."""
-        return self._launch_state / "selection.json"
+    def selection(self, task: str) -> Path:
+        """The rows that `--rerun failed` found among those of a launch that begins with `task`.
+
+        For the launch's restarts.
+        """
+        return self.state / "selections" / f"{task}.json"
 
     def heartbeat(self, rank: int) -> Path:
         return self._launch_state / "ranks" / f"{rank}.json"

@@ -16,7 +16,7 @@ from fusionrun.experts import BUILDERS, Expert, argument_names, build_expert
 from fusionrun.fusions import FUSIONS, FusionModule, build_fusion
 from fusionrun.study.paths import Layout
 from fusionrun.study.recipe import SINGLE, Recipe, RecipeError
-from fusionrun.study.rows import Row, make_rows
+from fusionrun.study.rows import Row, rows_of
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import make_tasks
 
@@ -28,7 +28,7 @@ def plan_study(recipe: Recipe, name: str) -> Study:
     """
     _check_names(recipe, name)
     layout = Layout(expanded(f"{name}: output_dir", recipe.output_dir))
-    rows = make_rows(recipe.all_rows(), seed=recipe.seed, alpha=recipe.fusion.alpha)
+    rows = rows_of(recipe)
     work = _work_per_image(recipe, rows, name)
     data, experts, fusion = recipe.data, recipe.experts, recipe.fusion
     own_share = 1 / experts.count  # of what the experts divide among them

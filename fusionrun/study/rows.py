@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusionrun.study.recipe import SINGLE, RowConfig
+from fusionrun.study.recipe import SINGLE, Recipe, RowConfig
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,13 @@ class Row:
         return f"{self.fusion}-{self.control}" if self.control else self.fusion
 
 
+def rows_of(recipe: Recipe) -> tuple[Row, ...]:
+    """All rows of a recipe, in order."""
+    return make_rows(recipe.all_rows(), seed=recipe.seed, alpha=recipe.fusion.alpha)
+
+
 def make_rows(entries: Sequence[RowConfig], *, seed: int, alpha: float) -> tuple[Row, ...]:
-    """The recipe's rows with its `seed` and `alpha` where they have none of their own."""
+    """Rows with the recipe's `seed` and `alpha` where they have none of their own."""
     rows = []
     for index, entry in enumerate(entries):
         variant = f"{entry.fusion}-{entry.control}" if entry.control else entry.fusion

@@ -9,7 +9,7 @@ from fusionrun.study.paths import Layout
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import SINGLE, Recipe, RecipeError, RowConfig
 from fusionrun.study.recipe_yaml import load_recipe
-from fusionrun.study.rows import make_rows
+from fusionrun.study.rows import rows_of
 from fusionrun.study.study import Study
 from fusionrun.training.identity import IdentityError
 
@@ -44,8 +44,7 @@ def join_stored(recipe: Recipe, layout: Layout, *, in_use: bool = False) -> Reci
 
 def has_results(recipe: Recipe, layout: Layout) -> bool:
     """Whether anything was trained for a row of `recipe`, or is half-done."""
-    rows = make_rows(recipe.all_rows(), seed=recipe.seed, alpha=recipe.fusion.alpha)
-    files = [layout.row(row.model, row.variant) for row in rows]
+    files = [layout.row(row.model, row.variant) for row in rows_of(recipe)]
     if any(each.manifest.exists() or each.checkpoint.exists() for each in files):
         return True
     folders = (layout.expert_checkpoints, layout.state / "experts")

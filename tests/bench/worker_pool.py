@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from types import TracebackType
 
 Part = Callable[[], float]
 
@@ -35,12 +34,7 @@ class WorkerPool:
             pipe.recv()  # it is ready
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for pipe in self._pipes:
             pipe.close()
 

@@ -1,6 +1,7 @@
 """Launches that share an output directory: one study, nothing of it overwritten."""
 
 import csv
+import fcntl
 import json
 import subprocess
 import sys
@@ -181,3 +182,26 @@ def test_other_splits_and_other_experts_are_noticed(two_rows: Path) -> None:
     (experts / "expert_0_best.pth").write_bytes((experts / "expert_1_best.pth").read_bytes())
     refused = alone("train", "tiny.yaml", rows, cwd=two_rows)
     assert refused.returncode == 2 and "experts.weights: " in refused.stderr
+
+
+def test_failed_rows_again_are_those_of_the_launch_alone(two_rows: Path) -> None:
+    """Another row of the folder that failed is another launch's business, and so is its record."""
+    state = two_rows / "out/.fusionrun"
+    for name in ("task-0-resnet-concatenation", "task-1-resnet-simpleAddition"):
+        outcome = state / f"outcomes/{name}.json"
+        outcome.write_text(json.dumps({"state": "failed", "note": "by hand"}))
+        row = two_rows / "out/resnet_fusions" / name.split("-")[-1]
+        (row / "manifest.json").unlink()
+    again = [*command("resnet", "simpleAddition"), "--rerun", "failed"]
+    with (state / "lock").open("a") as lock:  # another launch is at work here
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            again, cwd=two_rows, env=environment(), capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 0, done.stderr
+    assert "[task-1-resnet-simpleAddition]" in done.stdout
+    assert "[task-0-resnet-concatenation]" not in done.stdout
+    assert json.loads((state / "outcomes/task-0-resnet-concatenation.json").read_text())["note"]
+    # where the other launch's restarts would look there is nothing of this one
+    own = state / "selections/task-1-resnet-simpleAddition.json"
+    assert [path for path in state.rglob("*.json") if "selection" in str(path)] == [own]

@@ -4,10 +4,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from fusionrun.launch.shutdown import StopSignals
+from fusionrun.launch.shutdown import StopSignals, store_results
+from fusionrun.study.stored import stored_study
+from tests.tiny import copy_study
 
 
 def test_a_stop_signal_is_remembered_and_the_handlers_come_back() -> None:
@@ -40,3 +43,20 @@ def test_a_thread_listens_to_nothing() -> None:
     thread.start()
     thread.join()
     assert found == [(False, before)]
+
+
+def test_a_record_that_somebody_damages_meanwhile_costs_no_result(
+    trained_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A launch ends as it would have, and says which tables it couldn't write."""
+    out = tmp_path / "out"
+    copy_study(trained_study, out)
+    study = stored_study(out)
+    before = (out / "results.csv").read_text()
+    assert [result.fused for result in store_results(study)]
+    assert (out / "results.csv").read_text() == before and not capsys.readouterr().err
+    (out / "recipe.yaml").write_text("rows: {")
+    results = store_results(study)
+    assert [result.task for result in results] == [row.name for row in study.rows]
+    said = capsys.readouterr().err
+    assert "results could not be written: " in said and "recipe.yaml: is not valid YAML" in said
