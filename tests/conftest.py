@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import train_tiny
+from tests.tiny import OWN_PARTS, train_tiny
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,3 +33,11 @@ def trained_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = ("data.num_classes=6", "data.train_images=240", "data.test_images=60")
     folder = tmp_path_factory.mktemp("trained_study")
     return train_tiny(folder, f"rows=[{', '.join(rows)}]", *sizes) / "out"
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The page's my_parts.py in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_parts.py").write_text(OWN_PARTS[0])
+    return tmp_path / "my_parts.py"

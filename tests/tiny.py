@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,13 @@ import yaml
 from fusionrun.components.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# docs/own-parts.md: its my_parts.py, and the command that trains with it
+OWN_PARTS: tuple[str, str] = tuple(
+    re.findall(
+        r"```(?:python|bash)\n(.*?)```", (ROOT / "docs/own-parts.md").read_text(), flags=re.DOTALL
+    )
+)
 
 TINY = """
 output_dir: out

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fusionrun.commands.options import Verbs, make_console
 from fusionrun.common.distributed import RankInfo
-from fusionrun.study.recipe_yaml import load_recipe
+from fusionrun.study.recipe_yaml import load_stored
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -25,10 +25,8 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     """Measure the finished rows of the output directory."""
-    folder = Path(options.output_dir)
-    path = folder / "recipe.yaml"
-    recipe = load_recipe(path, preset={"output_dir": str(folder)})
+    recipe, name = load_stored(Path(options.output_dir))
     from fusionrun.evaluation.evaluate import evaluate
     from fusionrun.study.planning import plan_study
 
-    return evaluate(plan_study(recipe, str(path)), rank_info, make_console())
+    return evaluate(plan_study(recipe, name), rank_info, make_console())

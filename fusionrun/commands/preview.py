@@ -6,7 +6,7 @@ from pathlib import Path
 from fusionrun.commands.options import OVERRIDES, Verbs, make_console, recipe_and_overrides
 from fusionrun.common.distributed import RankInfo
 from fusionrun.study.recipe import RecipeError
-from fusionrun.study.recipe_yaml import load_recipe
+from fusionrun.study.recipe_yaml import load_recipe, load_stored
 from fusionrun.study.shipped_recipes import find_recipe
 
 
@@ -35,8 +35,7 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
         raise RecipeError("--seeds and --epochs: expected a number above 0")
     folder = Path(recipe_word)
     if folder.is_dir():
-        recipe_word = str(folder / "recipe.yaml")
-        recipe = load_recipe(folder / "recipe.yaml", overrides, {"output_dir": str(folder)})
+        recipe, recipe_word = load_stored(folder, overrides)
     else:
         recipe = load_recipe(find_recipe(recipe_word), overrides)
     from fusionrun.evaluation.preview import preview

@@ -6,7 +6,7 @@ from pathlib import Path
 from fusionrun.commands.options import Verbs, make_console
 from fusionrun.common.distributed import RankInfo
 from fusionrun.study.recipe import RecipeError
-from fusionrun.study.recipe_yaml import load_recipe
+from fusionrun.study.recipe_yaml import load_stored
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -40,9 +40,7 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     """Measure the finished rows of the output directory."""
     if options.images is not None and options.images < 1:
         raise RecipeError(f"--images: found {options.images}, expected a number above 0")
-    folder = Path(options.output_dir)
-    path = folder / "recipe.yaml"
-    recipe = load_recipe(path, preset={"output_dir": str(folder)})
+    recipe, name = load_stored(Path(options.output_dir))
     from fusionrun.robustness.measure import RobustnessOptions
     from fusionrun.robustness.run import robustness
     from fusionrun.study.planning import plan_study
@@ -50,4 +48,4 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     given = (options.corrupted, options.ood)
     corrupted, ood = (None if name is None else Path(name).expanduser() for name in given)
     wanted = RobustnessOptions(corrupted, ood, options.images)
-    return robustness(plan_study(recipe, str(path)), rank_info, make_console(), wanted)
+    return robustness(plan_study(recipe, name), rank_info, make_console(), wanted)

@@ -41,7 +41,7 @@ def measure_assembled(assembled: Assembled, folder: str, rank_info: RankInfo) ->
         head_logits(context, assembled.model, loader)
         for loader in (
             context.loader(context.splits.fusion_val, EVALUATION_BATCH),
-            context.test_loader(EVALUATION_BATCH),
+            context.test_loader(),
         )
     )
     val_accuracies = [accuracy(e, validation.labels) for e in validation.of("after").unbind(dim=1)]

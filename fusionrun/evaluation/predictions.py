@@ -122,7 +122,7 @@ def predict(
     """
     model.eval()
     validation = context.loader(context.splits.fusion_val, EVALUATION_BATCH)
-    test = context.test_loader(EVALUATION_BATCH)
+    test = context.test_loader()
     if not isinstance(model, FusionModel):
         return Predictions(
             origin,

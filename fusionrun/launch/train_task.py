@@ -21,10 +21,11 @@ from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.trainers import expert_trainer, network_trainer, row_seed, row_trainer
-from fusionrun.study.context import EVALUATION_BATCH, RunContext
+from fusionrun.study.context import RunContext
 from fusionrun.study.paths import expert_file
 from fusionrun.study.rows import Row
 from fusionrun.study.tasks import ExpertTask, RowTask
+from fusionrun.training.identity import HASH_DIGITS
 from fusionrun.training.inference import collect_logits
 from fusionrun.training.trainer import Trainer
 
@@ -38,7 +39,7 @@ def train_expert(context: RunContext, task: ExpertTask, reporter: TaskReporter) 
     info = _component_info(context, task, trainer, expert=task.expert, settings=settings)
     save_component(path, best.state, info)
     trainer.checkpointing.file.remove()
-    reporter.message(f"saved {path} (weights {state_hash(best.state)[:12]})")
+    reporter.message(f"saved {path} (weights {state_hash(best.state)[:HASH_DIGITS]})")
 
 
 def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> None:
@@ -66,6 +67,7 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
     trainer.model.load_state_dict(best.state)
     after = trainer.history[best.epoch - 1].val_accuracies[1:]
     results = evaluate_row_once(context, row, trainer.model, after, before)
+    weights = state_hash(best.state)
     manifest: dict[str, Any] = {
         "row": row.name,
         "variant": row.variant,
@@ -73,7 +75,7 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
         "seed": row.seed,
         "alpha": row.alpha,
         "settings": dict(trainer.checkpointing.identity.fields),
-        "weights": state_hash(best.state),
+        "weights": weights,
         "threads": context.threads,
         "device": str(context.device),
         "launch": dict(context.launch),
@@ -90,7 +92,7 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
         save_single(files, trainer.model, info, manifest)
     reporter.measured(results)
     trainer.checkpointing.file.previous.unlink(missing_ok=True)
-    reporter.message(f"saved {files.directory} (weights {state_hash(best.state)[:12]})")
+    reporter.message(f"saved {files.directory} (weights {weights[:HASH_DIGITS]})")
 
 
 def evaluate_row_once(
@@ -101,7 +103,7 @@ def evaluate_row_once(
     before_val_accuracies: list[float],
 ) -> dict[str, Any]:
     """The one reading of the test set: fused, tuned experts, experts before tuning."""
-    loader = context.test_loader(EVALUATION_BATCH)
+    loader = context.test_loader()
     answers = head_logits(context, model, loader)
     if row.is_single:
         return accuracies_by_method(answers)

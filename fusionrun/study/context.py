@@ -48,7 +48,7 @@ class RunContext:
     ) -> ResidentLoader:
         return self._loader(self.images, self.labels, indices, batch_size, augmentation)
 
-    def test_loader(self, batch_size: int) -> ResidentLoader:
+    def test_loader(self, batch_size: int = EVALUATION_BATCH) -> ResidentLoader:
         images, labels = self.data.test_images, self.data.test_labels
         everything = np.arange(len(labels))
         on_device = images.to(self.device), labels.to(self.device)

@@ -8,6 +8,7 @@ import yaml
 
 from fusionrun.common.text import one_line
 from fusionrun.common.typed_fields import FieldError, build, kind_of, plain
+from fusionrun.study.paths import Layout
 from fusionrun.study.recipe import Recipe, RecipeError
 
 MAX_VALUES = 10_000  # values in a recipe; hundreds of rows need a few thousand
@@ -43,6 +44,15 @@ def make_recipe(
         source = _source_of(error.path, sources) or name
         where = f"{error.path}: " if error.path else ""
         raise RecipeError(f"{source}: {where}{error.problem}") from None
+
+
+def load_stored(output_dir: Path, overrides: Iterable[str] = ()) -> tuple[Recipe, str]:
+    """(recipe of the study in `output_dir`, wherever that folder is now; its file's name).
+
+    Raises RecipeError.
+    """
+    path = Layout(output_dir).recipe
+    return load_recipe(path, overrides, {"output_dir": str(output_dir)}), str(path)
 
 
 def dump_recipe(recipe: Recipe) -> str:

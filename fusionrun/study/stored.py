@@ -8,7 +8,7 @@ from fusionrun.study.identity import identity_of_study
 from fusionrun.study.paths import Layout
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import SINGLE, Recipe, RecipeError, RowConfig
-from fusionrun.study.recipe_yaml import load_recipe
+from fusionrun.study.recipe_yaml import load_recipe, load_stored
 from fusionrun.study.rows import rows_of
 from fusionrun.study.study import Study
 from fusionrun.training.identity import IdentityError
@@ -16,8 +16,7 @@ from fusionrun.training.identity import IdentityError
 
 def stored_study(output_dir: Path, overrides: Iterable[str] = ()) -> Study:
     """The study in `output_dir`, wherever its folder is now. Raises RecipeError."""
-    path = Layout(output_dir).recipe
-    return plan_study(load_recipe(path, overrides, {"output_dir": str(output_dir)}), str(path))
+    return plan_study(*load_stored(output_dir, overrides))
 
 
 def join_stored(recipe: Recipe, layout: Layout, *, in_use: bool = False) -> Recipe:

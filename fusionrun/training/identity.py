@@ -12,7 +12,7 @@ from fusionrun.training.errors import TaskError
 # facts that a result may not know, because an older version made it: compared where both know
 FINGERPRINT, SPLIT, WEIGHTS = "data.fingerprint", "data.split_hash", "experts.weights"
 EVIDENCE = (FINGERPRINT, SPLIT, WEIGHTS)
-HASH_DIGITS = 12  # of an expert's weights
+HASH_DIGITS = 12  # of the weights' hash, where people read it
 THREADS = "runtime.threads"  # recorded: they decide the order of sums on a CPU
 
 

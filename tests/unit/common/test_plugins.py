@@ -13,18 +13,7 @@ from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study
-from tests.tiny import ROOT, write_recipe
-
-PAGE = (ROOT / "docs/own-parts.md").read_text()
-CODE, _ = re.findall(r"```(?:python|bash)\n(.*?)```", PAGE, flags=re.DOTALL)
-
-
-@pytest.fixture
-def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The page's my_parts.py in the working directory."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_parts.py").write_text(CODE)
-    return tmp_path / "my_parts.py"
+from tests.tiny import write_recipe
 
 
 def plan(folder: Path, *overrides: str) -> Study:
