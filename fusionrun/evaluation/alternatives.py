@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fusionrun.evaluation.statistics.scores import (
+from fusionrun.study.recipe import SINGLE
+from fusionrun.training.scores import (
     check_scores,
     log_probabilities,
     mean_logits,
     mix_probabilities,
 )
-from fusionrun.study.recipe import SINGLE
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,7 +24,6 @@ from fusionrun.evaluation.frozen_features import Given, extract, train_fusion
 from fusionrun.evaluation.measuring import ROW_PROBLEMS, measure_study, run_header, say
 from fusionrun.evaluation.schema import RunHeader, Spread
 from fusionrun.evaluation.statistics.metrics import accuracy
-from fusionrun.evaluation.statistics.scores import mix_probabilities
 from fusionrun.evaluation.statistics.significance import spread
 from fusionrun.fusions import FUSIONS
 from fusionrun.study.context import RunContext
@@ -32,6 +31,7 @@ from fusionrun.study.study import Study
 from fusionrun.tables.markdown import markdown_table
 from fusionrun.tables.table import Column, Table
 from fusionrun.tables.terminal import terminal_table
+from fusionrun.training.scores import mix_probabilities
 
 TITLE = "Fusions on the features of frozen experts"
 LEGEND = (

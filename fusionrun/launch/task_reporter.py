@@ -15,6 +15,7 @@ from fusionrun.logs.wandb import WandbLog
 from fusionrun.monitor.record import Outcome, Record, known
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
+from fusionrun.tables.headline import GAIN, GAIN_KEY
 from fusionrun.training.epoch import BestEpoch, EpochMetrics, Progress
 
 
@@ -64,7 +65,7 @@ class TaskReporter:
         record.val_loss = known(metrics.val_losses[0])
         record.val_accuracy, *experts = metrics.val_accuracies
         record.experts = list(experts)
-        record.gain = metrics.val_accuracies[0] - max(experts) if experts else None
+        record.gain = metrics.gain_over_averaging
         record.best, record.best_epoch = best.val_accuracy, float(best.epoch)
         record.images_per_second = metrics.images_per_second
         record.eta_seconds = self._seconds / metrics.epoch * (self._task.epochs - metrics.epoch)
@@ -84,7 +85,8 @@ class TaskReporter:
         compared = ""
         if experts:
             numbers = " ".join(f"{value:.1f}" for value in experts)
-            compared = f" experts {numbers} gain {accuracy - max(experts):+.1f}"
+            gain = metrics.gain_over_averaging
+            compared = f" experts {numbers}" + ("" if gain is None else f" {GAIN} {gain:+.1f}")
         self._log.line(
             f"epoch {metrics.epoch}/{self._task.epochs} loss {metrics.loss:.4f} "
             f"val {accuracy:.2f}%{compared} best {best.val_accuracy:.2f}% @{best.epoch} "
@@ -210,10 +212,11 @@ def chart_scalars(metrics: EpochMetrics, *, trains_alone: bool) -> dict[str, flo
             "expert_training/images_per_second": metrics.images_per_second,
         }
     fused, *experts = metrics.val_accuracies
+    gain = metrics.gain_over_averaging
     return {
         "accuracy/validation": fused,
         "accuracy/train": metrics.train_accuracies[0],
-        "accuracy/gain_over_best_expert": fused - max(experts),
+        **({} if gain is None else {f"accuracy/{GAIN_KEY}": gain}),
         "loss/validation": metrics.val_losses[0],
         "loss/train": metrics.loss,
         "loss/train_global": metrics.train_losses[0],

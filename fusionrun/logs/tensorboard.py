@@ -6,13 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
+from fusionrun.tables.headline import GAIN, GAIN_KEY
+
 Charts = Mapping[str, Mapping[str, list[Any]]]
 
 # of the Custom Scalars tab: {category: {chart: [kind, tags as regular expressions]}}
 LAYOUT: Charts = {
     "Rows": {
         "fused accuracy on validation": ["Multiline", ["^accuracy/validation$"]],
-        "gain over the best expert": ["Multiline", ["^accuracy/gain_over_best_expert$"]],
+        GAIN: ["Multiline", [f"^accuracy/{GAIN_KEY}$"]],
         "training loss": ["Multiline", ["^loss/train$"]],
         "experts' accuracy on validation": ["Multiline", [r"^experts/accuracy_\d+$"]],
         "rates": ["Multiline", ["^rate/"]],

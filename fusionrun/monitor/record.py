@@ -16,6 +16,7 @@ import torch
 
 from fusionrun.common.atomic_files import write_json
 from fusionrun.common.typed_fields import plain, read_json
+from fusionrun.tables.headline import GAIN_KEY
 
 RankState = Literal["starting", "working", "idle", "finished", "stopped", "failed"]
 RANK_STATES: tuple[RankState, ...] = get_args(RankState)
@@ -43,7 +44,7 @@ class Record:
     val_accuracy: float | None = None  # percent, of the fused head (or the expert)
     best: float | None = None  # best val_accuracy so far
     best_epoch: float | None = None
-    gain: float | None = None  # points over the best expert in the same epoch
+    gain: float | None = field(default=None, metadata={"key": GAIN_KEY})  # on validation, points
     images_per_second: float | None = None
     eta_seconds: float | None = None  # of the task
     memory_bytes: float | None = None  # of this process on its device
@@ -101,7 +102,7 @@ class Outcome:
     val_accuracy: float | None = None
     best: float | None = None
     best_epoch: int | None = None
-    gain: float | None = None
+    gain: float | None = field(default=None, metadata={"key": GAIN_KEY})
     experts: tuple[float | None, ...] = ()
     seconds: float | None = None
 

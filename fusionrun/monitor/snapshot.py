@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fusionrun.common.distributed import RankInfo
@@ -11,6 +11,7 @@ from fusionrun.monitor.heartbeat import read_heartbeat
 from fusionrun.monitor.record import ENDED, Outcome, RankState, Record, read_outcome
 from fusionrun.study.paths import Layout
 from fusionrun.study.tasks import RowTask, Task
+from fusionrun.tables.headline import GAIN_KEY
 
 TaskState = Literal["waiting", "queued", "running", "done", "failed", "stopped"]
 LaunchState = Literal["running", "done", "failed", "stopped"]
@@ -36,7 +37,7 @@ class TaskStatus:
     val_accuracy: float | None = None
     best: float | None = None
     best_epoch: int | None = None
-    gain: float | None = None  # points over the best expert
+    gain: float | None = field(default=None, metadata={"key": GAIN_KEY})  # on validation, points
     experts: tuple[float | None, ...] = ()
     images_per_second: float | None = None
     eta_seconds: float | None = None

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fusionrun.evaluation.statistics.scores import check_scores
+from fusionrun.training.scores import check_scores
 
 Counts = npt.NDArray[np.int64]
 

@@ -26,6 +26,14 @@ class EpochMetrics:
     train_seconds: float
     seconds: float  # with validation
     timestamp: str  # ISO 8601, UTC
+    # percent, of the mean of the experts' probabilities; None: no experts, or an older state
+    val_averaged: float | None = None
+
+    @property
+    def gain_over_averaging(self) -> float | None:
+        """Points of the fused head on validation over the mean of the experts' probabilities."""
+        averaged = self.val_averaged
+        return None if averaged is None else self.val_accuracies[0] - averaged
 
     @property
     def images_per_second(self) -> float:

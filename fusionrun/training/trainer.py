@@ -19,6 +19,7 @@ from fusionrun.training.identity import THREADS, Identity
 from fusionrun.training.inference import collect_logits, forward_heads
 from fusionrun.training.losses import head_correct, head_losses
 from fusionrun.training.optim import Group, clip_gradients, load_optimizer, set_learning_rates
+from fusionrun.training.scores import averaged_accuracy
 
 REPORT_SECONDS = 1.0  # how often a running epoch's numbers are read from the device
 
@@ -215,7 +216,7 @@ class Trainer:
         self._check_finite()
         train_seconds = self._elapsed()
         loss, losses, accuracies = self._meter.means()
-        val_losses, val_accuracies = self.validate()
+        val_losses, val_accuracies, val_averaged = self.validate()
         groups = self.optimisation.optimizer.param_groups
         metrics = EpochMetrics(
             epoch=len(self.history) + 1,
@@ -229,6 +230,7 @@ class Trainer:
             train_seconds=train_seconds,
             seconds=self._elapsed(),
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            val_averaged=val_averaged,
         )
         if self.best.is_beaten_by(metrics):
             state = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
@@ -241,14 +243,17 @@ class Trainer:
         if is_due or metrics.epoch == self.schedule.epochs:
             self.save()
 
-    def validate(self) -> tuple[list[float], list[float]]:
-        """(plain cross-entropy, accuracy in percent) of every head on the validation part."""
+    def validate(self) -> tuple[list[float], list[float], float | None]:
+        """On the validation part: plain cross-entropy and accuracy in percent of every head, and
+
+        the accuracy of the mean of the experts' probabilities, where there are experts.
+        """
         bf16 = self.optimisation.bf16
         logits, labels = collect_logits(self.model, self.loaders.validation, bf16=bf16)
         targets = nn.functional.one_hot(labels, logits.shape[-1]).float()
         losses = head_losses(logits, targets)
         accuracies = 100 * head_correct(logits, targets).double() / len(labels)
-        return losses.tolist(), accuracies.tolist()
+        return losses.tolist(), accuracies.tolist(), averaged_accuracy(logits[:, 1:], labels)
 
     def _check_finite(self) -> None:
         step = int(self._bad_step.item())

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fusionrun.evaluation.schema import Attribution, Dominance
 from fusionrun.evaluation.statistics.metrics import correct, per_class_accuracy, percent
-from fusionrun.evaluation.statistics.scores import check_scores, mix_probabilities
+from fusionrun.training.scores import check_scores, mix_probabilities
 
 CARRIED = 98.0  # percent of the contested samples
 ENOUGH = 50  # contested samples; among fewer, 98 % is all of them and could be luck

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusionrun.evaluation.schema import Bin
-from fusionrun.evaluation.statistics.scores import UNNORMALISED, check_scores
+from fusionrun.training.scores import UNNORMALISED, check_scores
 
 BINS = 15  # of confidence, as Guo et al.
 GAP = 1e-7  # in nats: how close to the best mixture is close enough

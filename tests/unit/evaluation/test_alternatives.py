@@ -19,8 +19,8 @@ from fusionrun.evaluation.alternatives import (
 from fusionrun.evaluation.comparison import accuracies_by_method
 from fusionrun.evaluation.predictions import HeadLogits
 from fusionrun.evaluation.statistics.metrics import accuracy
-from fusionrun.evaluation.statistics.scores import mean_logits, mix_probabilities
 from fusionrun.experts import build_expert
+from fusionrun.training.scores import mean_logits, mix_probabilities
 
 N, E, C = 300, 3, 5
 Floats = npt.NDArray[np.float64]

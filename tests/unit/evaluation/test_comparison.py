@@ -26,10 +26,10 @@ from fusionrun.evaluation.schema import (
     PathGradients,
     RowResult,
 )
-from fusionrun.evaluation.statistics.scores import log_probabilities
 from fusionrun.evaluation.statistics.significance import over_seeds
 from fusionrun.evaluation.tables import CSV_COLUMNS, long_rows, markdown, show
 from fusionrun.study.rows import Row
+from fusionrun.training.scores import log_probabilities
 
 N, V, E, C = 400, 150, 3, 7
 ORIGIN = Origin("w", ("a", "b", "c"), "d")

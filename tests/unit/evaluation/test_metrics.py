@@ -28,7 +28,7 @@ from fusionrun.evaluation.statistics.metrics import (
     per_class_accuracy,
     reliability,
 )
-from fusionrun.evaluation.statistics.scores import (
+from fusionrun.training.scores import (
     log_probabilities,
     mean_logits,
     mix_probabilities,

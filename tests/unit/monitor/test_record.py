@@ -111,8 +111,8 @@ def test_outcomes_survive_their_file_and_other_versions(tmp_path: Path) -> None:
     write_outcome(path, outcome)
     assert read_outcome(path) == outcome
     assert list(json.loads(path.read_text())) == [
-        *("state", "note", "rank", "epoch", "val_accuracy", "best", "best_epoch", "gain"),
-        *("experts", "seconds"),
+        *("state", "note", "rank", "epoch", "val_accuracy", "best", "best_epoch"),
+        *("gain_over_averaging", "experts", "seconds"),
     ]
     path.write_text('{"state": "failed", "note": "out of memory", "of_a_later_version": [1]}')
     assert read_outcome(path) == Outcome("failed", note="out of memory")

@@ -34,6 +34,7 @@ from fusionrun.training.optim import (
     sgd,
     warm_restarts,
 )
+from fusionrun.training.scores import averaged_accuracy
 from fusionrun.training.trainer import Checkpointing, Loaders, Optimisation, Schedule, Trainer
 
 CLASSES, SIZE = 4, 8
@@ -281,13 +282,20 @@ def test_a_state_of_version_0_1_resumes(
     stop_after(make_kit(path), steps)
     state = load(path)
     for metrics in state["history"]:
+        del metrics["val_averaged"]  # it didn't know this one
         metrics |= {"rates": metrics.pop("learning_rates"), "objective": metrics.pop("loss")}
     state["meter"]["hits"] = state["meter"].pop("correct")
     save(path, state)
     kit = make_kit(path, init=77)
     kit.trainer.run()
     assert kit.counter.steps == TOTAL - steps
-    assert outcome(kit.trainer) == uninterrupted["fusion"]
+    older = len(state["history"])
+    history = [
+        dataclasses.replace(metrics, val_averaged=None) if epoch < older else metrics
+        for epoch, metrics in enumerate(uninterrupted["fusion"]["history"])
+    ]
+    expected = {**uninterrupted["fusion"], "history": history}
+    assert outcome(kit.trainer) == expected
 
 
 class CrashError(Exception):
@@ -665,6 +673,8 @@ def test_every_number_is_a_mean_over_its_epoch(path: Path, kind: str) -> None:
         assert metrics.val_accuracies == pytest.approx(
             [100 * int((head.argmax(1) == labels).sum()) / VAL for head in validated.unbind(1)]
         )
+        assert metrics.val_averaged == averaged_accuracy(validated[:, 1:], labels)
+        assert (metrics.gain_over_averaging is None) == (kind != "fusion")
         assert metrics.epoch == epoch + 1
         # the rates that the optimizer really used in all steps of the epoch
         assert (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+AT_ONCE = 4096  # images: double precision of all would take room on a GPU
 UNNORMALISED = 1e-4  # in nats: more than float32 loses in a log-softmax
 
 
@@ -58,3 +59,14 @@ def mix_probabilities(expert_logits: "Tensor", weights: "Tensor | None" = None) 
             f"weights: expected {experts}, none negative, that sum to one, found {weights.tolist()}"
         )
     return (each + weights.log().unsqueeze(-1)).logsumexp(dim=1)
+
+
+def averaged_accuracy(expert_logits: "Tensor", labels: "Tensor") -> float | None:
+    """Percent right of the mean of probabilities: (N, E, C), (N,); None: no experts, not finite."""
+    if not expert_logits.numel() or not bool(expert_logits.isfinite().all()):
+        return None
+    right = 0
+    for start in range(0, len(labels), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        right += int((mix_probabilities(expert_logits[part]).argmax(dim=-1) == labels[part]).sum())
+    return 100 * right / len(labels)
