@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import gc
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -32,13 +34,54 @@ def reset_peak(device: torch.device) -> float | None:
 
 
 def free_memory(device: torch.device) -> float | None:
-    """What tasks on a device of this kind can have, once this process is gone; the least GPU's."""
+    """What tasks on a device of this kind can have, once this process is gone; the least GPU's.
+
+    Of a CPU what the machine has free, and less where the container, the batch system's control
+    group or `ulimit -v` allows this process less.
+    """
     if device.type == "cuda":
         count = torch.cuda.device_count()
         return float(
             min(torch.cuda.mem_get_info(i)[0] + torch.cuda.memory_reserved(i) for i in range(count))
         )
-    return _kernel_bytes("/proc/meminfo", "MemAvailable")
+    return free_host_memory()
+
+
+def free_host_memory() -> float | None:
+    """As `free_memory` of a CPU, without torch having to look for GPUs."""
+    limits = [_kernel_bytes("/proc/meminfo", "MemAvailable"), *_free_in_containers()]
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    used = _kernel_bytes("/proc/self/status", "VmSize")
+    if soft != resource.RLIM_INFINITY and used is not None:
+        limits.append(soft - used)
+    known = [limit for limit in limits if limit is not None]
+    return max(0.0, min(known)) if known else None
+
+
+def _free_in_containers() -> Iterator[float]:
+    """What each control group above this process has left; cached files make room when asked."""
+    try:
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:  # no Linux
+        return
+    root = Path("/sys/fs/cgroup")
+    for group in groups:  # hierarchy:controllers:path, of version 2 without controllers
+        _, controllers, path = group.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, names = root, ("memory.max", "memory.current", "")
+        if controllers:
+            top = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+        folder = top / path.strip("/")
+        for place in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+                limit, used = (int((place / name).read_text()) for name in names[:2])
+                rows = dict(row.split() for row in (place / "memory.stat").read_text().splitlines())
+                files = sum(int(rows[f"{names[2]}{age}_file"]) for age in ("active", "inactive"))
+                yield float(limit - used + files)
+            if place == top:
+                break
 
 
 def _kernel_bytes(file: str, name: str) -> float | None:

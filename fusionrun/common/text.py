@@ -1,7 +1,9 @@
 """Words for people: the one home of what messages and tables share."""
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 NOT_AVAILABLE = "n/a"  # what was not measured, wherever people read it
 
@@ -54,6 +56,11 @@ def shown(value: object) -> str:
     """`value` as an error message shows it, never more than a line of it."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def printable_path(path: str | Path) -> str:
+    """A file's name as text: bytes that aren't UTF-8 become \\xNN, as no UTF-8 file holds them."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def one_line(error: object) -> str:

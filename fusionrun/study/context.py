@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
-from fusionrun.data.datasets import Dataset, load_dataset
+from fusionrun.data.datasets import Dataset, Survey, load_dataset, survey_dataset
 from fusionrun.data.loader import ResidentLoader
 from fusionrun.data.split_files import load_or_create_splits
 from fusionrun.data.splits import SplitRules, Splits
@@ -149,16 +149,27 @@ def load_data(study: Study, progress: Callable[[str], None]) -> tuple[Dataset, S
 
 def load_images(study: Study, progress: Callable[[str], None]) -> Dataset:
     """The study's data set. Raises DataError."""
+    name, arguments = _data_arguments(study)
+    return load_dataset(name, **arguments, progress=progress)
+
+
+def survey_images(study: Study) -> Survey:
+    """What `load_images` will load, in seconds: nothing is decoded. Raises DataError."""
+    name, arguments = _data_arguments(study)
+    return survey_dataset(name, **arguments)
+
+
+def _data_arguments(study: Study) -> tuple[str, dict[str, Any]]:
     data = study.recipe.data
-    return load_dataset(
-        study.source(data.name),
-        root=data.root,
-        cache_dir=data.cache_dir,
-        download=data.download,
-        image_size=data.image_size,
-        num_classes=data.num_classes,
-        train_images=data.train_images,
-        test_images=data.test_images,
-        seed=data.seed,
-        progress=progress,
-    )
+    return study.source(data.name), {
+        "root": data.root,
+        "cache_dir": data.cache_dir,
+        "download": data.download,
+        "image_size": data.image_size,
+        "num_classes": data.num_classes,
+        "train_images": data.train_images,
+        "test_images": data.test_images,
+        "seed": data.seed,
+        "train_folder": data.train_folder,
+        "test_folder": data.test_folder,
+    }

@@ -12,7 +12,10 @@ from fusionrun.study.tasks import RowTask, Task
 from fusionrun.training.identity import THREADS, Identity
 
 # recorded, never compared: where things lie, and how the hardware is used
-PATHS = ("data.root", "data.cache_dir", "data.splits_dir", "experts.checkpoint_dir")
+PATHS = (
+    *("data.root", "data.train_folder", "data.test_folder", "data.cache_dir", "data.splits_dir"),
+    "experts.checkpoint_dir",
+)
 KNOBS = ("data.download", "fusion.micro_batch", THREADS)
 UNCOMPARED = frozenset({*PATHS, *KNOBS})
 

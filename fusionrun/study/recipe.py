@@ -91,6 +91,8 @@ class DataConfig:
     cache_dir: str | None = None  # null: <root>/.fusionrun_cache
     splits_dir: str | None = None  # null: <output_dir>/splits
     download: bool = False  # fetch a CIFAR archive that is missing
+    train_folder: str = "train"  # image_folder: below root
+    test_folder: str = "test"  # image_folder: below root
     image_size: int = 32  # side in pixels (image_folder resizes once; synthetic draws)
     train_images: int | None = None  # null: all; else a seeded subset, stratified by class
     test_images: int | None = None  # as train_images

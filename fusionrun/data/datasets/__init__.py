@@ -1,8 +1,9 @@
 """Load a data set by name; everything ends as uint8 tensors."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,17 +14,35 @@ from fusionrun.common.plugins import is_plugin, load_plugin
 from fusionrun.common.text import nearest
 from fusionrun.data.datasets import cifar, image_folder, synthetic
 from fusionrun.data.datasets.cache import Arrays, channel_statistics, content_fingerprint
-from fusionrun.data.datasets.request import Request
-from fusionrun.data.datasets.subset import take_subset
+from fusionrun.data.datasets.request import Request, say_nothing
+from fusionrun.data.datasets.subset import require_enough, take_subset
+from fusionrun.data.datasets.survey import Survey
 from fusionrun.data.errors import DataError
 
-__all__ = ["DATASETS", "Arrays", "DataError", "Dataset", "Request", "as_arrays", "load_dataset"]
+__all__ = [
+    "DATASETS",
+    "Arrays",
+    "DataError",
+    "Dataset",
+    "Request",
+    "Survey",
+    "as_arrays",
+    "load_dataset",
+    "survey_dataset",
+]
 
 DATASETS: dict[str, Callable[[Request], Arrays]] = {
     "cifar100": cifar.load_cifar100,
     "cifar10": cifar.load_cifar10,
     "image_folder": image_folder.load_image_folder,
     "synthetic": synthetic.load_synthetic,
+}
+# the same names: what is known before loading
+SURVEYS: dict[str, Callable[[Request], Survey]] = {
+    "cifar100": cifar.survey_cifar100,
+    "cifar10": cifar.survey_cifar10,
+    "image_folder": image_folder.survey_image_folder,
+    "synthetic": synthetic.survey_synthetic,
 }
 
 
@@ -54,7 +73,9 @@ def load_dataset(
     train_images: int | None = None,
     test_images: int | None = None,
     seed: int = 42,
-    progress: Callable[[str], None] = lambda message: None,
+    train_folder: str = "train",
+    test_folder: str = "test",
+    progress: Callable[[str], None] = say_nothing,
 ) -> Dataset:
     """Load the data set `name` of DATASETS, or FILE.py:NAME, a function of a Request.
 
@@ -62,24 +83,24 @@ def load_dataset(
     `<root>/.fusionrun_cache`) and shared by every process that loads them. `train_images` and
     `test_images` say how many to use: None is all (of "synthetic": 4000 and 1000), otherwise a
     subset drawn with `seed`, stratified by class. `num_classes` means something to "synthetic"
-    only.
+    only, `train_folder` and `test_folder`, below `root`, to "image_folder".
 
     Raises DataError for an unknown name, and for files that are missing, damaged or unwritable.
     """
-    root = Path(root).expanduser()
-    arrays = find_loader(name)(
-        Request(
-            root=root,
-            cache_dir=Path(cache_dir).expanduser() if cache_dir else root / ".fusionrun_cache",
-            download=download,
-            image_size=image_size,
-            num_classes=num_classes,
-            train_images=4000 if train_images is None else train_images,
-            test_images=1000 if test_images is None else test_images,
-            seed=seed,
-            progress=progress,
-        )
+    request = _request(
+        root=root,
+        cache_dir=cache_dir,
+        download=download,
+        image_size=image_size,
+        num_classes=num_classes,
+        train_images=train_images,
+        test_images=test_images,
+        seed=seed,
+        train_folder=train_folder,
+        test_folder=test_folder,
+        progress=progress,
     )
+    arrays = find_loader(name)(request)
     if not isinstance(arrays, Arrays):
         kind = type(arrays).__name__
         raise DataError(f"data set {name!r}: found {kind}, expected what as_arrays returns")
@@ -96,6 +117,47 @@ def load_dataset(
         std=arrays.std,
         fingerprint=arrays.fingerprint,
         notes=arrays.notes,
+    )
+
+
+def survey_dataset(name: str, **arguments: Any) -> Survey:
+    """What `load_dataset` with these arguments will load, in seconds: nothing is decoded.
+
+    Raises DataError for what loading would stumble over later, as far as it shows: files missing,
+    sorted otherwise or half fetched, sizes out of range, too little memory or disk.
+    """
+    find_loader(name)
+    survey = SURVEYS.get(name)
+    if survey is None:
+        return Survey(name)
+    found = survey(_request(**arguments))
+    train, test = arguments.get("train_images"), arguments.get("test_images")
+    if name == "synthetic" or (train is None and test is None):
+        return found
+    require_enough("data.train_images", train, found.train_images)
+    require_enough("data.test_images", test, found.test_images)
+    return replace(
+        found,
+        train_images=found.train_images if train is None else train,
+        test_images=found.test_images if test is None else test,
+        shared=False,  # what is taken of the images is a copy
+    )
+
+
+def _request(
+    root: str | Path,
+    cache_dir: str | Path | None = None,
+    train_images: int | None = None,
+    test_images: int | None = None,
+    **others: Any,
+) -> Request:
+    root = Path(root).expanduser()
+    return Request(
+        root=root,
+        cache_dir=Path(cache_dir).expanduser() if cache_dir else root / ".fusionrun_cache",
+        train_images=4000 if train_images is None else train_images,
+        test_images=1000 if test_images is None else test_images,
+        **others,
     )
 
 

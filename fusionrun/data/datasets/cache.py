@@ -131,6 +131,11 @@ def load_or_build(
     return ready
 
 
+def is_ready(folder: Path, source_key: str) -> bool:
+    """Whether `load_or_build` has only to map what is there."""
+    return _open(folder, source_key)[0] is not None
+
+
 def _cannot_write(cache_dir: Path, error: OSError) -> DataError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return DataError(

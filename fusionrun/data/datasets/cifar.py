@@ -8,8 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fusionrun.common.locks import locked
-from fusionrun.data.datasets.cache import Arrays, Triple, content_fingerprint, load_or_build
+from fusionrun.data.datasets.cache import (
+    Arrays,
+    Triple,
+    content_fingerprint,
+    is_ready,
+    load_or_build,
+)
 from fusionrun.data.datasets.request import Request
+from fusionrun.data.datasets.survey import Survey, image_bytes, require_disk, require_memory
 from fusionrun.data.errors import DataError
 
 # mean and standard deviation of the training pixels in 0..1, as published everywhere
@@ -17,6 +24,7 @@ NORMALISATION: dict[str, tuple[Triple, Triple]] = {
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
+SOURCE_KEY = "official archive"  # of the cache
 
 
 def load_cifar100(request: Request) -> Arrays:
@@ -29,12 +37,53 @@ def load_cifar10(request: Request) -> Arrays:
     return _load("cifar10", request)
 
 
-def _load(name: str, request: Request) -> Arrays:
+def survey_cifar100(request: Request) -> Survey:
+    """Of the prepared images, or of the archive. Raises DataError as loading it does."""
+    return _survey("cifar100", request)
+
+
+def survey_cifar10(request: Request) -> Survey:
+    """Of the prepared images, or of the archive. Raises DataError as loading it does."""
+    return _survey("cifar10", request)
+
+
+def _survey(name: str, request: Request) -> Survey:
+    _check_size(name, request)
+    ready = is_ready(request.cache_dir / name, SOURCE_KEY)
+    notes: tuple[str, ...] = ()
+    need = image_bytes(60_000, 32)
+    if not ready:
+        from torchvision import datasets
+
+        source = datasets.CIFAR100 if name == "cifar100" else datasets.CIFAR10
+        problem = _missing(name, source, request.root)
+        if problem and not request.download:
+            raise DataError(problem)
+        if problem:
+            notes = (f"{source.filename} will be fetched from {source.url}",)
+        require_disk(name, need, request.cache_dir)
+    require_memory(name, 60_000, 32)
+    return Survey(
+        name,
+        50_000,
+        10_000,
+        image_size=32,
+        ready=ready,
+        cache_bytes=0 if ready else need,
+        notes=notes,
+    )
+
+
+def _check_size(name: str, request: Request) -> None:
     if request.image_size != 32:
         raise DataError(
             f"{name}: image_size is {request.image_size}, but its images are 32x32. "
             "Set data.image_size to 32, or use data set image_folder for other sizes."
         )
+
+
+def _load(name: str, request: Request) -> Arrays:
+    _check_size(name, request)
 
     def build() -> Arrays:
         from torchvision import datasets  # 2.7 s, and only needed while there is no cache
@@ -58,13 +107,30 @@ def _load(name: str, request: Request) -> Arrays:
         fingerprint = content_fingerprint(train_labels, train_images, test_labels, test_images)
         return Arrays(*arrays, classes, *NORMALISATION[name], fingerprint)
 
-    folder, key = request.cache_dir / name, "official archive"
-    return load_or_build(folder, key, build, name=name, progress=request.progress)
+    folder = request.cache_dir / name
+    return load_or_build(folder, SOURCE_KEY, build, name=name, progress=request.progress)
 
 
 def _arrays(part: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     images = np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))  # torchvision holds NHWC
     return images, np.asarray(part.targets, dtype=np.int64)
+
+
+def _missing(name: str, source: Any, root: Path) -> str:
+    """What is wrong with the files of `root`, and what to do; "" where they can be read."""
+    from torchvision.datasets.utils import check_integrity
+
+    problem = _problem(source, root)
+    archive = root / source.filename
+    if not problem or check_integrity(str(archive), source.tgz_md5):
+        return ""
+    if archive.is_file():
+        problem = f"{archive}: found, but its checksum is wrong (a partial download?)"
+    return (
+        f"{problem}. Expected the sub-folder {source.base_folder} of {name}, or its archive "
+        f"{source.filename}, in {root}. Set data.download=true to fetch it, or put the archive "
+        f"from {source.url} into {root}, or set data.root to the folder that holds it."
+    )
 
 
 def _ensure_files(
@@ -73,18 +139,12 @@ def _ensure_files(
     """Make `root` hold the extracted, checksum-verified files, or raise DataError."""
     from torchvision.datasets.utils import check_integrity
 
-    problem = _problem(source, root)
-    if not problem:
+    if not _problem(source, root):
         return
     archive = root / source.filename
-    if not download and not check_integrity(str(archive), source.tgz_md5):
-        if archive.is_file():
-            problem = f"{archive}: found, but its checksum is wrong (a partial download?)"
-        raise DataError(
-            f"{problem}. Expected the sub-folder {source.base_folder} of {name}, or its archive "
-            f"{source.filename}, in {root}. Set data.download=true to fetch it, or put the archive "
-            f"from {source.url} into {root}, or set data.root to the folder that holds it."
-        )
+    problem = _missing(name, source, root)
+    if problem and not download:
+        raise DataError(problem)
     try:
         root.mkdir(parents=True, exist_ok=True)
         # a lock of its own: machines with separate caches may share this folder

@@ -28,14 +28,19 @@ def take_subset(arrays: Arrays, train: int | None, test: int | None, seed: int) 
     )
 
 
+def require_enough(name: str, wanted: int | None, there: int | None) -> None:
+    """Raise DataError where the field `name` wants more images than there are; None: unknown."""
+    if wanted is not None and there is not None and wanted > there:
+        raise DataError(f"{name} is {wanted}, but the data set has {there} such images")
+
+
 def stratified_subset(
     labels: npt.NDArray[np.int64], count: int | None, seed: int, name: str
 ) -> npt.NDArray[np.int64]:
     """`count` sorted indices, as many of each class as possible, drawn with `seed`."""
     if count is None:
         return np.arange(len(labels))
-    if count > len(labels):
-        raise DataError(f"{name} is {count}, but the data set has {len(labels)} such images")
+    require_enough(name, count, len(labels))
     order = np.random.default_rng(seed).permutation(len(labels))
     turns = np.empty(len(labels), dtype=np.int64)  # a sample's turn within its own class
     for label in np.unique(labels):

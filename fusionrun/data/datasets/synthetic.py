@@ -15,6 +15,7 @@ import numpy.typing as npt
 from fusionrun.common.seeds import derive_seed
 from fusionrun.data.datasets.cache import Arrays, channel_statistics
 from fusionrun.data.datasets.request import Request
+from fusionrun.data.datasets.survey import Survey, require_memory
 from fusionrun.data.errors import DataError
 
 SHAPES = ("disc", "square", "triangle", "cross", "ring")
@@ -33,6 +34,48 @@ def load_synthetic(request: Request) -> Arrays:
 
     Classes are balanced and in random order. Raises DataError for sizes out of range.
     """
+    _require_possible(request)
+    train_images, train_labels = _part(request, "train", request.train_images)
+    test_images, test_labels = _part(request, "test", request.test_images)
+    mean, std = channel_statistics(train_images)
+    # of the recipe, not of the pixels: sine and exponential may differ in the last bit between
+    # processors, and splits made on one machine must be accepted on the next
+    recipe = (
+        GENERATOR_VERSION,
+        request.seed,
+        request.num_classes,
+        request.train_images,
+        request.test_images,
+        request.image_size,
+    )
+    return Arrays(
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        _class_names(request.num_classes),
+        mean,
+        std,
+        hashlib.sha256(repr(recipe).encode()).hexdigest()[:16],
+    )
+
+
+def survey_synthetic(request: Request) -> Survey:
+    """What would be drawn. Raises DataError as drawing it does."""
+    _require_possible(request)
+    return Survey(
+        "synthetic",
+        request.train_images,
+        request.test_images,
+        classes=_class_names(request.num_classes),
+        image_size=request.image_size,
+        shared=False,
+        ready=True,
+    )
+
+
+def _require_possible(request: Request) -> None:
+    """Raise DataError for what can't be drawn or held."""
     if not 2 <= request.num_classes <= MAX_CLASSES:
         raise DataError(
             f"synthetic: num_classes is {request.num_classes}; expected 2 to {MAX_CLASSES}."
@@ -48,32 +91,15 @@ def load_synthetic(request: Request) -> Arrays:
                 f"synthetic: {name} is {getattr(request, name)}; expected at least one image for "
                 f"each of the {request.num_classes} classes."
             )
-    train_images, train_labels = _part(request, "train", request.train_images)
-    test_images, test_labels = _part(request, "test", request.test_images)
-    mean, std = channel_statistics(train_images)
-    # of the recipe, not of the pixels: sine and exponential may differ in the last bit between
-    # processors, and splits made on one machine must be accepted on the next
-    recipe = (
-        GENERATOR_VERSION,
-        request.seed,
-        request.num_classes,
-        request.train_images,
-        request.test_images,
-        request.image_size,
-    )
-    names = tuple(f"{TEXTURES[k // 5 % 5]} {SHAPES[k % 5]}" for k in range(request.num_classes))
-    if request.num_classes > 25:
-        names = tuple(f"{COLOURS[k // 25]} {name}" for k, name in enumerate(names))
-    return Arrays(
-        train_images,
-        train_labels,
-        test_images,
-        test_labels,
-        names,
-        mean,
-        std,
-        hashlib.sha256(repr(recipe).encode()).hexdigest()[:16],
-    )
+    count = request.train_images + request.test_images
+    require_memory("synthetic", count, request.image_size)
+
+
+def _class_names(count: int) -> tuple[str, ...]:
+    names = tuple(f"{TEXTURES[k // 5 % 5]} {SHAPES[k % 5]}" for k in range(count))
+    if count <= 25:
+        return names
+    return tuple(f"{COLOURS[k // 25]} {name}" for k, name in enumerate(names))
 
 
 def _part(request: Request, part: str, count: int) -> tuple[npt.NDArray[np.uint8], Ints]:

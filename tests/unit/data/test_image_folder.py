@@ -112,7 +112,8 @@ def test_odd_images(tmp_path):
     for found, wanted in zip(colours, expected, strict=True):
         assert wanted is None or np.abs(np.array(found) - wanted).max() <= 2
     assert data.train_labels.tolist() == [0] * 11 + [1] * 2
-    (note,) = data.notes
+    hidden, note = data.notes
+    assert hidden == "left out: 1 hidden file, such as train/ant/.DS_Store"
     assert note.startswith("7 files skipped: ")
     assert "train/ant/z0_empty.png (empty)" in note
     assert "train/ant/z1_text.txt (not an image)" in note

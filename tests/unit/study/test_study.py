@@ -52,7 +52,7 @@ def task(study: Study, name: str) -> Task:
 
 # a task is the same wherever it lies and however often it reports
 PLACES: tuple[str, ...] = ("output_dir", "data.root", "data.cache_dir", "data.splits_dir")
-PLACES += ("data.download", "experts.checkpoint_dir")
+PLACES += ("data.train_folder", "data.test_folder", "data.download", "experts.checkpoint_dir")
 PLACES += ("checkpoint.", "logs.", "status.", "runtime.")
 PLACES += ("fusion.micro_batch",)  # how the hardware is used
 # numbers on a GPU depend on these a little; they may be changed for a run that struggles
