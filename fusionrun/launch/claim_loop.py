@@ -81,9 +81,8 @@ class ClaimLoop:
                 try:
                     for need in task.needs:
                         if self.queue.outcome(need) != "done":
-                            raise TaskError(
-                                f"can't start: {need} failed ({self.queue.outcome(need)})"
-                            )
+                            log_file = layout.task_log(need)
+                            raise TaskError(f"can't start: {need} failed; see {log_file}")
                     is_done(self.study, task)  # raises for the result of another experiment
                     count_start(self.study, task)
                     if isinstance(task, ExpertTask):
@@ -133,6 +132,7 @@ class ClaimLoop:
             if self.stop.requested():  # long set-ups can be stopped too
                 raise StopRequested
 
+        record.state, record.note = "starting", "reads the data"
         try:
             context = open_context(
                 self.study,

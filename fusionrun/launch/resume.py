@@ -2,17 +2,20 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fusionrun.components.manifest import Manifest, read_manifest
+from fusionrun.components.manifest import FORMAT, Manifest, read_manifest
 from fusionrun.components.starting_experts import require_origin
 from fusionrun.components.store import state_hash
 from fusionrun.data.split_files import stored_split
+from fusionrun.monitor.record import Outcome
 from fusionrun.study.paths import expert_file
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, Task
+from fusionrun.tables.headline import AVERAGING
 from fusionrun.training.checkpoint import CheckpointError, peek
 from fusionrun.training.errors import TaskError
 from fusionrun.training.identity import FINGERPRINT, HASH_DIGITS, SPLIT, WEIGHTS, upgraded
@@ -81,6 +84,35 @@ def expert_weights(study: Study, model: str) -> list[str] | None:
         except (AttributeError, TypeError):  # no state dict: the row will say so
             return None
     return found
+
+
+def as_found(study: Study, task: Task, before: Outcome | None) -> Outcome:
+    """How a finished task stands by what it saved; `before`, if known, has what files don't tell.
+
+    The numbers are the saved epoch's, which older versions' outcomes don't hold.
+    """
+    before = before or Outcome("done")
+    if isinstance(task, ExpertTask):
+        saved = peek(expert_file(study.checkpoint_dir, task.model, task.expert)) or {}
+        saved = saved if saved.get("format") == FORMAT else {}  # somebody else's says nothing
+        epoch, accuracy = saved.get("epoch"), saved.get("val_accuracy")
+        experts, averaging, images = None, None, None
+    else:
+        manifest = read_manifest(study.layout.row(task.model, task.row.variant).manifest)
+        epoch, accuracy = manifest.epoch, manifest.val_accuracy
+        told = ("experts", AVERAGING, "images")
+        experts, averaging, images = (manifest.validation.get(key) for key in told)
+    return replace(
+        before,
+        note="",
+        epoch=task.epochs,
+        val_accuracy=accuracy,
+        best=accuracy,
+        val_images=before.val_images if images is None else images,
+        best_epoch=epoch,
+        gain=None if accuracy is None or averaging is None else accuracy - averaging,
+        experts=tuple(experts or ()),
+    )
 
 
 def _left_behind(study: Study, task: Task) -> Iterator[tuple[Path, Mapping[str, Any]]]:

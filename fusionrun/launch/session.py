@@ -18,9 +18,9 @@ from fusionrun.common.distributed import LaunchError, RankInfo, choose_device
 from fusionrun.common.locks import locked
 from fusionrun.common.typed_fields import build, plain
 from fusionrun.launch.preflight import require_startable
-from fusionrun.launch.resume import is_reusable, require_own
+from fusionrun.launch.resume import as_found, is_reusable, require_own
 from fusionrun.launch.row_locks import is_alone, lock_rows
-from fusionrun.monitor.record import Outcome, read_outcome, write_outcome
+from fusionrun.monitor.record import read_outcome, write_outcome
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import Recipe, RecipeError
 from fusionrun.study.recipe_yaml import dump_recipe
@@ -186,5 +186,7 @@ def _clean_up(
         found = read_outcome(outcome)
         if found is not None and not (found.state == "done" and task.name in done):
             outcome.unlink()
-        if found is None and task.name in done:
-            write_outcome(outcome, Outcome("done", note="found"))
+        if task.name in done:
+            standing = as_found(study, task, found)
+            if standing != found:
+                write_outcome(outcome, standing)

@@ -12,7 +12,7 @@ from fusionrun.logs.csv import EXPERT_COLUMNS, row_columns, write_csv
 from fusionrun.logs.tensorboard import TensorBoardLog
 from fusionrun.logs.text import TaskLog
 from fusionrun.logs.wandb import WandbLog
-from fusionrun.monitor.record import Outcome, Record, known
+from fusionrun.monitor.record import Activity, Outcome, Record, known
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.tables.headline import GAIN, GAIN_KEY
@@ -22,10 +22,13 @@ from fusionrun.training.epoch import BestEpoch, EpochMetrics, Progress
 class TaskReporter:
     """The loop's `Reporter` for one task. Opening logs waits for the first finished epoch.
 
-    `sample` makes augmented training images (N, 3, H, W) uint8, if they are wanted.
+    `sample` makes augmented training images (N, 3, H, W) uint8, if they are wanted; `val_images`
+    select the epoch; the test takes `test_share` times as long as an epoch's validation.
     """
 
     sample: Callable[[], Tensor] | None = None
+    val_images = 0
+    test_share = 0.0
 
     def __init__(
         self, study: Study, task: Task, record: Record, log: TaskLog, device: torch.device
@@ -36,12 +39,21 @@ class TaskReporter:
         self._log = log
         self._device = device
         self._run_logs: list[TensorBoardLog | WandbLog] | None = None
-        self._seconds: float | None = None  # of all epochs, earlier launches' too
+        self._history: Sequence[EpochMetrics] = ()  # earlier launches' epochs, too
+        self._best = BestEpoch()
         record.begin(task.index)
 
     def message(self, text: str) -> None:
         self._record.progress_count += 1
         self._log.line(text)
+
+    def begin(self, activity: Activity) -> None:
+        """What comes when training is through."""
+        record = self._record
+        record.activity, record.eta_seconds = activity, None
+        if activity == "testing":
+            record.eta_seconds = self.test_share * self._history[-1].validation_seconds
+        record.progress_count += 1
 
     def progress(self, progress: Progress) -> None:
         record = self._record
@@ -51,14 +63,15 @@ class TaskReporter:
         record.train_loss = known(progress.loss)
         record.train_accuracy = progress.train_accuracy
         record.images_per_second = known(progress.images_per_second)
-        record.eta_seconds = known(progress.eta_seconds)
+        testing = self.test_share * progress.validation_seconds
+        record.eta_seconds = known(progress.eta_seconds + testing)
         record.memory_bytes = peak_memory(self._device)
 
     def resumed(self, history: Sequence[EpochMetrics], best: BestEpoch) -> None:
         """What an earlier launch did: the table and the CSV know it, the other logs have it."""
         metrics, record = history[-1], self._record
         record.progress_count += 1
-        self._seconds = sum(entry.seconds for entry in history)
+        self._history, self._best = history, best
         record.epoch, record.step = float(metrics.epoch), 0.0
         record.train_loss = known(metrics.loss)
         record.train_accuracy = metrics.train_accuracies[0]
@@ -66,9 +79,12 @@ class TaskReporter:
         record.val_accuracy, *experts = metrics.val_accuracies
         record.experts = list(experts)
         record.gain = metrics.gain_over_averaging
+        record.val_images = float(self.val_images)
         record.best, record.best_epoch = best.val_accuracy, float(best.epoch)
         record.images_per_second = metrics.images_per_second
-        record.eta_seconds = self._seconds / metrics.epoch * (self._task.epochs - metrics.epoch)
+        left = (self._task.epochs - metrics.epoch) / metrics.epoch
+        record.eta_seconds = left * sum(entry.seconds for entry in history)
+        record.eta_seconds += self.test_share * metrics.validation_seconds
         record.memory_bytes = peak_memory(self._device)
         layout, task = self._study.layout, self._task
         if isinstance(task, RowTask):
@@ -107,18 +123,23 @@ class TaskReporter:
             log.outcome(own, metrics)
 
     def outcome(self, rank: int) -> Outcome:
-        """How the finished task stands, for the table."""
-        record = self._record
+        """How the finished task stands, for the table: every number is the saved epoch's."""
+        saved = self._history[self._best.epoch - 1]
+        accuracy, *experts = saved.val_accuracies
         return Outcome(
             "done",
             rank=rank,
             epoch=self._task.epochs,
-            val_accuracy=record.val_accuracy,
-            best=record.best,
-            best_epoch=None if record.best_epoch is None else int(record.best_epoch),
-            gain=record.gain,
-            experts=tuple(record.experts),
-            seconds=self._seconds,
+            train_loss=known(saved.loss),
+            train_accuracy=saved.train_accuracies[0],
+            val_loss=known(saved.val_losses[0]),
+            val_accuracy=accuracy,
+            val_images=self.val_images,
+            best=accuracy,
+            best_epoch=saved.epoch,
+            gain=saved.gain_over_averaging,
+            experts=tuple(experts),
+            seconds=sum(entry.seconds for entry in self._history),
         )
 
     def close(self) -> None:

@@ -23,8 +23,8 @@ from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.trainers import expert_trainer, network_trainer, row_seed, row_trainer
 from fusionrun.study.context import RunContext
 from fusionrun.study.paths import expert_file
-from fusionrun.study.rows import Row
 from fusionrun.study.tasks import ExpertTask, RowTask
+from fusionrun.tables.headline import AVERAGING
 from fusionrun.training.identity import HASH_DIGITS
 from fusionrun.training.inference import collect_logits
 from fusionrun.training.trainer import Trainer
@@ -34,6 +34,7 @@ def train_expert(context: RunContext, task: ExpertTask, reporter: TaskReporter) 
     """Train one expert on its part of the data and save its best epoch."""
     trainer = expert_trainer(context, task, reporter)
     best = trainer.run()
+    reporter.begin("saving")
     path = expert_file(context.study.checkpoint_dir, task.model, task.expert)
     settings = dict(trainer.checkpointing.identity.fields)
     info = _component_info(context, task, trainer, expert=task.expert, settings=settings)
@@ -63,10 +64,14 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
         for expert in experts:
             logits, labels = collect_logits(expert, trainer.loaders.validation, bf16=context.bf16)
             before.append(accuracy(logits[:, 0], labels))
+    passes = 1 if row.is_single else 2  # of tuned experts in the fused model, of those before
+    reporter.test_share = passes * len(context.data.test_labels) / reporter.val_images
     best = trainer.run()
+    reporter.begin("testing")
     trainer.model.load_state_dict(best.state)
     after = trainer.history[best.epoch - 1].val_accuracies[1:]
-    results = evaluate_row_once(context, row, trainer.model, after, before)
+    results = evaluate_row_once(context, task, trainer.model, after, before)
+    reporter.begin("saving")
     weights = state_hash(best.state)
     manifest: dict[str, Any] = {
         "row": row.name,
@@ -84,7 +89,8 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
     info = _component_info(context, task, trainer, fusion=context.study.source(row.fusion))
     validation: dict[str, Any] = {"fused": best.val_accuracy}
     if isinstance(trainer.model, FusionModel):
-        validation |= {"experts": after, "before_experts": before}
+        averaged = trainer.history[best.epoch - 1].val_averaged
+        validation |= {"experts": after, "before_experts": before, AVERAGING: averaged}
         manifest |= {"experts_from": sources, "validation": validation, "test": results}
         save_model(files, trainer.model, info, after, manifest)
     else:
@@ -97,13 +103,13 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
 
 def evaluate_row_once(
     context: RunContext,
-    row: Row,
+    task: RowTask,
     model: nn.Module,
     val_accuracies: list[float],
     before_val_accuracies: list[float],
 ) -> dict[str, Any]:
     """The one reading of the test set: fused, tuned experts, experts before tuning."""
-    loader = context.test_loader()
+    row, loader = task.row, context.test_loader()
     answers = head_logits(context, model, loader)
     if row.is_single:
         return accuracies_by_method(answers)

@@ -130,6 +130,7 @@ def _trainer(
 ) -> Trainer:
     """As long, saved as often and stopped as the study and this launch want it."""
     reporter.sample = partial(loaders.train.sample, derive_seed(seed, "order", 0), SAMPLE)
+    reporter.val_images = loaders.validation.num_images
     often = context.study.recipe.checkpoint
     checkpointing = Checkpointing(
         file=ResumeFile(resume_path(context.study, task)),

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from fusionrun.monitor.words import LOOK, MISSING, number
+from fusionrun.common.text import size
+from fusionrun.monitor.snapshot import RankStatus, TaskStatus
+from fusionrun.monitor.words import LOOK, MISSING, accuracy, clock, epoch_of, number, signed
 
+BAR = (6, 28)  # narrowest and widest progress bar, in columns
 MARGIN = 1  # columns that stay free on either side
 
 
@@ -28,14 +31,53 @@ def cell(text: str, style: str = "") -> Text:
     return Text(text, "dim" if text == MISSING else style)
 
 
-def accuracies(values: Sequence[float | None]) -> Text:
-    """Each of several experts' accuracies in percent, the best one bold."""
-    best = max((value for value in values if value is not None), default=None)
+def accuracies(task: TaskStatus) -> Text:
+    """Each of a row's experts' accuracies in percent, the best one bold."""
+    best = max((value for value in task.experts if value is not None), default=None)
     if best is None:
         return cell(MISSING)
     return Text(" ").join(
-        Text(number(value, 1).rjust(4), "bold" if value == best else "") for value in values
+        Text(accuracy(value, task, at_most=1).rjust(4), "bold" if value == best else "")
+        for value in task.experts
     )
+
+
+def name_parts(task: TaskStatus) -> tuple[str, str]:
+    """(architecture, which of its rows or experts)."""
+    return task.model, task.fusion or task.name.rpartition("-")[2]
+
+
+def task_cells(task: TaskStatus, rank: RankStatus | None) -> dict[str, Text]:
+    """{column: the task's cell in its narrowest form}."""
+    gain = signed(task.gain, task)
+    best = cell(accuracy(task.best, task))
+    if task.best is not None and task.best_epoch is not None:
+        best.append(f" @{task.best_epoch}", "dim")
+    experts = [value for value in task.experts if value is not None]
+    span = [accuracy(of(experts), task, at_most=1) for of in (min, max)] if experts else [MISSING]
+    memory = rank.memory_bytes if rank else None
+    speed = task.images_per_second
+    validation = accuracy(task.val_accuracy, task)
+    return {
+        "row": Text(" ".join(name_parts(task))),
+        "expert": Text(" ".join(name_parts(task))),
+        "rank": cell(MISSING if task.rank is None else str(task.rank)),
+        "state": state_cell(task.state),
+        "progress": bar(task.progress, BAR[0], LOOK[task.state][1]),
+        "epoch": Text(epoch_of(task)),
+        "loss": cell(number(task.train_loss, 4)),
+        "fused": cell(validation, "bold"),
+        "val. %": cell(validation),
+        "averaging": cell(
+            gain, {"+": "green", "-": "red"}[gain[0]] if task.gain and float(gain) else ""
+        ),
+        "experts": cell("–".join(span)),
+        "best": best,
+        "img/s": cell(MISSING if speed is None else f"{speed:,.0f}"),
+        "memory": cell(MISSING if memory is None else size(memory)),
+        "ETA": cell(clock(task.eta_seconds)),
+        "took": Text(clock(task.seconds), "dim"),
+    }
 
 
 def flow(parts: Sequence[Text], width: int, separator: str) -> list[Text]:

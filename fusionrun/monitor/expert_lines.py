@@ -7,7 +7,7 @@ from rich.text import Text
 
 from fusionrun.monitor.cells import MARGIN, bar, flow, indented, state_cell, unbroken, wrapped
 from fusionrun.monitor.snapshot import Snapshot, TaskStatus
-from fusionrun.monitor.words import LOOK, clock, number, percent, printable_line
+from fusionrun.monitor.words import LOOK, accuracy, clock, failures, percent
 
 _CELL = (7, 20)  # narrowest and widest cell of an expert, in columns
 _MANY_EXPERTS = 16  # from here on models whose experts are all done share a line
@@ -44,9 +44,11 @@ def expert_lines(snapshot: Snapshot, width: int, *, folded: bool = False) -> lis
             parts.append(Text.assemble(("✓ ", "green")).append(f"{len(tasks)} {model}{mean}"))
     if len(parts) > 1:
         lines += flow(parts, width, "  ")
-    for task in snapshot.tasks:
-        if task.kind == "expert" and task.state == "failed":
-            lines += wrapped(f"✗ {task.name}: {printable_line(task.note)}", width, "red")
+    told = failures([task for task in snapshot.tasks if task.kind == "row"])
+    for reason, failed in failures([t for each in by_model.values() for t in each]).items():
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        reason = "for the same reason" if reason in told else reason
+        lines += wrapped(f"✗ {failed[0].name}{more}: {reason}", width, "red")
     return lines
 
 
@@ -67,15 +69,15 @@ def _model_lines(by_model: Mapping[str, Sequence[TaskStatus]], width: int) -> li
             symbol, style = LOOK[task.state]
             shown = Text.assemble((f"{symbol} ", style))
             bar_size = size - len("● ") - len(" 61.5")
-            if task.state in ("queued", "waiting", "failed"):
+            if task.state in ("queued", "waiting", "failed", "saving"):
                 shown.append(task.state, style)
             elif task.state == "done":
-                shown.append(number(task.val_accuracy, 1))
+                shown.append(accuracy(task.val_accuracy, task, at_most=1))
             elif bar_size < 3:
                 shown.append(percent(task.progress).replace(" ", ""))
             else:
                 shown.append_text(bar(task.progress, bar_size, style))
-                shown.append(f" {number(task.val_accuracy, 1):>4}")
+                shown.append(f" {accuracy(task.val_accuracy, task, at_most=1):>4}")
             line.append("  ").append_text(shown).append(" " * (size - shown.cell_len))
         line.rstrip()
         lines.append(unbroken(indented(line)))

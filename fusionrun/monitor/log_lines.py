@@ -1,18 +1,25 @@
 """The state of a launch as lines of a log, for wherever no table can be drawn."""
 
-from fusionrun.monitor.snapshot import Snapshot, TaskStatus
+from collections.abc import Mapping, Sequence
+
+from fusionrun.common.text import plural
+from fusionrun.monitor.snapshot import AT_WORK, Snapshot, TaskStatus
 from fusionrun.monitor.words import (
     MISSING,
+    accuracy,
     clock,
     counts,
     epoch_of,
+    failures,
     number,
     percent,
     printable_line,
     rank_notes,
+    short_reason,
     signed,
     what_it_needs,
 )
+from fusionrun.tables.headline import GAIN
 
 
 def summary_lines(snapshot: Snapshot) -> list[str]:
@@ -20,44 +27,56 @@ def summary_lines(snapshot: Snapshot) -> list[str]:
     totals = [
         f"{printable_line(snapshot.study)}: {snapshot.state}, {percent(snapshot.progress)}",
         f"elapsed {clock(snapshot.elapsed)}",
-        f"ETA {clock(snapshot.eta_seconds)}",
+        *([f"ETA {clock(snapshot.eta_seconds)}"] if snapshot.state == "running" else []),
         *counts(snapshot),
     ]
     lines = [", ".join(totals)]
     shown = [
         task
         for task in snapshot.tasks
-        if task.state == "failed" or (task.kind == "row" and task.state not in ("done", "queued"))
+        if task.state in ("failed", "stopped", *AT_WORK)
+        or (task.kind == "row" and task.state == "waiting")
     ]
+    reasons = failures(snapshot.tasks)
     name_width = max((len(task.name) for task in shown), default=0)
     for task in shown:
         fields = [f"  {task.name:{name_width}}", f"{task.state:7}"]
         if task.state == "waiting":
             fields.append(what_it_needs(task, snapshot))
         else:
+            speed = task.images_per_second
             fields += [
                 f"rank {MISSING if task.rank is None else task.rank:>3}",
                 f"epoch {epoch_of(task):>9}",
                 f"loss {number(task.train_loss, 4):>7}",
-                f"val {number(task.val_accuracy, 2):>6}",
-                f"gain {signed(task.gain):>6}",
+                f"val {accuracy(task.val_accuracy, task):>6}",
+                f"{GAIN} {signed(task.gain, task):>6}" if task.kind == "row" else "",
+                f"{MISSING if speed is None else f'{speed:,.0f}':>7} images/s",
                 f"ETA {clock(task.eta_seconds):>6}",
-                printable_line(task.note),
+                _note(task, reasons),
             ]
         lines.append("  ".join(fields).rstrip())
     return lines + [f"  {text}" for text, _ in rank_notes(snapshot, snapshot.ranks)]
+
+
+def _note(task: TaskStatus, reasons: Mapping[str, Sequence[TaskStatus]]) -> str:
+    """Why it failed, once for all that share the reason, or what it notes."""
+    if task.state != "failed":
+        return printable_line(task.note)
+    reason = short_reason(task.note)
+    first = reasons[reason][0]
+    return reason if first is task else f"as {first.name}"
 
 
 def milestone(task: TaskStatus) -> str:
     """One line that says how a task ended."""
     if task.state == "failed":
         return f"✗ {task.name} failed: {printable_line(task.note)}"
-    best = task.val_accuracy if task.best is None else task.best
-    parts = [f"✓ {task.name} done: val accuracy {number(best, 2)} %"]
+    parts = [f"✓ {task.name} done: val accuracy {accuracy(task.val_accuracy, task)} %"]
     if task.best_epoch is not None:
         parts[0] += f" at epoch {task.best_epoch}"
     if task.gain is not None:
-        parts.append(f"gain {signed(task.gain)}")
+        parts.append(f"{GAIN} {signed(task.gain, task)}")
     if task.seconds is not None:
         parts.append(f"took {clock(task.seconds)}")
     return ", ".join(parts)
@@ -73,7 +92,7 @@ def closing_lines(snapshot: Snapshot) -> list[str]:
         for rank in snapshot.ranks
     )
     return [
-        f"work {clock(work)}, makespan {clock(snapshot.elapsed)}: speed-up "
-        f"{work / snapshot.elapsed:.2f} over one task after another at the same pace",
+        f"{clock(work)} of work in {clock(snapshot.elapsed)}: "
+        f"{work / snapshot.elapsed:.1f} tasks at a time on {plural(snapshot.world_size, 'rank')}",
         f"idle (start-up included): {', '.join(idle)}",
     ]

@@ -20,6 +20,8 @@ from fusionrun.tables.headline import GAIN_KEY
 
 RankState = Literal["starting", "working", "idle", "finished", "stopped", "failed"]
 RANK_STATES: tuple[RankState, ...] = get_args(RankState)
+Activity = Literal["training", "testing", "saving"]  # of a rank that works on a task
+ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 ENDED: frozenset[RankState] = frozenset({"finished", "stopped", "failed"})
 
 
@@ -32,6 +34,7 @@ class Record:
 
     state: RankState = "starting"
     task: int = -1  # index of the task in hand, -1 for none
+    activity: Activity = "training"
     # both only ever count up, every tick and as the work gets on: the process lives, it moves
     heartbeat_count: float = field(default=0.0, metadata={"key": "beat"})
     progress_count: float = field(default=0.0, metadata={"key": "pulse"})
@@ -42,11 +45,12 @@ class Record:
     train_accuracy: float | None = None  # percent
     val_loss: float | None = None
     val_accuracy: float | None = None  # percent, of the fused head (or the expert)
+    val_images: float | None = None  # that these accuracies rest on
     best: float | None = None  # best val_accuracy so far
     best_epoch: float | None = None
     gain: float | None = field(default=None, metadata={"key": GAIN_KEY})  # on validation, points
     images_per_second: float | None = None
-    eta_seconds: float | None = None  # of the task
+    eta_seconds: float | None = None  # of the task, with its test; as `progress_count` last changed
     memory_bytes: float | None = None  # of this process on its device
     busy_seconds: float = 0.0  # spent on tasks in this launch
     experts: list[float | None] = field(default_factory=list)  # val accuracy of each, percent
@@ -66,14 +70,16 @@ class Record:
         values = [getattr(self, name) for name in _NUMBERS] + self.experts[:num_experts]
         values += [None] * (len(_NUMBERS) + num_experts - len(values))
         numbers = [math.nan if value is None else value for value in values]
-        head = [RANK_STATES.index(self.state), self.task]
+        head = [RANK_STATES.index(self.state), self.task, ACTIVITIES.index(self.activity)]
         return torch.tensor(head + numbers, dtype=torch.float64)
 
     @staticmethod
     def from_vector(vector: torch.Tensor) -> "Record":
         """The inverse of `to_vector`."""
-        state, task, *numbers = vector.tolist()
-        record = Record(state=RANK_STATES[int(state)], task=int(task))
+        state, task, activity, *numbers = vector.tolist()
+        record = Record(
+            state=RANK_STATES[int(state)], task=int(task), activity=ACTIVITIES[int(activity)]
+        )
         values = [known(number) for number in numbers]
         for name, value in zip(_NUMBERS, values, strict=False):
             setattr(record, name, value)
@@ -99,12 +105,16 @@ class Outcome:
     note: str = ""
     rank: int | None = None
     epoch: int = 0
-    val_accuracy: float | None = None
+    val_accuracy: float | None = None  # all numbers but `epoch` and `seconds`: of the saved epoch
     best: float | None = None
     best_epoch: int | None = None
     gain: float | None = field(default=None, metadata={"key": GAIN_KEY})
     experts: tuple[float | None, ...] = ()
     seconds: float | None = None
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    val_loss: float | None = None
+    val_images: int | None = None
 
 
 def write_outcome(path: Path, outcome: Outcome) -> None:

@@ -1,8 +1,10 @@
 """The state of a launch at one moment: what the table shows and status.json holds."""
 
+import heapq
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Literal
 
 from fusionrun.common.distributed import RankInfo
@@ -13,7 +15,11 @@ from fusionrun.study.paths import Layout
 from fusionrun.study.tasks import RowTask, Task
 from fusionrun.tables.headline import GAIN_KEY
 
-TaskState = Literal["waiting", "queued", "running", "done", "failed", "stopped"]
+TaskState = Literal[
+    "waiting", "queued", "running", "testing", "saving", "done", "failed", "stopped"
+]
+AT_WORK: tuple[TaskState, ...] = ("running", "testing", "saving")
+TRAINED = 0.99  # at most, of a task that isn't done: testing and saving come after the last epoch
 LaunchState = Literal["running", "done", "failed", "stopped"]
 
 
@@ -35,6 +41,7 @@ class TaskStatus:
     train_accuracy: float | None = None  # percent, as every accuracy here
     val_loss: float | None = None
     val_accuracy: float | None = None
+    val_images: int | None = None
     best: float | None = None
     best_epoch: int | None = None
     gain: float | None = field(default=None, metadata={"key": GAIN_KEY})  # on validation, points
@@ -46,17 +53,21 @@ class TaskStatus:
 
     @property
     def progress(self) -> float:
-        """Finished part, 0 to 1."""
-        if self.state == "done":
-            return 1.0
+        """Finished part, 0 to 1; what failed isn't finished."""
+        if self.state in ("done", "failed"):
+            return float(self.state == "done")
         part = self.step / self.steps if self.steps else 0.0
-        return min((self.epoch + part) / max(self.epochs, 1), 1.0)
+        return min((self.epoch + part) / max(self.epochs, 1), TRAINED)
 
-    def while_running(self, rank: int, record: Record) -> "TaskStatus":
-        """The task as `rank`, which has it in hand, publishes it."""
+    def while_running(self, rank: int, record: Record, still: float) -> "TaskStatus":
+        """The task as `rank`, which has it in hand, published it `still` seconds ago."""
+        state: TaskState = "running" if record.activity == "training" else record.activity
+        eta = record.eta_seconds
+        if eta is not None and state == "testing":  # of which nothing is told before its end
+            eta = max(eta - still, 0.0)
         return replace(
             self,
-            state="stopped" if record.state == "stopped" else "running",
+            state="stopped" if record.state == "stopped" else state,
             rank=rank,
             epoch=int(record.epoch),
             step=int(record.step),
@@ -65,12 +76,13 @@ class TaskStatus:
             train_accuracy=record.train_accuracy,
             val_loss=record.val_loss,
             val_accuracy=record.val_accuracy,
+            val_images=None if record.val_images is None else int(record.val_images),
             best=record.best,
             best_epoch=None if record.best_epoch is None else int(record.best_epoch),
             gain=record.gain,
             experts=tuple(record.experts) if self.kind == "row" else (),
             images_per_second=record.images_per_second,
-            eta_seconds=record.eta_seconds,
+            eta_seconds=eta,
             note=record.note,
         )
 
@@ -152,11 +164,10 @@ class SnapshotBuilder:
             fresher(gathered.get(rank), read_heartbeat(self._layout.heartbeat(rank)))
             for rank in range(self._rank_info.world_size)
         ]
-        tasks = self._task_statuses(records)
         ranks = tuple(self._rank_status(rank, record, now) for rank, record in enumerate(records))
-        pairs = zip(self._tasks, tasks, strict=True)
-        unfinished = [(task, status) for task, status in pairs if status.state not in _FINISHED]
-        remaining = [task.cost * (1 - status.progress) for task, status in unfinished]
+        tasks = self._task_statuses(records, [rank.still_seconds for rank in ranks])
+        pairs = list(zip(self._tasks, tasks, strict=True))
+        done = sum(task.cost * status.progress for task, status in pairs)
         total = sum(task.cost for task in self._tasks)
         return Snapshot(
             study=self._study,
@@ -165,8 +176,8 @@ class SnapshotBuilder:
             started=self._started,
             updated=now,
             elapsed=now - self._started,
-            eta_seconds=seconds_to_end(unfinished, self._rank_info.world_size),
-            progress=1 - sum(remaining) / total if total else 1.0,
+            eta_seconds=seconds_to_end(pairs, sum(rank.state not in ENDED for rank in ranks)),
+            progress=done / total if total else 1.0,
             world_size=self._rank_info.world_size,
             threads=self._threads,
             device=self._device,
@@ -204,7 +215,9 @@ class SnapshotBuilder:
             self._counts[rank, what] = (count, now)
         return now - since
 
-    def _task_statuses(self, records: Sequence[Record | None]) -> tuple[TaskStatus, ...]:
+    def _task_statuses(
+        self, records: Sequence[Record | None], still: Sequence[float]
+    ) -> tuple[TaskStatus, ...]:
         running = {r.task: (rank, r) for rank, r in enumerate(records) if r and r.task >= 0}
         outcomes = {}
         for task in self._tasks:
@@ -227,14 +240,12 @@ class SnapshotBuilder:
             if (outcome := outcomes[task.name]) is not None:
                 status = replace(status, **vars(outcome))
             elif task.index in running:
-                status = status.while_running(*running[task.index])
+                rank, record = running[task.index]
+                status = status.while_running(rank, record, still[rank])
             elif missing:
                 status = replace(status, state="waiting", note=f"for {', '.join(missing)}")
             statuses.append(status)
         return tuple(statuses)
-
-
-_FINISHED: tuple[TaskState, ...] = ("done", "failed")
 
 
 def fresher(gathered: Record | None, written: Record | None) -> Record | None:
@@ -255,22 +266,42 @@ def launch_state(tasks: Sequence[TaskStatus], ranks: Sequence[RankStatus]) -> La
     return "failed" if any(task.state == "failed" for task in tasks) else "stopped"
 
 
-def seconds_to_end(unfinished: Sequence[tuple[Task, TaskStatus]], ranks: int) -> float | None:
-    """The open work shared evenly among `ranks`, but no less than the longest task's remainder.
+def seconds_to_end(tasks: Sequence[tuple[Task, TaskStatus]], ranks: int) -> float | None:
+    """Until the last of a launch's tasks is done, if each is begun as soon as it can be.
 
-    The speed (work a second) is what the running tasks show, by their own remaining time; None
-    while none does.
+    What hasn't begun takes as long a unit of work as what runs or has ended, of its own model and
+    kind where there is any. None while nothing shows how long that is.
     """
-    running = [
-        (task.cost * (1 - status.progress), status.eta_seconds)
-        for task, status in unfinished
-        if status.state == "running" and status.eta_seconds
-    ]
-    speeds = [work / seconds for work, seconds in running]
-    if sum(speeds) <= 0:
+    paces: dict[tuple[str, str], list[float]] = {}  # seconds a unit of work
+    for task, status in tasks:
+        left = task.cost * (1 - status.progress)
+        if status.state == "running" and status.eta_seconds is not None:
+            paces.setdefault((task.model, task.kind), []).append(status.eta_seconds / left)
+        elif status.state == "done" and status.seconds:
+            paces.setdefault((task.model, task.kind), []).append(status.seconds / task.cost)
+    if not paces:
         return None
-    speed = sum(speeds) / len(speeds)
-    etas = [seconds for _, seconds in running]
-    waiting = sum(task.cost for task, s in unfinished if s.state in ("waiting", "queued"))
-    workers = min(ranks, len(unfinished))
-    return max(max(etas), (sum(etas) + waiting / speed) / workers)
+    usual = fmean(pace for each in paces.values() for pace in each)
+
+    def seconds(task: Task, status: TaskStatus) -> float:
+        if status.eta_seconds is not None:
+            return status.eta_seconds
+        pace = paces.get((task.model, task.kind))
+        return task.cost * (1 - status.progress) * (fmean(pace) if pace else usual)
+
+    ends: dict[str, float] = {}  # of tasks, from now on
+    for task, status in tasks:
+        if status.state in AT_WORK:
+            ends[task.name] = seconds(task, status)
+        elif status.state in ("done", "failed"):
+            ends[task.name] = 0.0
+    free = sorted(ends[task.name] for task, status in tasks if status.state in AT_WORK)
+    free = [0.0] * (max(ranks, 1) - len(free)) + free  # when each rank is
+    rest = [pair for pair in tasks if pair[0].name not in ends]
+    # experts first, rows need them; of each the longest first
+    for task, status in sorted(rest, key=lambda pair: (pair[0].kind, -seconds(*pair))):
+        ready = max((ends[need] for need in task.needs if need in ends), default=0.0)
+        start = max(heapq.heappop(free), ready)
+        ends[task.name] = start + seconds(task, status)
+        heapq.heappush(free, ends[task.name])
+    return max(ends.values(), default=None)

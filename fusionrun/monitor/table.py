@@ -8,8 +8,8 @@ from rich.text import Text
 from fusionrun.common.text import plural
 from fusionrun.monitor.cells import bar, flow, state_cell, wrapped
 from fusionrun.monitor.expert_lines import expert_lines
-from fusionrun.monitor.row_table import RowTable
-from fusionrun.monitor.snapshot import Snapshot
+from fusionrun.monitor.snapshot import AT_WORK, Snapshot
+from fusionrun.monitor.task_table import TaskTable
 from fusionrun.monitor.words import (
     LOOK,
     clock,
@@ -38,17 +38,23 @@ def table(
     while the launch runs. `ascii_only` is for consoles that can't show anything else.
     """
     head, foot = _head(snapshot, width), _foot(snapshot, width, notices, hint)
-    rows = RowTable(snapshot, width)
-    shown = rows.lines()
-    # what is left out until it fits: air, then the experts' details, then rows
+    rows = TaskTable(snapshot, width, "row")
+    at_work = TaskTable(snapshot, width, "expert")
+    shown, working = rows.lines(), at_work.lines()
+    # what is left out until it fits: air, then the experts' details, then tasks
     for gap, folded in ((1, False), (0, False), (0, True)):
         experts = expert_lines(snapshot, width, folded=folded)
-        lines = _joined([head, shown, experts, foot], gap)
+        lines = _joined([head, shown, working, experts, foot], gap)
         if height is None or len(lines) <= height:
             break
     if height is not None and len(lines) > height:
         room = height - len(head) - len(experts) - len(foot)
-        lines = _joined([head, rows.lines(room), experts, foot], gap=0)[:height]
+        states = [task.state for task in snapshot.tasks if task.kind == "row"]
+        urgent = sum(state in ("failed", *AT_WORK) for state in states)
+        least = urgent + 4 if urgent else 0  # lines, with titles and what is left out
+        working = at_work.lines(max(room - len(shown), min(room - least, len(working)), 0))
+        shown = rows.lines(room - len(working))
+        lines = _joined([head, shown, working, experts, foot], gap=0)[:height]
     for line in lines if ascii_only else []:
         line.plain = printable(line.plain, ascii_only=True)
     return Group(*lines)

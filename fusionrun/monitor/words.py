@@ -6,14 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fusionrun.common.text import duration, one_line, plural
-from fusionrun.monitor.record import ENDED
+from fusionrun.monitor.record import ENDED, RankState
 from fusionrun.monitor.snapshot import RankStatus, Snapshot, TaskStatus
+from fusionrun.tables.headline import digits
 
 # a table full of what isn't measured yet wants something lighter than the results' n/a
 MISSING = "–"
 SILENT_SECONDS = 10.0  # heartbeats come every second or so; younger ones are not worth a word
 LOOK = {  # a task's or the launch's state: symbol, style
     "running": ("●", "cyan"),
+    "testing": ("●", "blue"),
+    "saving": ("●", "blue"),
     "done": ("✓", "green"),
     "failed": ("✗", "bold red"),
     "stopped": ("■", "yellow"),
@@ -22,6 +25,7 @@ LOOK = {  # a task's or the launch's state: symbol, style
 }
 # character by character, so that no width changes
 _ASCII = str.maketrans("●✓✗■○━╸─–·×…└", ">+x#.==--|x~+")
+REASON = 240  # letters of a failure's reason that the table shows
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -40,13 +44,21 @@ def percent(part: float) -> str:
     return f"{math.floor(100 * part)} %"  # 100 only when all is done
 
 
-def number(value: float | None, digits: int) -> str:
-    return MISSING if value is None else f"{value:.{digits}f}"
+def number(value: float | None, places: int) -> str:
+    return MISSING if value is None else f"{value:.{places}f}"
 
 
-def signed(gain: float | None) -> str:
-    text = MISSING if gain is None else f"{gain:+.2f}"
-    return "+0.00" if text == "-0.00" else text
+def accuracy(value: float | None, task: TaskStatus, *, at_most: int = 2) -> str:
+    """In percent, with as many digits as the validation images carry."""
+    return number(value, min(at_most, digits(task.val_images)))
+
+
+def signed(gain: float | None, task: TaskStatus) -> str:
+    """Points, with as many digits as its accuracies."""
+    if gain is None:
+        return MISSING
+    text = f"{gain:+.{digits(task.val_images)}f}"
+    return text if float(text) else f"+{text[1:]}"  # nothing is lost by a rounded -0.001
 
 
 def clock(seconds: float | None) -> str:
@@ -93,8 +105,30 @@ def silence(rank: RankStatus) -> str:
     return f"no heartbeat {rank.heartbeat_age:.0f} s"
 
 
+def short_reason(note: str) -> str:
+    """Why a task failed, in a few lines at most; all of it stands in the task's log."""
+    text = printable_line(note)
+    if len(text) <= REASON:
+        return text
+    return f"{text[:REASON].rsplit(' ', 1)[0]} … (the rest is in its log)"
+
+
+def failures(tasks: Sequence[TaskStatus]) -> dict[str, list[TaskStatus]]:
+    """{reason: those that failed for it}, as several often do."""
+    found: dict[str, list[TaskStatus]] = {}
+    for task in tasks:
+        if task.state == "failed":
+            found.setdefault(short_reason(task.note), []).append(task)
+    return found
+
+
+def together(word: str, numbers: Sequence[int]) -> str:
+    """row 3; rows 0, 2, 5."""
+    return f"{word}{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
+
+
 def rank_notes(snapshot: Snapshot, ranks: Sequence[RankStatus]) -> list[tuple[str, str]]:
-    """(text, style) for what there is to say about `ranks`."""
+    """(text, style) for what there is to say about `ranks`; what several share is said once."""
     notes = []
     if snapshot.state == "running":
         if starting := sum(rank.state == "starting" for rank in ranks):
@@ -103,16 +137,24 @@ def rank_notes(snapshot: Snapshot, ranks: Sequence[RankStatus]) -> list[tuple[st
             ("idle", "no task can start yet"),
             ("finished", "all tasks are taken"),
         ):
-            numbers = [str(rank.rank) for rank in ranks if rank.state == state]
-            if numbers:
-                who = "rank" if len(numbers) == 1 else "ranks"
-                notes.append((f"{who} {', '.join(numbers)} {state}: {reason}", "dim"))
+            if numbers := [rank.rank for rank in ranks if rank.state == state]:
+                notes.append((f"{together('rank', numbers)} {state}: {reason}", "dim"))
     told = {task.note for task in snapshot.tasks}
+    sharing: dict[tuple[str, RankState], list[RankStatus]] = {}
     for rank in ranks:
-        doing = f" ({rank.task})" if rank.task else ""
         if silent := silence(rank):
-            notes.append((f"! rank {rank.rank}{doing}: {silent}", "yellow"))
+            notes.append((f"! rank {rank.rank}{_doing(rank)}: {silent}", "yellow"))
         if rank.note and rank.note not in told:
-            style = "red" if rank.state == "failed" else "yellow"
-            notes.append((f"! rank {rank.rank}{doing}: {printable_line(rank.note)}", style))
+            sharing.setdefault((printable_line(rank.note), rank.state), []).append(rank)
+    for (note, state), each in sharing.items():
+        who = together("rank", [rank.rank for rank in each])
+        who += _doing(each[0]) if len(each) == 1 else ""
+        if state == "starting":  # what it does, nothing to worry about
+            notes.append((f"{who}: {note}", "dim"))
+        else:
+            notes.append((f"! {who}: {note}", "red" if state == "failed" else "yellow"))
     return notes
+
+
+def _doing(rank: RankStatus) -> str:
+    return f" ({rank.task})" if rank.task else ""

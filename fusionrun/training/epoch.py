@@ -36,6 +36,10 @@ class EpochMetrics:
         return None if averaged is None else self.val_accuracies[0] - averaged
 
     @property
+    def validation_seconds(self) -> float:
+        return self.seconds - self.train_seconds
+
+    @property
     def images_per_second(self) -> float:
         return self.images / self.train_seconds if self.train_seconds else 0.0
 
@@ -50,7 +54,8 @@ class Progress:
     loss: float
     train_accuracy: float  # percent, first head
     images_per_second: float
-    eta_seconds: float
+    eta_seconds: float  # to the end of the last epoch
+    validation_seconds: float  # of an epoch: measured, before there was one expected
 
 
 @dataclass

@@ -195,17 +195,23 @@ class Trainer:
         self._last_report = time.monotonic()
         self._check_finite()
         loss, _, accuracies = self._meter.means()
-        seconds, steps = self._elapsed(), len(self.loaders.train)
-        done = len(self.history) + self._step / steps  # epochs
-        spent = sum(metrics.seconds for metrics in self.history) + seconds
+        seconds, epochs, loaders = self._elapsed(), len(self.history), self.loaders
+        done = epochs + self._step / len(loaders.train)
+        a_epoch = (sum(metrics.train_seconds for metrics in self.history) + seconds) / done
+        if self.history:
+            validation = self.history[-1].validation_seconds
+        else:  # a forward pass is about a third of what learning from an image takes
+            validation = a_epoch / 3 * loaders.validation.num_images / loaders.train.num_images
         progress = Progress(
-            epoch=len(self.history),
+            epoch=epochs,
             step=self._step,
-            steps=steps,
+            steps=len(loaders.train),
             loss=loss,
             train_accuracy=accuracies[0],
             images_per_second=self._meter.images / seconds if seconds else 0.0,
-            eta_seconds=spent / done * (self.schedule.epochs - done),
+            eta_seconds=a_epoch * (self.schedule.epochs - done)
+            + validation * (self.schedule.epochs - epochs),
+            validation_seconds=validation,
         )
         self.reporter.progress(progress)
         if self._is_overdue:

@@ -17,7 +17,7 @@ from fusionrun.monitor.record import Outcome, Record, known, read_outcome, write
 
 def full() -> Record:
     """A record no two numbers of which agree."""
-    record = Record(state="working", task=3, experts=[71.5, None, 73.25])
+    record = Record(state="working", task=3, activity="saving", experts=[71.5, None, 73.25])
     numbers = [f.name for f in dataclasses.fields(Record) if f.type in (float, float | None)]
     for value, name in enumerate(numbers):
         setattr(record, name, value + 0.5)
@@ -51,6 +51,7 @@ def test_beginning_a_task_forgets_the_last_one_but_not_the_rank() -> None:
     assert (record.heartbeat_count, record.progress_count, record.busy_seconds) == kept
     assert (record.host, record.pid, record.task, record.state) == ("node7", 42, 9, "working")
     assert (record.note, record.best, record.epoch, record.experts) == ("", None, 0.0, [])
+    assert record.activity == "training"
 
 
 def test_the_heartbeats_file_is_read_back(tmp_path: Path) -> None:
@@ -113,6 +114,7 @@ def test_outcomes_survive_their_file_and_other_versions(tmp_path: Path) -> None:
     assert list(json.loads(path.read_text())) == [
         *("state", "note", "rank", "epoch", "val_accuracy", "best", "best_epoch"),
         *("gain_over_averaging", "experts", "seconds"),
+        *("train_loss", "train_accuracy", "val_loss", "val_images"),
     ]
     path.write_text('{"state": "failed", "note": "out of memory", "of_a_later_version": [1]}')
     assert read_outcome(path) == Outcome("failed", note="out of memory")

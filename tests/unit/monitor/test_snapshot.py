@@ -89,10 +89,33 @@ def test_a_launch_from_its_start_to_its_end(tmp_path: Path) -> None:
 def test_experts_accuracies_are_a_rows() -> None:
     record = Record(state="working", experts=[70.0, None], best_epoch=3.0)
     row = TaskStatus("a", "row", "resnet", "concatenation", "queued", 10)
-    assert row.while_running(0, record).experts == (70.0, None)
-    assert row.while_running(0, record).best_epoch == 3
-    assert replace(row, kind="expert").while_running(0, record).experts == ()
-    assert row.while_running(0, replace(record, state="stopped")).state == "stopped"
+    assert row.while_running(0, record, 0.0).experts == (70.0, None)
+    assert row.while_running(0, record, 0.0).best_epoch == 3
+    assert replace(row, kind="expert").while_running(0, record, 0.0).experts == ()
+    assert row.while_running(0, replace(record, state="stopped"), 0.0).state == "stopped"
+
+
+def test_testing_and_saving_are_states_and_not_yet_the_end() -> None:
+    row = TaskStatus("a", "row", "resnet", "concatenation", "queued", 10)
+    record = Record(state="working", activity="testing", epoch=10, eta_seconds=30.0)
+    testing = row.while_running(0, record, 12.0)
+    assert (testing.state, testing.eta_seconds) == ("testing", 18.0)
+    assert row.while_running(0, record, 99.0).eta_seconds == 0.0
+    assert testing.progress == 0.99
+    saving = row.while_running(0, replace(record, activity="saving", eta_seconds=None), 12.0)
+    assert (saving.state, saving.eta_seconds) == ("saving", None)
+    training = row.while_running(0, replace(record, activity="training"), 12.0)
+    assert (training.state, training.eta_seconds) == ("running", 30.0)
+
+
+def test_what_failed_is_no_progress(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    write_outcome(layout.outcome("expert-resnet-0"), Outcome("done", epoch=4))
+    write_outcome(layout.outcome("expert-resnet-1"), Outcome("failed", epoch=3, note="full disk"))
+    shown = builder(tmp_path, [Record(state="finished")] * 2, {ROW.name: "can't start"}).build()
+    assert (shown.state, shown.progress) == ("failed", 10 / 40)
+    nothing = builder(tmp_path / "else", told={task.name: "no data" for task in TASKS}).build()
+    assert nothing.progress == 0.0
 
 
 def test_a_ranks_file_stands_in_for_a_broken_gather(tmp_path: Path) -> None:
@@ -139,16 +162,39 @@ def status(state: str, **fields: object) -> TaskStatus:
 
 
 def test_the_time_to_the_end() -> None:
-    task = EXPERTS[0]  # 10 units of work
-    half = status("running", epoch=5, eta_seconds=50.0)  # 0.1 units a second
+    tasks = [ExpertTask(k, "resnet", k, cost=10.0, epochs=10) for k in range(4)]
+    half = status("running", epoch=5, eta_seconds=50.0)  # 0.1 units of work a second
     queued = status("queued")
-    assert seconds_to_end([(task, half)], ranks=4) == 50.0  # one task can't be shared
-    assert seconds_to_end([(task, half), (task, queued)], ranks=1) == pytest.approx(150.0)
-    assert seconds_to_end([(task, half), *[(task, queued)] * 3], ranks=2) == pytest.approx(175.0)
-    assert seconds_to_end([(task, queued)], ranks=2) is None
-    assert seconds_to_end([], ranks=2) is None
-    stopped = status("stopped", epoch=5, eta_seconds=50.0)
-    assert seconds_to_end([(task, stopped)], ranks=2) is None
+
+    def left(*states: TaskStatus, ranks: int) -> float | None:
+        return seconds_to_end(list(zip(tasks, states, strict=False)), ranks)
+
+    assert left(half, ranks=4) == 50.0  # one task can't be shared
+    assert left(half, queued, ranks=1) == pytest.approx(150.0)
+    assert left(half, queued, queued, queued, ranks=2) == pytest.approx(200.0)
+    assert left(queued, ranks=2) is None  # nothing measured
+    assert left(ranks=2) is None
+    assert left(status("stopped", epoch=5, eta_seconds=50.0), ranks=2) is None
+    # what is done counts no more, but shows how long the rest takes; failures show nothing
+    done = status("done", epoch=10, seconds=80.0)
+    assert left(done, done, ranks=2) == 0.0
+    assert left(done, queued, ranks=2) == pytest.approx(80.0)
+    assert left(status("failed", epoch=5), queued, ranks=2) is None
+    # just begun: nothing of its own is measured yet
+    assert left(done, status("running"), ranks=2) == pytest.approx(80.0)
+    # the time to the end is that of the test, and what waits isn't thought slow by it
+    testing = status("testing", epoch=10, eta_seconds=7.0)
+    assert left(testing, ranks=2) is None
+    assert left(testing, half, queued, ranks=2) == pytest.approx(107.0)
+
+
+def test_the_time_to_the_end_includes_rows_behind_their_experts() -> None:
+    first, second = status("running", epoch=2, eta_seconds=20.0), status("queued")
+    row = replace(status("waiting"), kind="row")
+    pairs = list(zip((ROW, *EXPERTS), (row, first, second), strict=True))
+    # 8 of 10 units in 20 s: the other expert 25 s, the row's 20 units 50 s
+    assert seconds_to_end(pairs, ranks=2) == pytest.approx(25 + 50)
+    assert seconds_to_end(pairs, ranks=1) == pytest.approx(20 + 25 + 50)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from fusionrun.monitor.table import table
 MODELS = ("densenet", "resnet", "improved_wide_resnet", "resnext")
 FUSIONS = ("multiplicative", "multiplicativeAddition", "TransformerBase", "concatenation")
 WIDTHS = (60, 79, 80, 100, 119, 120, 160, 200)
+SHORT = "ValueError: images.npy holds 3 classes, expected 10; see data.num_classes"
 REASON = (
     "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity "
     "of 79.11 GiB of which 512.00 MiB is free; lower fusion.batch_size, now 128, or free the GPU: "
@@ -192,23 +193,50 @@ def test_every_row_shows_its_name_state_and_fused_accuracy_on_one_line(
 
 
 @pytest.mark.parametrize("width", (60, 80, 120))
-def test_a_failures_reason_is_there_to_the_last_letter(width: int) -> None:
+def test_a_failures_reason_is_below_it_the_rest_of_a_long_one_in_its_log(width: int) -> None:
+    lines = drawn(snapshot([row(0, "done"), row(1, "failed", note=SHORT)], state="failed"), width)
+    assert squeezed([SHORT]) in squeezed(lines)
+    assert "its log" not in squeezed(lines)
     lines = drawn(launches()["failed"], width)
-    assert squeezed([REASON]) in squeezed(lines)
+    assert squeezed([REASON[:160]]) in squeezed(lines)
+    assert squeezed(["or free the GPU: … (the rest is in its log)"]) in squeezed(lines)
     failed = next(i for i, line in enumerate(lines) if "densenet" in line and "✗ failed" in line)
     assert "OutOfMemoryError" in lines[failed + 1]
 
 
 def test_a_failed_experts_reason_is_there() -> None:
-    shown = snapshot([row(0, "waiting"), expert("densenet", 2, "failed", note=REASON)])
-    assert squeezed(["expert-densenet-2: " + REASON]) in squeezed(drawn(shown, 80))
+    shown = snapshot([row(0, "waiting"), expert("densenet", 2, "failed", note=SHORT)])
+    assert squeezed(["expert-densenet-2: " + SHORT]) in squeezed(drawn(shown, 80))
+
+
+def test_what_several_failed_for_is_said_once() -> None:
+    rows = [row(i, "failed", note=SHORT if i != 2 else "another") for i in range(4)]
+    each = [expert("resnet", k, "failed", note="no such file") for k in range(4)]
+    each.append(expert("densenet", 0, "failed", note=SHORT))
+    shown = snapshot([*rows, *each], state="failed")
+    text = "\n".join(drawn(shown, 120))
+    assert text.count(SHORT) == 1 and f"└ rows 0, 1, 3: {SHORT}" in text
+    assert "└ another" in text
+    assert text.count("no such file") == 1 and "expert-resnet-0 and 3 more: no such file" in text
+    assert "expert-densenet-0: for the same reason" in text
+    lines = summary_lines(shown)
+    assert "\n".join(lines).count(SHORT) == 1 and "\n".join(lines).count("no such file") == 1
+    assert lines[2].endswith(f"as {rows[0].name}")
+    ranks = tuple(RankStatus(i, "failed", None, 0.1, None, note="disk") for i in range(3))
+    assert "! ranks 0, 1, 2: disk" in "\n".join(drawn(snapshot([row(0)], ranks=ranks), 80))
+
+
+def test_starting_ranks_say_what_they_do() -> None:
+    ranks = tuple(RankStatus(i, "starting", None, 0.1, None, note="reads data") for i in range(2))
+    text = "\n".join(drawn(snapshot([row(0, "waiting")], ranks=ranks, world_size=2), 80))
+    assert "2 of 2 ranks starting" in text and " ranks 0, 1: reads data" in text and "!" not in text
 
 
 def test_a_wide_terminal_shows_every_number() -> None:
-    line = next(line for line in drawn(snapshot([row(1)]), 160) if "41.3/100" in line)
+    line = next(line for line in drawn(snapshot([row(1)]), 170) if "41.3/100" in line)
     for text in (
         *("1.2345", "70.25", "+1.20", "79.1 80.0 78.5", "81.50 @38", "12,346", "12.0 GiB", "1h02m"),
-        *("● running", "━━╸", "–"),
+        *("● running", "━━", "–"),
     ):
         assert text in line, text
 
@@ -222,7 +250,7 @@ def test_columns_go_by_priority_and_numbers_are_never_cut() -> None:
             line for line in drawn(launches()["failed"], width) if "/100" in line
         )
     at = dict(zip(range(60, 200), seen, strict=True))
-    assert {"row", "state", "epoch", "fused", "gain"} <= at[80]
+    assert {"row", "state", "epoch", "fused", "averaging"} <= at[80]
     assert {"progress", "ETA", "took"} & at[100] >= {"progress", "ETA"}
     assert {"loss", "experts", "rank", "best", "img/s"} <= at[160]
     assert "img/s" not in at[80]
@@ -317,7 +345,7 @@ def test_height_limits_the_lines(name: str, height: int) -> None:
 
 
 def test_a_low_terminal_keeps_running_and_failed_rows() -> None:
-    lines = drawn(launches()["16 rows"], 100, height=17)
+    lines = drawn(launches()["16 rows"], 100, height=18)
     text = "\n".join(lines)
     assert sum("● running" in line and "/100" in line for line in lines) == 6
     assert sum("✗ failed" in line and "/100" in line for line in lines) == 1
@@ -362,14 +390,14 @@ def test_summary_lines_are_plain_aligned_and_complete(name: str) -> None:
     assert len({line.index(f" {t.state}") for line, t in zip(mine, told, strict=True)}) <= 1
     assert len({line.index("  loss ") for line in mine if "  loss " in line}) <= 1
     if name == "failed":
-        assert squeezed([REASON]) in squeezed(lines)
+        assert squeezed([REASON[:160]]) in squeezed(lines)
 
 
 def test_milestones_are_one_line() -> None:
-    done = milestone(row(0, "done", seconds=7830.0))
+    done = milestone(row(0, "done", val_accuracy=81.5, seconds=7830.0))
     assert done == (
         "✓ task-0-densenet-multiplicative done: val accuracy 81.50 % at epoch 38, "
-        "gain -0.45, took 2h10m"
+        "gain over averaging -0.45, took 2h10m"
     )
     assert milestone(row(1, "failed", note="a\nb")).endswith("multiplicativeAddition failed: a b")
 
@@ -428,7 +456,7 @@ def test_the_last_lines_add_up_what_the_ranks_did() -> None:
     )
     done = snapshot([row(0, "done")], ranks=ranks, elapsed=100.0, state="done")
     work, idle = closing_lines(done)
-    assert "work 3m15s, makespan 1m40s: speed-up 1.95" in work
+    assert work == "3m15s of work in 1m40s: 1.9 tasks at a time on 4 ranks"
     assert idle.endswith("rank 0 10 %, rank 1 40 %, rank 2 55 %, rank 3 100 %")
     nothing = tuple(RankStatus(i, "finished", None, 0.1, None) for i in range(4))
     assert closing_lines(snapshot([row(0, "done")], ranks=nothing)) == []
