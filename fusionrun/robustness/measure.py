@@ -82,7 +82,8 @@ def load_ood_sets(context: RunContext, folder: Path | None, count: int) -> list[
     """The user's images or the built-in sets, `count` of each at most. Raises DataError."""
     size = context.data.test_images.shape[-1]
     if folder is not None:
-        return [read_ood_images(folder, count, size, SEED, say)]
+        value_range = context.study.recipe.data.range
+        return [read_ood_images(folder, count, size, SEED, say, value_range)]
     return built_in_sets(context.data.name, count, size, SEED)
 
 

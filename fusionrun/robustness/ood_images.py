@@ -49,6 +49,7 @@ def read_ood_images(
     size: int,
     seed: int,
     progress: Callable[[str], None] = lambda message: None,
+    value_range: tuple[float, float] | None = None,
 ) -> OODImages:
     """Images in `folder` or in folders directly inside it, of more than `count` a seeded choice.
 
@@ -60,14 +61,14 @@ def read_ood_images(
     if len(paths) > count:
         chosen = np.random.default_rng(seed).choice(len(paths), count, replace=False)
         paths = [paths[i] for i in sorted(chosen)]
-    images, reasons = decode_images(paths, size, progress)
-    usable = [i for i, reason in enumerate(reasons) if reason is None]
-    if not usable:
+    blocks = [block for block, _ in decode_images(paths, size, progress, value_range)]
+    images = np.concatenate(blocks) if blocks else np.empty(0, dtype=np.uint8)
+    if not len(images):
         found = f"{len(paths)} files, none of them an image" if paths else "no file"
         raise DataError(f"{folder}: found {found}; expected {LAYOUT}")
-    skipped = len(paths) - len(usable)
+    skipped = len(paths) - len(images)
     about = f"images of {folder}" + (f" ({skipped} other files skipped)" if skipped else "")
-    return OODImages(folder.resolve().name, about, torch.from_numpy(images[usable]))
+    return OODImages(folder.resolve().name, about, torch.from_numpy(images))
 
 
 def _files(folder: Path) -> list[Path]:

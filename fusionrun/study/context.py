@@ -172,4 +172,5 @@ def _data_arguments(study: Study) -> tuple[str, dict[str, Any]]:
         "seed": data.seed,
         "train_folder": data.train_folder,
         "test_folder": data.test_folder,
+        "value_range": data.range,
     }

@@ -94,6 +94,8 @@ class DataConfig:
     train_folder: str = "train"  # image_folder: below root
     test_folder: str = "test"  # image_folder: below root
     image_size: int = 32  # side in pixels (image_folder resizes once; synthetic draws)
+    # image_folder: black and white of images deeper than 8 bits; null: 0..65535 of 16 bits
+    range: tuple[float, float] | None = None
     train_images: int | None = None  # null: all; else a seeded subset, stratified by class
     test_images: int | None = None  # as train_images
     num_classes: int = 20  # synthetic only; files bring their own classes
@@ -115,6 +117,9 @@ class DataConfig:
         for name in ("shared_fraction", "unique_fraction"):
             value = getattr(self, name)
             require(0 <= value <= 1, name, value, "a fraction from 0 to 1")
+        if self.range is not None:
+            low, high = self.range
+            require(low < high, "range", list(self.range), "black, then a higher value for white")
         both = self.shared_fraction + self.unique_fraction
         require(both > 0, "unique_fraction", self.unique_fraction, "above 0 if nothing is shared")
 

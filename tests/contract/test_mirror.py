@@ -17,6 +17,7 @@ TESTED_BY: dict[str, str] = {
     "components/*.py": "unit/components/test_store.py",
     "data/augmentation/policies.py": "unit/data/test_batch.py",
     "data/datasets/decode.py": "unit/data/test_image_folder.py",
+    "data/datasets/folder_notes.py": "unit/data/test_image_folder.py",
     "data/datasets/request.py": "unit/data/test_datasets.py",
     "data/errors.py": "unit/data/test_split_files.py",
     "evaluation/*.py": "unit/evaluation/test_evaluate.py",

@@ -75,6 +75,7 @@ def load_dataset(
     seed: int = 42,
     train_folder: str = "train",
     test_folder: str = "test",
+    value_range: tuple[float, float] | None = None,
     progress: Callable[[str], None] = say_nothing,
 ) -> Dataset:
     """Load the data set `name` of DATASETS, or FILE.py:NAME, a function of a Request.
@@ -83,7 +84,8 @@ def load_dataset(
     `<root>/.fusionrun_cache`) and shared by every process that loads them. `train_images` and
     `test_images` say how many to use: None is all (of "synthetic": 4000 and 1000), otherwise a
     subset drawn with `seed`, stratified by class. `num_classes` means something to "synthetic"
-    only, `train_folder` and `test_folder`, below `root`, to "image_folder".
+    only, `train_folder` and `test_folder`, below `root`, to "image_folder"; so does
+    `value_range`, the values that are black and white in images deeper than 8 bits.
 
     Raises DataError for an unknown name, and for files that are missing, damaged or unwritable.
     """
@@ -98,12 +100,10 @@ def load_dataset(
         seed=seed,
         train_folder=train_folder,
         test_folder=test_folder,
+        value_range=value_range,
         progress=progress,
     )
-    arrays = find_loader(name)(request)
-    if not isinstance(arrays, Arrays):
-        kind = type(arrays).__name__
-        raise DataError(f"data set {name!r}: found {kind}, expected what as_arrays returns")
+    arrays = _load(name, request)
     if name != "synthetic":  # which is drawn in the size that is wanted
         arrays = take_subset(arrays, train_images, test_images, seed)
     return Dataset(
@@ -118,6 +118,20 @@ def load_dataset(
         fingerprint=arrays.fingerprint,
         notes=arrays.notes,
     )
+
+
+def _load(name: str, request: Request) -> Arrays:
+    try:
+        arrays = find_loader(name)(request)
+    except MemoryError as error:
+        raise DataError(
+            f"{name}: loading it took more memory than this process may have ({error}). Use a "
+            "smaller data.image_size or fewer images, or raise the limit (ulimit -v)."
+        ) from error
+    if not isinstance(arrays, Arrays):
+        kind = type(arrays).__name__
+        raise DataError(f"data set {name!r}: found {kind}, expected what as_arrays returns")
+    return arrays
 
 
 def survey_dataset(name: str, **arguments: Any) -> Survey:

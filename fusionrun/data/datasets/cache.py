@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -54,6 +55,47 @@ class Arrays:
     notes: tuple[str, ...] = ()
 
 
+class ImageFile:
+    """An .npy file of images (N, 3, size, size) uint8 whose N shows only when all are written.
+
+    Used as a context; whatever it holds lies on disk when that ends. Raises OSError.
+    """
+
+    HEADER_BYTES = 128  # what numpy's take, whatever N is
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path, self._size, self._count = path, size, 0
+
+    def __enter__(self) -> "ImageFile":
+        self._file = self._path.open("wb")
+        self._file.write(bytes(self.HEADER_BYTES))
+        return self
+
+    def append(self, images: npt.NDArray[np.uint8]) -> None:
+        """Write images (M, 3, size, size) behind the others."""
+        self._file.write(np.ascontiguousarray(images).data)
+        self._count += len(images)
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:
+            shape = (self._count, 3, self._size, self._size)
+            header = io.BytesIO()
+            np.lib.format.write_array_header_1_0(
+                header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+            )
+            if len(header.getvalue()) != self.HEADER_BYTES:
+                raise ValueError(f"a header of numpy's took {len(header.getvalue())} bytes")
+            self._file.seek(0)
+            self._file.write(header.getvalue())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def mapped(self) -> npt.NDArray[np.uint8]:
+        """All images, read from the disk as they are used."""
+        found: npt.NDArray[np.uint8] = np.load(self._path, mmap_mode="r")
+        return found
+
+
 def content_fingerprint(*arrays: npt.NDArray[Any]) -> str:
     """16 hex digits that change with any byte or shape of the arrays."""
     digest = hashlib.sha256()
@@ -70,8 +112,9 @@ def channel_statistics(images: npt.NDArray[np.uint8]) -> tuple[Triple, Triple]:
     normalising never divides by zero.
     """
     histogram = np.zeros((3, 256), dtype=np.int64)
-    for start in range(0, len(images), 2048):  # bincount widens to int64: bound the memory
-        block = images[start : start + 2048]
+    step = max(1, 2**21 // images[0, 0].size)  # bincount widens to int64: bound the memory
+    for start in range(0, len(images), step):
+        block = images[start : start + step]
         for channel in range(3):
             histogram[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
     levels = np.arange(256) / 255.0
@@ -88,14 +131,15 @@ def channel_statistics(images: npt.NDArray[np.uint8]) -> tuple[Triple, Triple]:
 def load_or_build(
     folder: Path,
     source_key: str,
-    build: Callable[[], Arrays],
+    build: Callable[[Path], Arrays],
     *,
     name: str,
     progress: Callable[[str], None],
 ) -> Arrays:
     """The cached data set at `folder`, built first if it is absent, damaged or of another source.
 
-    `source_key` identifies what the cache was made from. One process builds, under an exclusive
+    `source_key` identifies what the cache was made from. `build` is given the folder where its
+    arrays may be written already, by their names and ".npy". One process builds, under an exclusive
     lock; the others wait and then map the same pages. A build is written beside `folder` and
     renamed, so a killed one leaves no half cache. Raises DataError where nothing can be written.
     """
@@ -120,9 +164,8 @@ def load_or_build(
         if ready is not None:
             return ready
         progress(f"{name}: building {folder} ({reason})")
-        arrays = build()
         try:
-            _write(folder, source_key, arrays)
+            _build_beside(folder, source_key, build)
         except OSError as error:
             raise _cannot_write(folder.parent, error) from error
         ready, reason = _open(folder, source_key)
@@ -172,18 +215,26 @@ def _open(folder: Path, source_key: str) -> tuple[Arrays | None, str]:
     except FileNotFoundError:
         return None, "there is none yet"
     except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise DataError(
+                f"{folder}: the prepared images don't fit into the memory that this process may "
+                "have. Use a smaller data.image_size, or raise its limit (ulimit -v)."
+            ) from error
         return None, f"the present one is damaged: {error}"
 
 
-def _write(folder: Path, source_key: str, arrays: Arrays) -> None:
-    """Write beside `folder`, then rename; the caller holds the exclusive lock."""
+def _build_beside(folder: Path, source_key: str, build: Callable[[Path], Arrays]) -> None:
+    """Build beside `folder`, then rename; the caller holds the exclusive lock."""
     prefix = f".{folder.name}.part-"
     for leftover in folder.parent.glob(f"{prefix}*"):  # of killed builds
         shutil.rmtree(leftover, ignore_errors=True)
     part = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
         part.chmod(0o755)
+        arrays = build(part)
         for key in ARRAYS:
+            if (part / f"{key}.npy").exists():
+                continue
             with (part / f"{key}.npy").open("wb") as file:
                 np.save(file, getattr(arrays, key))
                 file.flush()

@@ -2,26 +2,31 @@
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from fusionrun.common.text import plural, printable_path
+from fusionrun.common.text import printable_path
+from fusionrun.data.datasets.bit_depth import require_deep, require_known_range
 from fusionrun.data.datasets.cache import (
     Arrays,
+    ImageFile,
     channel_statistics,
     content_fingerprint,
     is_ready,
     load_or_build,
 )
-from fusionrun.data.datasets.decode import decode_images
+from fusionrun.data.datasets.decode import Decoded, decode_images
 from fusionrun.data.datasets.folder_layout import LAYOUT
-from fusionrun.data.datasets.folder_listing import NAMED, Listing, list_folders
+from fusionrun.data.datasets.folder_listing import Listing, Part, list_folders
+from fusionrun.data.datasets.folder_notes import decoding_notes
 from fusionrun.data.datasets.request import Request
 from fusionrun.data.datasets.survey import Survey, image_bytes, require_disk, require_memory
 from fusionrun.data.errors import DataError
+
+LOOKED_INTO = 16  # files of each side whose depth is looked at before all are decoded
 
 
 def load_image_folder(request: Request) -> Arrays:
@@ -34,9 +39,10 @@ def load_image_folder(request: Request) -> Arrays:
     """
     listing = _list(request)
 
-    def build() -> Arrays:
+    def build(folder: Path) -> Arrays:
         require_disk("image_folder", _bytes(listing, request), request.cache_dir)
-        return _build(listing, request.image_size, request.progress)
+        require_known_range(_sample(listing), request.value_range)
+        return _build(listing, request, folder)
 
     arrays = load_or_build(
         _cache_folder(request),
@@ -56,6 +62,7 @@ def survey_image_folder(request: Request) -> Survey:
     need = _bytes(listing, request)
     if not ready:
         require_disk("image_folder", need, request.cache_dir)
+        require_known_range(_sample(listing), request.value_range)
     return Survey(
         "image_folder",
         len(listing.train.paths),
@@ -84,46 +91,52 @@ def _bytes(listing: Listing, request: Request) -> int:
     return image_bytes(count, request.image_size)
 
 
+def _sample(listing: Listing) -> list[str]:
+    """Some files from everywhere, to be looked into before all are."""
+    paths: list[str] = []
+    for part in (listing.train, listing.test):
+        every = max(1, len(part.paths) // LOOKED_INTO)
+        paths += [f"{part.folder}/{path}" for path in part.paths[::every]]
+    return paths
+
+
 def _cache_folder(request: Request) -> Path:
     """The resolved root is part of its name, so that sets can share one cache_dir."""
     place = str(request.root.resolve())
     sides = request.train_folder, request.test_folder
     if sides != ("train", "test"):
         place += "\0".join(("", *sides))
+    if request.value_range is not None:
+        place += f"\0{request.value_range}"
     digits = hashlib.sha256(os.fsencode(place)).hexdigest()[:12]
     return request.cache_dir / f"image_folder-{digits}-{request.image_size}"
 
 
-def _build(listing: Listing, size: int, progress: Callable[[str], None]) -> Arrays:
-    parts = (listing.train, listing.test)
-    paths = [part.folder / path for part in parts for path in part.paths]
-    images, reasons = decode_images(paths, size, progress)
-    labels = np.concatenate([part.labels for part in parts])
-    usable = np.array([reason is None for reason in reasons], dtype=bool)
-    is_train = np.arange(len(paths)) < len(listing.train.paths)
-    for part, mask in zip(parts, (is_train, ~is_train), strict=True):
-        counts = np.bincount(labels[usable & mask], minlength=len(listing.classes))
-        empty = [listing.classes[label] for label in np.flatnonzero(counts == 0)]
-        if empty:
-            raise DataError(
-                f"{printable_path(part.folder / empty[0])}: holds no usable image ({len(empty)} of "
-                f"{len(listing.classes)} classes of {part.folder.name} are empty). Expected "
-                f"{LAYOUT}. Add images or remove the class from train and test."
-            )
-    # where nothing was skipped, slices avoid a second copy of everything
+def _build(listing: Listing, request: Request, folder: Path) -> Arrays:
+    """Decode everything straight into the files of the cache that is made in `folder`."""
+    parts, size = (listing.train, listing.test), request.image_size
+    paths = [f"{part.folder}/{path}" for part in parts for path in part.paths]
     split = len(listing.train.paths)
-    whole = bool(usable.all())
-    train_images = images[:split] if whole else images[usable & is_train]
-    test_images = images[split:] if whole else images[usable & ~is_train]
-    train_labels, test_labels = labels[usable & is_train], labels[usable & ~is_train]
+    found: list[Decoded] = []
+    with (
+        ImageFile(folder / "train_images.npy", size) as train_file,
+        ImageFile(folder / "test_images.npy", size) as test_file,
+    ):
+        for block, results in decode_images(paths, size, request.progress, request.value_range):
+            to_train = sum(not each.skipped for each in results[: max(0, split - len(found))])
+            train_file.append(block[:to_train])
+            test_file.append(block[to_train:])
+            found += results
+    usable = np.array([not each.skipped for each in found])
+    train_labels, test_labels = (
+        listing.train.labels[usable[:split]],
+        listing.test.labels[usable[split:]],
+    )
+    for part, labels in zip(parts, (train_labels, test_labels), strict=True):
+        _require_every_class(part, listing.classes, labels)
+    require_deep(paths, [each.deepest for each in found])
+    train_images, test_images = train_file.mapped(), test_file.mapped()
     mean, std = channel_statistics(train_images)
-    skipped = [
-        f"{printable_path(path.relative_to(listing.train.folder.parent))} ({reason})"
-        for path, reason in zip(paths, reasons, strict=True)
-        if reason is not None
-    ]
-    named = ", ".join(skipped[:NAMED])
-    more = f", and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
     return Arrays(
         train_images,
         train_labels,
@@ -133,5 +146,18 @@ def _build(listing: Listing, size: int, progress: Callable[[str], None]) -> Arra
         mean,
         std,
         content_fingerprint(train_labels, train_images, test_labels, test_images),
-        (f"{plural(len(skipped), 'file')} skipped: {named}{more}",) if skipped else (),
+        decoding_notes(listing, found, request.value_range),
     )
+
+
+def _require_every_class(
+    part: Part, classes: tuple[str, ...], labels: npt.NDArray[np.int64]
+) -> None:
+    counts = np.bincount(labels, minlength=len(classes))
+    empty = [classes[label] for label in np.flatnonzero(counts == 0)]
+    if empty:
+        raise DataError(
+            f"{printable_path(part.folder / empty[0])}: holds no usable image ({len(empty)} of "
+            f"{len(classes)} classes of {part.folder.name} are empty). Expected {LAYOUT}. Add "
+            f"images or remove the class from train and test."
+        )

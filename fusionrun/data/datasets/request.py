@@ -21,4 +21,6 @@ class Request:
     seed: int = 42  # synthetic only
     train_folder: str = "train"  # image_folder only: its side of `root`
     test_folder: str = "test"  # image_folder only
+    # image_folder only: values of images deeper than 8 bits that are black and white
+    value_range: tuple[float, float] | None = None
     progress: Callable[[str], None] = say_nothing  # told what takes long, one line each

@@ -18,8 +18,8 @@ def test_files_below_a_class_are_its_own_in_torchvisions_order(tmp_path):
     from torchvision.datasets import ImageFolder
 
     root = make_folder(tmp_path)
-    for place in ("tuesday", "monday/early", "monday"):
-        save_image(root / "train" / "ant" / place / "x.png")
+    for k, place in enumerate(("tuesday", "monday/early", "monday")):
+        save_image(root / "train" / "ant" / place / "x.png", (k, 0, 0))
     expected = [
         (str(Path(path).relative_to(root / "train")), label)
         for path, label in ImageFolder(str(root / "train")).samples

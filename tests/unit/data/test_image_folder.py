@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fusionrun.common.memory import peak_memory, reset_peak
 from fusionrun.data.datasets import DataError, load_dataset
 from tests.unit.data.cifar_archives import start_children
 
@@ -23,7 +25,8 @@ def make_folder(root, classes=("ant", "bee"), per_class=2):
     for part in ("train", "test"):
         for c, name in enumerate(classes):
             for k in range(per_class):
-                save_image(root / part / name / f"{k}.png", (50 * c, 100, 10 * k))
+                colour = (50 * c, 100, 10 * k + 5 * (part == "test"))
+                save_image(root / part / name / f"{k}.png", colour)
     return root
 
 
@@ -58,16 +61,16 @@ def test_images_are_resized_to_cover_and_cropped_at_the_centre(tmp_path):
         ]
 
 
+def png_chunk(kind, content):
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
 def png_of_size(width, height):
     """A tiny file whose header claims any size."""
-
-    def chunk(kind, content):
-        body = kind + content
-        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     pixels = zlib.compress(b"\0" * 1000)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", pixels)
 
 
 def test_odd_images(tmp_path):
@@ -112,8 +115,15 @@ def test_odd_images(tmp_path):
     for found, wanted in zip(colours, expected, strict=True):
         assert wanted is None or np.abs(np.array(found) - wanted).max() <= 2
     assert data.train_labels.tolist() == [0] * 11 + [1] * 2
-    hidden, note = data.notes
+    hidden, note, *changed = data.notes
     assert hidden == "left out: 1 hidden file, such as train/ant/.DS_Store"
+    assert sorted(changed) == [
+        "1 image in CMYK, converted to RGB",
+        "1 image of 16-bit grey: [0,65535] read as black and white",
+        "1 image with transparent parts, read as if opaque",
+        "1 training image equal to another one, such as train/ant/i_bits.png to "
+        "train/ant/d_cmyk.jpg",
+    ]
     assert note.startswith("7 files skipped: ")
     assert "train/ant/z0_empty.png (empty)" in note
     assert "train/ant/z1_text.txt (not an image)" in note
@@ -231,3 +241,35 @@ def test_an_unreadable_file_is_an_error_not_a_skip(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", read)
     with pytest.raises(DataError, match=r"1\.png: cannot be read \(Permission denied\)"):
         load_dataset("image_folder", root=root)
+
+
+def test_equal_images_are_counted(tmp_path):
+    root = make_folder(tmp_path)
+    copies = {
+        "test/ant/7.png": "train/ant/0.png",
+        "train/bee/8.png": "train/bee/0.png",
+        "train/bee/9.png": "train/ant/1.png",
+    }
+    for copy, source in copies.items():
+        (root / copy).write_bytes((root / source).read_bytes())
+    for _ in ("decoded", "from the cache"):
+        data = load_dataset("image_folder", root=root, image_size=8)
+        assert data.notes == (
+            "1 test image equal to a training image, such as test/ant/7.png to train/ant/0.png",
+            "2 training images equal to another one, such as train/bee/8.png to train/bee/0.png",
+            "1 training image equal to one of another class, such as train/bee/9.png to "
+            "train/ant/1.png",
+        )
+
+
+def test_one_damaged_file_costs_no_second_copy(tmp_path):
+    """Nor does the first: what is decoded goes to the disk."""
+    root = make_folder(tmp_path, per_class=60)
+    (root / "train" / "ant" / "z.png").write_bytes(b"damaged")
+    cpu = torch.device("cpu")
+    load_dataset("image_folder", root=root, image_size=64)  # with all that has to be imported
+    before = reset_peak(cpu)
+    data = load_dataset("image_folder", root=root, image_size=512)
+    peak = peak_memory(cpu)
+    bytes_of_images = data.train_images.numel() + data.test_images.numel()
+    assert peak - before < 1.2 * bytes_of_images

@@ -87,7 +87,7 @@ def other_value(path: str, hint: Any, value: Any) -> Any:
         kinds = (kind for kind in typing.get_args(hint) if kind is not type(None))
         return other_value(path, next(kinds), value)
     if typing.get_origin(hint) is tuple:
-        return list(value[1:])
+        return list(value[1:]) if value else [0, 4095]
     if hint is bool:
         return not value
     if hint is int:
