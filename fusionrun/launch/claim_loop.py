@@ -95,7 +95,7 @@ class ClaimLoop:
                     layout.crashes(task.name).unlink(missing_ok=True)
                     raise
                 finally:
-                    reporter.close()
+                    reporter.close(hurried=self.stop.requested())
             outcome = reporter.outcome(self.rank_info.rank)
         except StopRequested:
             raise

@@ -1,26 +1,33 @@
 """What a running task tells the world: status record, CSV, TensorBoard, W&B, text log."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fusionrun.common.memory import peak_memory
+from fusionrun.logs.background import BackgroundLog, RunLog
 from fusionrun.logs.csv import EXPERT_COLUMNS, row_columns, write_csv
 from fusionrun.logs.tensorboard import TensorBoardLog
 from fusionrun.logs.text import TaskLog
-from fusionrun.logs.wandb import WandbLog
+from fusionrun.logs.wandb import WandbLog, run_id
+from fusionrun.logs.wandb_access import effective_mode
 from fusionrun.monitor.record import Activity, Outcome, Record, known
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.tables.headline import GAIN, GAIN_KEY
 from fusionrun.training.epoch import BestEpoch, EpochMetrics, Progress
 
+# seconds that a task waits for its charts to be written at its end; less where a launch is stopped
+PATIENCE, HURRIED_PATIENCE = 30.0, 2.0
+
 
 class TaskReporter:
     """The loop's `Reporter` for one task. Opening logs waits for the first finished epoch.
+
+    No log decides over the training: one that can't be written is warned of once.
 
     `sample` makes augmented training images (N, 3, H, W) uint8, if they are wanted; `val_images`
     select the epoch; the test takes `test_share` times as long as an epoch's validation.
@@ -38,7 +45,8 @@ class TaskReporter:
         self._record = record
         self._log = log
         self._device = device
-        self._run_logs: list[TensorBoardLog | WandbLog] | None = None
+        self._run_logs: list[BackgroundLog] | None = None
+        self._csv_failed = False
         self._history: Sequence[EpochMetrics] = ()  # earlier launches' epochs, too
         self._best = BestEpoch()
         record.begin(task.index)
@@ -91,7 +99,17 @@ class TaskReporter:
             path = layout.row(task.model, task.row.variant).csv
         else:
             path = layout.expert_csv(task.model, task.expert)
-        write_csv(path, *csv_table(task, history, self._study.recipe.experts.count))
+        try:
+            write_csv(path, *csv_table(task, history, self._study.recipe.experts.count))
+        except OSError as error:
+            if not self._csv_failed:
+                self.warn(f"{path}: {error.strerror or error}; the training goes on")
+            self._csv_failed = True
+
+    def warn(self, text: str) -> None:
+        """What the person should know, though the training goes on."""
+        self._log.line(f"warning: {text}")
+        self._record.note = text
 
     def epoch(self, history: Sequence[EpochMetrics], best: BestEpoch) -> None:
         """The newest of `history` to every log; the CSV is written whole."""
@@ -110,7 +128,7 @@ class TaskReporter:
         )
         scalars = chart_scalars(metrics, trains_alone=self._task.trains_alone)
         for log in self._logs(first_epoch=metrics.epoch):
-            log.scalars(scalars, metrics.epoch)
+            log.put(lambda chart: chart.scalars(scalars, metrics.epoch))
 
     def measured(self, test: Mapping[str, Any]) -> None:
         """The row's accuracies on the test set, to where runs are compared."""
@@ -120,7 +138,7 @@ class TaskReporter:
         fields = self._study.identity(self._task).fields
         own = {key: value for key, value in fields.items() if not key.startswith("data.")}
         for log in self._logs(first_epoch=self._task.epochs + 1):
-            log.outcome(own, metrics)
+            log.put(lambda chart: chart.outcome(own, metrics))
 
     def outcome(self, rank: int) -> Outcome:
         """How the finished task stands, for the table: every number is the saved epoch's."""
@@ -142,38 +160,46 @@ class TaskReporter:
             seconds=sum(entry.seconds for entry in self._history),
         )
 
-    def close(self) -> None:
+    def close(self, *, hurried: bool = False) -> None:
+        """Wait for the charts, but not for long."""
         for log in self._run_logs or ():
-            log.close()
+            log.close(HURRIED_PATIENCE if hurried else PATIENCE)
 
-    def _logs(self, first_epoch: int) -> list[TensorBoardLog | WandbLog]:
+    def _logs(self, first_epoch: int) -> list[BackgroundLog]:
         """TensorBoard and W&B as the recipe wants them; the first call opens them."""
         if self._run_logs is not None:
             return self._run_logs
-        study, task, logs = self._study, self._task, self._study.recipe.logs
+        study, task = self._study, self._task
         fields: Mapping[str, Any] = study.identity(task).fields
         self._run_logs = []
-        if logs.tensorboard:
+
+        def tensorboard() -> RunLog:
             lines = "\n".join(f"    {key}: {value}" for key, value in fields.items())
             directory = study.layout.tensorboard(task.name)
-            self._run_logs.append(TensorBoardLog(directory, first_epoch, {"recipe": lines}))
-        if logs.wandb != "off":
-            output = study.layout.output_dir
-            digest = hashlib.sha256(str(output.resolve()).encode()).hexdigest()
-            self._run_logs.append(
-                WandbLog(
-                    output,
-                    task=task.name,
-                    model=task.model,
-                    mode=logs.wandb,
-                    settings=fields,
-                    run_id=f"{digest[:8]}-{task.name}",
-                )
+            return TensorBoardLog(directory, first_epoch, {"recipe": lines})
+
+        def wandb(mode: Literal["offline", "online"]) -> RunLog:
+            about = task.row.variant if isinstance(task, RowTask) else task.name
+            record = study.layout.wandb_run(task.model, about)
+            return WandbLog(
+                study.layout.output_dir,
+                task=task.name,
+                model=task.model,
+                mode=mode,
+                settings=fields,
+                run_id=run_id(record, resumed=first_epoch > 1),
             )
+
+        mode = effective_mode(study.recipe.logs.wandb)
+        if study.recipe.logs.tensorboard:
+            self._run_logs.append(BackgroundLog("TensorBoard", tensorboard, self.warn))
+        if mode != "off":
+            open_wandb = partial(wandb, mode)
+            self._run_logs.append(BackgroundLog("Weights & Biases", open_wandb, self.warn))
         if self._run_logs and first_epoch == 1 and self.sample is not None:
             side_by_side = torch.cat(list(self.sample()), dim=2)
             for log in self._run_logs:
-                log.image("augmented_training_images", side_by_side)
+                log.put(lambda chart: chart.image("augmented_training_images", side_by_side))
         return self._run_logs
 
 

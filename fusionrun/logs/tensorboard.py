@@ -29,15 +29,16 @@ LAYOUT: Charts = {
 class TensorBoardLog:
     """Event files in `directory`; of earlier ones counts what lies before `first_epoch`.
 
-    `text` by tag and the charts of LAYOUT are written once, by the first launch that works here.
+    `text` by tag and the charts of LAYOUT are written once, by the launch that begins.
     """
 
     def __init__(self, directory: Path, first_epoch: int, text: Mapping[str, str]) -> None:
         # costs about a second, which a launch without TensorBoard need not pay
         from torch.utils.tensorboard import SummaryWriter
 
-        resumed = any(directory.glob("events.*"))
-        self._writer = SummaryWriter(str(directory), purge_step=first_epoch)
+        # what another experiment left here has no part in one that begins
+        resumed = first_epoch > 1 and any(directory.glob("events.*"))
+        self._writer = SummaryWriter(str(directory), purge_step=first_epoch if resumed else 0)
         if not resumed:
             self._writer.add_custom_scalars(LAYOUT)
             for tag, value in text.items():

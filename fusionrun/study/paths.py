@@ -107,6 +107,10 @@ class Layout:
     def crashes(self, task: str) -> Path:
         return self.state / "crashes" / f"{task}.json"
 
+    def wandb_run(self, model: str, name: str) -> Path:
+        """Which Weights & Biases run a row's (its variant) or an expert's numbers go to."""
+        return self.state / "wandb" / model / f"{name}.json"
+
     def row(self, model: str, variant: str) -> RowFiles:
         """`variant` is the fusion type, with -seed<n> or -alpha<x> where the recipe varies them."""
         family = f"{model}_fusions"

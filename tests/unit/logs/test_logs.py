@@ -276,6 +276,19 @@ def test_tensorboard_has_every_epoch_once_after_resumes(tmp_path: Path) -> None:
     assert text.tensor_proto.string_val == [b"    seed: 42"]
 
 
+def test_tensorboard_of_another_experiment_at_the_same_path_is_hidden(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    launch(tmp_path, 1, 5, 0.0)
+    time.sleep(1.01 - time.time() % 1)
+    log = TensorBoardLog(tmp_path, 1, {"recipe": "    seed: 7"})
+    log.scalars({"accuracy/validation": 50.0}, 1)
+    log.close()
+    events = accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("accuracy/validation")] == [(1, 50.0)]
+    assert events.Tensors("recipe/text_summary")[-1].tensor_proto.string_val == [b"    seed: 7"]
+
+
 def test_tensorboard_is_readable_while_it_runs(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     log = TensorBoardLog(tmp_path, 1, {})
