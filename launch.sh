@@ -138,9 +138,12 @@ node_address() {
   scontrol show node "$1" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p'
 }
 
-# On several nodes every node's torchrun meets the others on the first one.
+# One machine needs no network: torchrun's own store is a file in a folder that is this launch's,
+# and nobody asks what the host's name means. On several nodes every node's torchrun meets the
+# others on the first one.
 choose_rendezvous() {
-  RENDEZVOUS=(--standalone)
+  RENDEZVOUS=(--nnodes=1 --rdzv-backend=c10d --rdzv-id=study --rdzv-endpoint="$EXIT_DIR/rendezvous"
+    --rdzv-conf="store_type=file,keep_alive_interval=60" --local-addr=127.0.0.1)
   if [[ ${SLURM_STEP_NUM_NODES:-1} -gt 1 ]]; then
     local first is_host=false
     first=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)
@@ -270,9 +273,9 @@ main() {
   fi
   if needs_srun; then run_under_slurm "$@"; fi
   require_one_task_per_node
-  choose_rendezvous
   EXIT_DIR=$(mktemp -d)
   trap 'rm -rf "$EXIT_DIR"' EXIT
+  choose_rendezvous
   start_torchrun "$@"
   trap 'forward TERM' INT TERM HUP USR1 USR2
   wait_for_child

@@ -8,14 +8,18 @@ a launch nobody disturbed: weights bit for bit, every CSV number.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,6 +103,25 @@ class Chaos:
 
     def _output(self) -> str:
         return "\n".join((self.folder / "output.txt").read_text().splitlines()[-40:])
+
+
+def listeners(pids: Iterable[int]) -> Iterator[str]:
+    """The addresses on which processes listen for TCP connections."""
+    owned = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it may just have gone
+            for path in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    owned.add(path.readlink().name)
+    for family, name in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        path = Path("/proc/net") / name
+        for line in path.read_text().splitlines()[1:] if path.exists() else ():
+            _, local, _, state, *others = line.split()
+            if state == "0A" and f"socket:[{others[5]}]" in owned:
+                address, port = local.split(":")
+                words = struct.unpack(f"<{len(address) // 8}I", bytes.fromhex(address))
+                packed = struct.pack(f">{len(words)}I", *words)
+                yield f"{socket.inet_ntop(family, packed)}:{int(port, 16)}"
 
 
 def descendants(pid: int) -> list[int]:

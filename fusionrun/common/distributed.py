@@ -1,13 +1,20 @@
 """The only reader of RANK, LOCAL_RANK and SLURM_*: who this process is, how it finds its peers."""
 
 import ctypes
+import fcntl
 import os
 import signal
 import socket
-from collections.abc import Mapping
+import stat
+import sys
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fusionrun.common.cpus import cpu_limit
 
 if TYPE_CHECKING:  # torch takes seconds to import; whoever only asks for the rank needn't wait
     import torch
@@ -16,6 +23,9 @@ if TYPE_CHECKING:  # torch takes seconds to import; whoever only asks for the ra
 # A peer may hold the interpreter for minutes (a huge write, a cold file system) without being
 # dead; a dead one closes its socket and raises at once, so the limit only has to be finite.
 PEER_TIMEOUT = timedelta(minutes=30)
+# torchrun starts all ranks at once; what keeps one that long is a cold file system at most.
+JOIN_SECONDS = 600.0
+WAITING_SECONDS = 5.0  # until rank 0 says whom it waits for
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,10 @@ class RankInfo:
     @property
     def is_distributed(self) -> bool:
         return self.world_size > 1
+
+    @property
+    def is_on_one_machine(self) -> bool:
+        return self.nodes == 1 and self.local_world_size == self.world_size
 
 
 class LaunchError(Exception):
@@ -76,32 +90,139 @@ def read_rank_info(environ: Mapping[str, str]) -> RankInfo:
     )
 
 
-def join(rank_info: RankInfo) -> "Store":
+def join(rank_info: RankInfo, between_polls: Callable[[], None] = lambda: None) -> "Store":
     """Join the launch's processes; returns the store through which tasks are claimed.
 
-    A process alone needs no peers and gets a store of its own. Raises LaunchError when it isn't
-    said where the peers are.
+    On one machine that is a file and the loopback interface: no address, no name, no port that
+    others could reach. A process alone needs no peers and gets a store of its own. `between_polls`
+    is called several times a second while peers are waited for, and may raise. Raises LaunchError
+    when it isn't said where the peers are, or when they don't come.
     """
     import torch.distributed as dist
 
     if not rank_info.is_distributed:
         return dist.HashStore()
+    folder = _private_folder() if rank_info.is_on_one_machine else None
+    store: Store
+    if folder is not None:
+        store = dist.FileStore(str(folder / "store"), rank_info.world_size)
+    else:
+        store = _tcp_store(rank_info, between_polls)
+    if rank_info.is_on_one_machine:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else where the host's name leads
+    exchange(store, rank_info, "joined", "", between_polls, limit_seconds=JOIN_SECONDS)
+    dist.init_process_group(
+        "gloo",
+        store=store,
+        rank=rank_info.rank,
+        world_size=rank_info.world_size,
+        timeout=PEER_TIMEOUT,
+    )
+    return dist.PrefixStore("tasks", store)
+
+
+def exchange(
+    store: "Store",
+    rank_info: RankInfo,
+    topic: str,
+    text: str,
+    between_polls: Callable[[], None] = lambda: None,
+    *,
+    limit_seconds: float = PEER_TIMEOUT.total_seconds(),
+) -> list[str]:
+    """What every rank says about `topic`, in the order of ranks; each topic once.
+
+    Text, and never pickles: whoever could write into the store could run what it likes otherwise.
+    `between_polls` as in `join`. Raises LaunchError when a rank says nothing for so long.
+    """
+    store.set(f"{topic}/{rank_info.rank}", text)
+    keys = [f"{topic}/{rank}" for rank in range(rank_info.world_size)]
+    started, is_said = time.monotonic(), rank_info.rank > 0
+    while not store.check(keys):
+        between_polls()
+        waited = time.monotonic() - started
+        if (waited > WAITING_SECONDS and not is_said) or waited > limit_seconds:
+            silent = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+            whom = f"rank{'s' * (len(silent) > 1)} {', '.join(silent)}"
+            if waited > limit_seconds:
+                raise LaunchError(f"{whom} didn't start within {limit_seconds:.0f} s")
+            print(f"fusionrun: waiting for {whom}", file=sys.stderr, flush=True)
+            is_said = True
+        time.sleep(0.05)
+    return [store.get(key).decode() for key in keys]
+
+
+def _private_folder() -> Path | None:
+    """A folder that the ranks of this machine share, for this attempt alone; None without one.
+
+    torchrun makes it for their errors: new for each launch, and nobody else may look into it.
+    """
+    folder = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", os.devnull)).parent.parent
+    try:
+        made = folder.parent.stat()
+        if made.st_uid != os.geteuid() or stat.S_IMODE(made.st_mode) & 0o077:
+            return None
+        with (folder / "lock").open("a") as probe:  # a FileStore can't do without
+            fcntl.flock(probe, fcntl.LOCK_EX)
+    except OSError:
+        return None
+    return folder
+
+
+def _tcp_store(rank_info: RankInfo, between_polls: Callable[[], None]) -> "Store":
+    """Rank 0's store, on the address alone that torchrun gave it; on one machine on loopback."""
+    import torch.distributed as dist
+
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
             raise LaunchError(
                 f"{name}: not set although WORLD_SIZE is {rank_info.world_size}; start with "
                 "torchrun"
             )
-    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=PEER_TIMEOUT)))
-    if rank_info.local_world_size == rank_info.world_size:
+    host = "127.0.0.1" if rank_info.is_on_one_machine else os.environ["MASTER_ADDR"]
+    port = int(os.environ["MASTER_PORT"])
+    is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if rank_info.rank == 0 and not is_torchruns:
+        # torch listens on every interface, but for a socket that it's handed
+        listener = socket.create_server((host, port), family=_family(host, port))
+        return dist.TCPStore(
+            host, port, None, True, PEER_TIMEOUT, False, master_listen_fd=listener.detach()
+        )
+    _await_listener(host, port, between_polls)
+    store = dist.TCPStore(host, port, None, False, PEER_TIMEOUT, False)
+    if is_torchruns:
         # torchrun keeps one store over restarts: without a prefix of its own, a restarted group
         # reads the addresses of its dead predecessors (pytorch issue 135712). On several nodes
         # the counts can differ; there launch.sh turns the sharing of the store off.
-        store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=world_size, timeout=PEER_TIMEOUT
-    )
-    return dist.PrefixStore("tasks", store)
+        return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+    return store
+
+
+def _family(host: str, port: int) -> socket.AddressFamily:
+    """IPv4 or IPv6, as the resolver prefers. Raises LaunchError for a host that it doesn't know."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    except OSError as error:
+        raise LaunchError(
+            f"MASTER_ADDR: found {host!r}, which this machine can't resolve ({error.strerror}); "
+            "give torchrun an address (--local-addr on each node)"
+        ) from error
+
+
+def _await_listener(host: str, port: int, between_polls: Callable[[], None]) -> None:
+    """Wait until rank 0 listens, which torch's own client does deaf to signals."""
+    started = time.monotonic()
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=2.0):
+                return
+        except OSError as error:
+            between_polls()
+            if time.monotonic() - started > JOIN_SECONDS:
+                raise LaunchError(
+                    f"rank 0 can't be reached at {host} port {port} ({error.strerror or error})"
+                ) from error
+        time.sleep(0.1)
 
 
 def leave() -> None:
@@ -131,16 +252,24 @@ def choose_device(rank_info: RankInfo, wanted: str) -> "torch.device":
     return torch.device("cuda", rank_info.local_rank % count)
 
 
+def usable_cpus() -> int:
+    """CPUs that the ranks of this machine may use together.
+
+    Not every cluster puts what Slurm gave a job into a mask or a quota.
+    """
+    given = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    return max(1, min(cpu_limit(), int(given))) if given.isdecimal() else cpu_limit()
+
+
 def divide_threads(rank_info: RankInfo, wanted: int | None) -> int:
-    """CPU threads of this rank, set and returned: the cores it may use, divided by the ranks.
+    """CPU threads of this rank, set and returned: the CPUs it may use, divided by the ranks.
 
     More threads than cores is ruinous (about a tenth of the speed with twice as many), and the
     number decides the order of sums, so it's recorded with every checkpoint.
     """
     import torch
 
-    cores = len(os.sched_getaffinity(0))
-    threads = wanted or max(1, cores // rank_info.local_world_size)
+    threads = wanted or max(1, usable_cpus() // rank_info.local_world_size)
     torch.set_num_threads(threads)
     return threads
 

@@ -2,13 +2,13 @@
 
 import heapq
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from fusionrun.common.distributed import usable_cpus
 from fusionrun.common.memory import free_memory
 from fusionrun.common.text import plural, size
 from fusionrun.doctor.step_timing import Timing, time_task
@@ -65,7 +65,7 @@ def estimate(
     tasks = [task for task in context.study.tasks if done[task.name] < task.epochs]
     timings, findings = _time_all(context, tasks, seconds, scratch, progress)
     # how much slower a task is while all ranks work than alone, if they share evenly
-    crowd = max(1.0, min(ranks, len(tasks)) * context.threads / len(os.sched_getaffinity(0)))
+    crowd = max(1.0, min(ranks, len(tasks)) * context.threads / usable_cpus())
     if context.device.type == "cuda":
         crowd = max(1.0, min(ranks, len(tasks)) / torch.cuda.device_count())
     spent: dict[str, float | None] = {}

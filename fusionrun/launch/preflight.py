@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fusionrun.common.distributed import LaunchError, RankInfo
+from fusionrun.common.distributed import LaunchError, RankInfo, usable_cpus
 from fusionrun.common.text import plural, size
 from fusionrun.data.split_files import META_FILE
 from fusionrun.launch.resume import is_done, is_reusable, resume_path
@@ -240,7 +240,7 @@ def check_device(study: Study, ranks: int) -> Iterator[Finding]:
 
 def check_threads(study: Study, ranks: int) -> Iterator[Finding]:
     """No more threads than cores, or the threads of a rank wait for each other."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cpus()
     threads = study.recipe.runtime.threads or max(1, cores // ranks)
     found = f"{plural(ranks, 'rank')} x {plural(threads, 'thread')} on {plural(cores, 'core')}"
     if ranks * threads <= cores:

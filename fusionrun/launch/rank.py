@@ -1,5 +1,7 @@
 """One rank, start to end: join, take tasks until none is left, leave together."""
 
+import sys
+
 from rich.console import Console
 
 from fusionrun.common.distributed import (
@@ -28,6 +30,7 @@ from fusionrun.monitor.record import Record
 from fusionrun.monitor.snapshot import Snapshot, SnapshotBuilder
 from fusionrun.study.queue import Queue
 from fusionrun.study.study import Study
+from fusionrun.training.errors import StopRequested
 
 
 def run(
@@ -41,8 +44,13 @@ def run(
     if rank_info.has_launcher:
         die_with_parent()
     with StopSignals(study.recipe.runtime.stop_signals) as stop:
-        store = join(rank_info)
-        session = open_session(study, rank_info, only_failed=only_failed)
+        try:
+            store = join(rank_info, stop.check)
+            session = open_session(study, rank_info, store, stop.check, only_failed=only_failed)
+        except StopRequested:
+            if rank_info.rank == 0:
+                print("fusionrun: stopped before it began", file=sys.stderr)
+            return ExitStatus.STOPPED
         study = session.study
         threads = divide_threads(rank_info, study.recipe.runtime.threads)
         queue = Queue(study.tasks, store, rank_info.rank, rank_info.world_size)

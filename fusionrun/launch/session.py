@@ -4,17 +4,17 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
 import torch
-import torch.distributed as dist
+from torch.distributed import Store
 
 from fusionrun.common.atomic_files import sweep_temporaries, write_json, write_text
-from fusionrun.common.distributed import LaunchError, RankInfo, choose_device
+from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, exchange
 from fusionrun.common.locks import locked
 from fusionrun.common.typed_fields import build, plain
 from fusionrun.launch.preflight import require_startable
@@ -55,12 +55,20 @@ class Opened:
     launch: str = ""  # Layout.launch
 
 
-def open_session(study: Study, rank_info: RankInfo, *, only_failed: bool) -> Session:
+def open_session(
+    study: Study,
+    rank_info: RankInfo,
+    store: Store,
+    check_stop: Callable[[], None],
+    *,
+    only_failed: bool,
+) -> Session:
     """Begin the launch of `study`'s tasks, or of those of its rows that failed in the last one.
 
     Nothing is written before it's sure that the launch can start and belongs to the output
     directory. Raises RecipeError when it doesn't, LaunchError when something else is in the way;
-    on every rank when any rank can't start: all leave together.
+    on every rank when any rank can't start: all leave together. `check_stop` may raise while the
+    ranks, which meet through `store`, wait for each other.
     """
     device, own = torch.device("cpu"), Opened()
     locks: list[TextIO] = []
@@ -75,10 +83,8 @@ def open_session(study: Study, rank_info: RankInfo, *, only_failed: bool) -> Ses
         own = Opened(str(error))
     except OSError as error:
         own = Opened(f"{error.filename or study.layout.output_dir}: {error.strerror or error}")
-    told = [own]
-    if rank_info.is_distributed:
-        told = told * rank_info.world_size
-        dist.all_gather_object(told, own)
+    words = exchange(store, rank_info, "session", json.dumps(plain(own)), check_stop)
+    told = [build(Opened, json.loads(text)) for text in words]
     for rank, each in enumerate(told):
         if each.problem:
             text = each.problem if rank == 0 else f"rank {rank}: {each.problem}"

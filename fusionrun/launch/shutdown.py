@@ -26,6 +26,7 @@ from fusionrun.study.recipe import RecipeError
 from fusionrun.study.rows import rows_of
 from fusionrun.study.stored import join_stored
 from fusionrun.study.study import Study
+from fusionrun.training.errors import StopRequested
 
 SHUTDOWN_SECONDS = 3.0  # how long a stopped rank waits for its peers: well inside any grace time
 
@@ -56,6 +57,11 @@ class StopSignals:
 
     def requested(self) -> bool:
         return self._received != 0
+
+    def check(self) -> None:
+        """Raises StopRequested when a stop signal came."""
+        if self.requested():
+            raise StopRequested
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = self._received or number

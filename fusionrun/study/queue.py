@@ -37,7 +37,8 @@ class Queue:
 
     def next(self) -> Task | None:
         """Claim a task that can start now; None while nothing can."""
-        changes = int(self.store.add("changes", 0))
+        # not add(..., 0): a store in a file grows by whatever is added, and ranks poll for hours
+        changes = int(self.store.get("changes")) if self.store.check(["changes"]) else 0
         if changes == self._changes_seen and not self._holds_back:
             return None
         self._holds_back = False

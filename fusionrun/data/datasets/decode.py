@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import time
 import warnings
 from collections import deque
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from fusionrun.common.cpus import cpu_limit
 from fusionrun.common.text import duration, printable_path
 from fusionrun.data.datasets.bit_depth import Range, deep_mode, to_8_bits
 from fusionrun.data.errors import DataError
@@ -54,7 +54,7 @@ def decode_images(
 
     step = max(1, min(32, BLOCK_BYTES // (3 * size**2)))
     starts = iter(range(0, len(paths), step))
-    workers = len(os.sched_getaffinity(0))
+    workers = cpu_limit()
     waiting: deque[Future[tuple[Pixels, list[Decoded]]]] = deque()
     began = said = time.monotonic()
     done = 0

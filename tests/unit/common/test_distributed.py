@@ -2,8 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +19,11 @@ from fusionrun.common.distributed import (
     RankInfo,
     choose_device,
     divide_threads,
+    exchange,
     join,
     leave,
     read_rank_info,
+    usable_cpus,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -117,6 +122,117 @@ def test_peers_that_nobody_named(monkeypatch: pytest.MonkeyPatch, missing: str) 
     assert not dist.is_initialized()
 
 
+def test_an_address_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "gpu-box-17.invalid")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(LaunchError, match=r"MASTER_ADDR: found 'gpu-box-17.invalid'.*--local-addr"):
+        join(RankInfo(0, 2, 0, 1, 0, None, nodes=2))
+
+
+RANK = """
+import os, sys
+import torch.distributed as dist
+from fusionrun.common.distributed import exchange, join, leave, read_rank_info
+from tests.chaos import listeners
+rank_info = read_rank_info(os.environ)
+store = join(rank_info)
+told = exchange(store, rank_info, "numbers", f"rank {rank_info.rank}")
+dist.barrier()
+print(told, os.environ.get("GLOO_SOCKET_IFNAME"), *listeners([os.getpid()]))
+dist.barrier()
+leave()
+"""
+
+
+def joined(folder: Path, **environ: str) -> list[str]:
+    """What two ranks of one machine print, whose launcher gave them `environ` as well."""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "LOCAL_WORLD_SIZE": "2",
+                "TORCHELASTIC_ERROR_FILE": str(folder / f"run/attempt_0/{rank}/error.json"),
+                **environ,
+            },
+        )
+        for rank in range(2)
+    ]
+    lines = []
+    for process in ranks:
+        text, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, text
+        lines.append(text.splitlines()[-1])
+    return lines
+
+
+def test_one_machine_meets_in_a_folder_of_the_launch(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir(mode=0o700)
+    (tmp_path / "run/attempt_0").mkdir()
+    # no address is needed, and none that is given is asked for
+    for line in joined(tmp_path, MASTER_ADDR="gpu-box-17.invalid", MASTER_PORT="1"):
+        assert line.startswith("['rank 0', 'rank 1'] lo ")
+        assert all(port.startswith("127.0.0.1:") for port in line.split()[5:])
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770])
+def test_a_folder_that_others_can_write_to_is_not_used(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "run/attempt_0").mkdir(parents=True)
+    (tmp_path / "run").chmod(mode)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    for line in joined(tmp_path, MASTER_ADDR="gpu-box-17.invalid", MASTER_PORT=port):
+        assert line.startswith("['rank 0', 'rank 1'] lo ")
+        assert all(port.startswith("127.0.0.1:") for port in line.split()[5:])
+    assert not list((tmp_path / "run/attempt_0").iterdir())
+
+
+# ------------------------------------------------------------------ exchange
+
+
+def two_ranks() -> tuple[RankInfo, RankInfo]:
+    return RankInfo(0, 2, 0, 2, 0, None), RankInfo(1, 2, 1, 2, 0, None)
+
+
+def test_all_ranks_get_what_each_says() -> None:
+    store, told = dist.HashStore(), {}
+
+    def say(rank_info: RankInfo) -> None:
+        told[rank_info.rank] = exchange(store, rank_info, "x", f"ü{rank_info.rank}")
+
+    threads = [threading.Thread(target=say, args=(rank_info,)) for rank_info in two_ranks()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told == {0: ["ü0", "ü1"], 1: ["ü0", "ü1"]}
+
+
+def test_who_is_waited_for_is_said_and_the_wait_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fusionrun.common.distributed.WAITING_SECONDS", 0.1)
+    with pytest.raises(LaunchError, match="rank 1 didn't start within 0 s"):
+        exchange(dist.HashStore(), two_ranks()[0], "x", "", limit_seconds=0.3)
+    assert capsys.readouterr().err == "fusionrun: waiting for rank 1\n"
+
+
+def test_a_wait_can_be_ended_from_outside() -> None:
+    def stop() -> None:
+        raise InterruptedError
+
+    started = time.monotonic()
+    with pytest.raises(InterruptedError):
+        exchange(dist.HashStore(), two_ranks()[0], "x", "", stop)
+    assert time.monotonic() - started < 2
+
+
 # ------------------------------------------------------------------ choose_device
 
 
@@ -177,10 +293,18 @@ def same_threads_afterwards() -> Iterator[None]:
 def test_ranks_divide_the_cores_they_may_use(
     monkeypatch: pytest.MonkeyPatch, cores: int, ranks: int, wanted: int | None, expected: int
 ) -> None:
-    # of all the machine's cores, a job may use those of its affinity
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16, 16 + cores)))
+    monkeypatch.setattr("fusionrun.common.distributed.usable_cpus", lambda: cores)
     assert divide_threads(rank_info_of(0, ranks), wanted) == expected
     assert torch.get_num_threads() == expected
+
+
+@pytest.mark.parametrize(("given", "expected"), [("3", 3), ("64", 8), ("", 8), ("0", 1)])
+def test_what_slurm_gave_counts_even_where_the_mask_is_wider(
+    monkeypatch: pytest.MonkeyPatch, given: str, expected: int
+) -> None:
+    monkeypatch.setattr("fusionrun.common.distributed.cpu_limit", lambda: 8)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", given)
+    assert usable_cpus() == expected
 
 
 # ------------------------------------------------------------------ die_with_parent
