@@ -257,6 +257,9 @@ main() {
       ;;
   esac
   ROOT=$(find_root)
+  # how messages name the next command; under sbatch this script is a copy with another name
+  [[ $0 == *launch.sh ]] && FUSIONRUN_CALLED_AS="bash $(printf %q "$0")"
+  export FUSIONRUN_CALLED_AS=${FUSIONRUN_CALLED_AS:-bash launch.sh}
   if [[ ! ${1:-} =~ ^[a-z]+$ || ! -f $ROOT/fusionrun/commands/$1.py ]]; then
     export FUSIONRUN_DEFAULT_RECIPE=demo
     set -- train "$@"

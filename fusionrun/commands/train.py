@@ -7,6 +7,7 @@ from typing import Any
 
 from fusionrun.commands.options import OVERRIDES, Verbs, make_console, recipe_and_overrides
 from fusionrun.common.distributed import RankInfo
+from fusionrun.common.text import plural
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.shipped_recipes import find_recipe, shipped_recipes
@@ -58,6 +59,9 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
         recipe_word = str(shipped_recipes()[default])
     recipe = load_recipe(find_recipe(recipe_word), overrides, preset)
     # torch takes seconds to import; a wrong recipe shouldn't have to wait for it
+    if rank_info.rank == 0:
+        ranks = plural(rank_info.world_size, "rank")
+        print(f"fusionrun: {recipe_word}: starting {ranks} (loads PyTorch first)", flush=True)
     from fusionrun.launch.rank import run as run_launch
     from fusionrun.study.planning import plan_study
 

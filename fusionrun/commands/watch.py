@@ -12,7 +12,8 @@ def add_parser(verbs: Verbs) -> None:
         "watch",
         help="show a running launch's table from another shell",
         description="Show the live table of the launch that writes to OUTPUT_DIR, from any "
-        "machine that sees the folder.",
+        "machine that sees the folder; waits for one to begin. Off a terminal it's one summary. "
+        "The exit status is the launch's.",
     )
     verb.add_argument("output_dir", metavar="OUTPUT_DIR")
     verb.set_defaults(run=run)

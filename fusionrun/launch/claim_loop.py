@@ -103,8 +103,7 @@ class ClaimLoop:
             outcome = self._failed(in_words(error))
         except Exception as error:
             trace = traceback.format_exc()
-            log_file = layout.task_log(task.name)
-            outcome = self._failed(f"{type(error).__name__}: {error}; traceback in {log_file}")
+            outcome = self._failed(f"{type(error).__name__}: {error}")  # traceback: in its log
         finally:
             record.busy_seconds += time.monotonic() - started
         try:

@@ -13,13 +13,13 @@ from fusionrun.common.distributed import (
 )
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.launch.claim_loop import ClaimLoop
+from fusionrun.launch.last_words import print_last_words
 from fusionrun.launch.session import Session, open_session
 from fusionrun.launch.shutdown import (
     StopSignals,
     Watchdog,
     exit_for_restart,
     exit_status,
-    print_summary,
     store_results,
     wait_for_peers,
 )
@@ -81,7 +81,9 @@ def run(
             if display is not None:
                 results = store_results(study)
                 display.stop()
-                print_summary(study.layout, results, status, record, console, lost_peers=lost_peers)
+                print_last_words(
+                    study, results, status, record, console, rank_info, lost_peers=lost_peers
+                )
         if lost_peers:
             exit_for_restart()
         session.close()

@@ -1,4 +1,4 @@
-"""How a launch ends: stop signals, the watchdog, the exit status, the last words."""
+"""How a launch ends: stop signals, the watchdog, the exit status, its results."""
 
 import os
 import signal
@@ -10,17 +10,13 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any, NoReturn
 
-from rich.console import Console
-
 from fusionrun.common.distributed import RankInfo
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.common.locks import locked
-from fusionrun.evaluation.results import Result, collect_results, results_tables, write_results
+from fusionrun.evaluation.results import Result, collect_results, write_results
 from fusionrun.monitor.gather import StatusGather
-from fusionrun.monitor.heartbeat import read_heartbeat
 from fusionrun.monitor.record import ENDED, Record
 from fusionrun.monitor.snapshot import Snapshot
-from fusionrun.study.paths import Layout
 from fusionrun.study.queue import Queue
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.rows import rows_of
@@ -144,33 +140,3 @@ def store_results(study: Study) -> list[Result]:
     except (OSError, RecipeError) as error:
         print(f"fusionrun: results could not be written: {error}", file=sys.stderr)
         return collect_results(study)
-
-
-def print_summary(
-    layout: Layout,
-    results: Sequence[Result],
-    code: ExitStatus,
-    record: Record,
-    console: Console,
-    *,
-    lost_peers: bool,
-) -> None:
-    """The last words on the terminal or in the job's output."""
-    if code == ExitStatus.NOT_STARTED:
-        beats = [read_heartbeat(path) for path in layout.heartbeat(0).parent.glob("*.json")]
-        notes = [record.note, *(beat.note for beat in beats if beat and beat.state == "failed")]
-        print(f"fusionrun: {next(filter(None, notes), 'no rank could start')}", file=sys.stderr)
-        return
-    if code != ExitStatus.STOPPED:
-        console.print(results_tables(results, console.width))
-    words = {
-        ExitStatus.DONE: "all rows done",
-        ExitStatus.ROW_FAILED: "some tasks failed; the same command runs them again, and only them",
-        ExitStatus.STOPPED: "stopped before the end; the same command resumes from here",
-    }
-    if lost_peers:
-        words[ExitStatus.STOPPED] = (
-            "another rank has died; if torchrun doesn't start all again, run the same command"
-        )
-    line = f"{words[code]}. Results: {layout.results('md')}"
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

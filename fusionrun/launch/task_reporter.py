@@ -17,7 +17,7 @@ from fusionrun.logs.wandb_access import effective_mode
 from fusionrun.monitor.record import Activity, Outcome, Record, known
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
-from fusionrun.tables.headline import GAIN, GAIN_KEY
+from fusionrun.tables.headline import GAIN, GAIN_KEY, digits
 from fusionrun.training.epoch import BestEpoch, EpochMetrics, Progress
 
 # seconds that a task waits for its charts to be written at its end; less where a launch is stopped
@@ -116,14 +116,16 @@ class TaskReporter:
         self.resumed(history, best)
         metrics = history[-1]
         accuracy, *experts = metrics.val_accuracies
-        compared = ""
+        compared, places = "", digits(self.val_images)
         if experts:
-            numbers = " ".join(f"{value:.1f}" for value in experts)
+            numbers = " ".join(f"{value:.{min(places, 1)}f}" for value in experts)
             gain = metrics.gain_over_averaging
-            compared = f" experts {numbers}" + ("" if gain is None else f" {GAIN} {gain:+.1f}")
+            over = "" if gain is None else f" {GAIN} {gain:+.{places}f}"
+            compared = f" experts {numbers}{over}"
         self._log.line(
             f"epoch {metrics.epoch}/{self._task.epochs} loss {metrics.loss:.4f} "
-            f"val {accuracy:.2f}%{compared} best {best.val_accuracy:.2f}% @{best.epoch} "
+            f"val {accuracy:.{places}f}%{compared} best {best.val_accuracy:.{places}f}% "
+            f"@{best.epoch} "
             f"{metrics.images_per_second:.0f} images/s {metrics.seconds:.1f}s"
         )
         scalars = chart_scalars(metrics, trains_alone=self._task.trains_alone)

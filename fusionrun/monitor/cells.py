@@ -36,9 +36,11 @@ def accuracies(task: TaskStatus) -> Text:
     best = max((value for value in task.experts if value is not None), default=None)
     if best is None:
         return cell(MISSING)
+    written = [accuracy(value, task, at_most=1) for value in task.experts]
+    width = max(map(len, written))
     return Text(" ").join(
-        Text(accuracy(value, task, at_most=1).rjust(4), "bold" if value == best else "")
-        for value in task.experts
+        Text(text.rjust(width), "bold" if value == best else "")
+        for text, value in zip(written, task.experts, strict=True)
     )
 
 

@@ -15,6 +15,8 @@ from fusionrun.monitor.screen import Screen
 from fusionrun.monitor.snapshot import Snapshot
 from fusionrun.study.paths import Layout
 
+NOTE_SECONDS = 10.0  # between lines that say how far a set-up is
+
 
 class Display:
     """Rank 0's thread that shows and stores the state of the launch at every tick.
@@ -43,6 +45,9 @@ class Display:
         self._tails = [_Tail(name, layout.task_log(name)) for name in task_names]
         self._next_summary = time.monotonic() + self._summary_seconds
         self._states: dict[str, str] = {}  # of the tasks at the last tick
+        self._failures: dict[str, str] = {}  # {reason: the task it was told of}
+        self._next_note = 0.0
+        self._note = ""  # of a starting rank
         self._closing: list[str] = []  # what there is to say at the end
         self._reported: set[str] = set()
         self._done = threading.Event()
@@ -100,12 +105,17 @@ class Display:
             for task in snapshot.tasks:
                 before = self._states.get(task.name, task.state)  # not what an earlier launch did
                 if task.state != before and task.state in ("done", "failed"):
-                    self._screen.line(milestone(task))
+                    self._screen.line(milestone(task, self._failures))
                 self._states[task.name] = task.state
             self._screen.draw(snapshot, notices, whole=last)
             return
         for notice in notices:
             self._report("status", notice)
+        # set-ups can take minutes; it's enough to know that they get on
+        notes = [rank.note for rank in snapshot.ranks if rank.state == "starting" and rank.note]
+        if notes and notes[0] != self._note and time.monotonic() >= self._next_note:
+            self._note, self._next_note = notes[0], time.monotonic() + NOTE_SECONDS
+            self._screen.line(f"fusionrun: {notes[0]}")
         if last or time.monotonic() >= self._next_summary:
             self._next_summary = time.monotonic() + self._summary_seconds
             for line in summary_lines(snapshot):

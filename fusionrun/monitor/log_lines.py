@@ -68,10 +68,15 @@ def _note(task: TaskStatus, reasons: Mapping[str, Sequence[TaskStatus]]) -> str:
     return reason if first is task else f"as {first.name}"
 
 
-def milestone(task: TaskStatus) -> str:
-    """One line that says how a task ended."""
+def milestone(task: TaskStatus, told: dict[str, str]) -> str:
+    """One line that says how a task ended.
+
+    `told` are reasons of failures by the task that they were told of; this one's is added.
+    """
     if task.state == "failed":
-        return f"✗ {task.name} failed: {printable_line(task.note)}"
+        reason = short_reason(task.note)
+        first = told.setdefault(reason, task.name)
+        return f"✗ {task.name} failed{f': {reason}' if first == task.name else f' as {first}'}"
     parts = [f"✓ {task.name} done: val accuracy {accuracy(task.val_accuracy, task)} %"]
     if task.best_epoch is not None:
         parts[0] += f" at epoch {task.best_epoch}"

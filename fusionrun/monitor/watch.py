@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fusionrun.common.exit_status import ExitStatus
+from fusionrun.common.invocation import command
 from fusionrun.common.typed_fields import FieldError, read_json
 from fusionrun.monitor.log_lines import summary_lines
 from fusionrun.monitor.screen import Screen
@@ -16,6 +17,7 @@ from fusionrun.study.paths import Layout
 
 WATCH_HINT = "Ctrl-C leaves this view; the launch keeps running"
 STALE_SECONDS = 10.0
+WAIT_SECONDS = 30.0  # off a terminal, for a launch to begin
 # the exit status of `watch` is the launch's
 _EXIT_CODES = {
     "running": ExitStatus.DONE,
@@ -33,15 +35,26 @@ class _UnreachableError(_UnreadableError):
     """The file system says no; it may say yes later."""
 
 
-def watch(output_dir: Path, *, every_seconds: float = 1.0, console: Console | None = None) -> int:
+class _NotYetError(_UnreachableError):
+    """Nobody has written there, so far."""
+
+
+def watch(
+    output_dir: Path,
+    *,
+    every_seconds: float = 1.0,
+    wait_seconds: float = WAIT_SECONDS,
+    console: Console | None = None,
+) -> int:
     """Show the launch that writes to `output_dir` until it ends; returns the exit status.
 
+    Where none has written yet it waits: on a terminal as long as one likes, else `wait_seconds`.
     Off a terminal it's one summary. 0: done (or still running), 3: failed, 4: stopped, as a
-    launch exits; 1: there is nothing to show. Ctrl-C ends the view and harms nothing.
+    launch exits; 1: there is nothing to show. KeyboardInterrupt ends the view and harms nothing.
     """
     screen = Screen(console or Console())
     try:
-        snapshot = _read(output_dir)
+        snapshot = _wait(output_dir, screen, every_seconds, wait_seconds)
         if screen.live is None:
             for line in summary_lines(snapshot) + [f"  ! {text}" for text in _staleness(snapshot)]:
                 screen.line(line)
@@ -59,11 +72,28 @@ def watch(output_dir: Path, *, every_seconds: float = 1.0, console: Console | No
                     trouble = [str(error)]
             screen.draw(snapshot, whole=True)
         return _EXIT_CODES[snapshot.state]
-    except KeyboardInterrupt:
-        return ExitStatus.DONE
     except _UnreadableError as error:
         print(f"fusionrun: {printable(str(error))}", file=sys.stderr)
         return ExitStatus.NOT_STARTED
+
+
+def _wait(output_dir: Path, screen: Screen, every_seconds: float, wait_seconds: float) -> Snapshot:
+    """The first status there is. Raises _UnreadableError where it can't be shown or none comes."""
+    began = time.monotonic()
+    said = False
+    while True:
+        try:
+            return _read(output_dir)
+        except _NotYetError as error:
+            if screen.live is None and time.monotonic() - began >= wait_seconds:
+                raise _UnreadableError(
+                    f"{error}, and none began in {wait_seconds:.0f} s; give the output_dir of a "
+                    f"launch, or start one: {command()} train RECIPE"
+                ) from None
+            if not said:
+                screen.line(f"{error} yet; waits for one to begin (Ctrl-C leaves)")
+                said = True
+        time.sleep(every_seconds)
 
 
 def _read(output_dir: Path) -> Snapshot:
@@ -71,14 +101,13 @@ def _read(output_dir: Path) -> Snapshot:
     try:
         return read_json(path, Snapshot)
     except FileNotFoundError:
-        raise _UnreachableError(
-            f"{path} doesn't exist: no launch has written there; give a launch's output_dir"
-        ) from None
+        raise _NotYetError(f"no launch has written {path}") from None
     except OSError as error:
         raise _UnreachableError(f"{path} can't be read: {error.strerror or error}") from None
     except FieldError as error:
         raise _UnreadableError(
-            f"{path} isn't a status file of this version of fusionrun ({error})"
+            f"{path} isn't a status file of this version of fusionrun ({error}); watch it with "
+            "the version that launched"
         ) from None
 
 

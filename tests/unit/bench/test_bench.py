@@ -151,7 +151,7 @@ def test_both_sides_compute_the_same(bench: Bench, model: str) -> None:
     batches = reference.loader(dataset, 8, workers=0, shuffle=False)
     ours.model.float()
     theirs.model.float()
-    our_losses, our_accuracies = ours.validate()
+    our_losses, our_accuracies, _ = ours.validate()
     their_losses, their_accuracies = theirs.evaluate(batches)
     assert our_losses == pytest.approx(their_losses, rel=1e-4)
     assert our_accuracies == their_accuracies

@@ -405,9 +405,10 @@ def stored(directory: Path, shown: Snapshot) -> Path:
     return path
 
 
-def watched(directory: Path) -> tuple[int, str]:
-    file = io.StringIO()
-    return watch(directory, console=Console(file=file, force_terminal=True)), file.getvalue()
+def watched(directory: Path, seconds: float = 0.05) -> tuple[int, str]:
+    console = Console(file=(file := io.StringIO()), force_terminal=True)
+    code = watch(directory, every_seconds=0.01, wait_seconds=seconds, console=console)
+    return code, file.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -474,8 +475,11 @@ def test_watch_reads_the_status_of_other_versions(tmp_path: Path) -> None:
 
 
 def test_watch_without_a_launch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert watched(tmp_path / "nowhere") == (1, "")
-    assert "nowhere/status.json doesn't exist" in capsys.readouterr().err
+    code, said = watched(tmp_path / "nowhere")
+    assert code == 1 and said.count("\n") == 1  # waits, in words
+    assert "nowhere/status.json yet; waits" in said
+    error = capsys.readouterr().err
+    assert "no launch has written" in error and "train RECIPE" in error
     Layout(tmp_path).status.mkdir()
     assert watched(tmp_path) == (1, "")
     assert "can't be read: Is a directory" in capsys.readouterr().err
@@ -498,19 +502,53 @@ def test_watch_on_a_terminal_follows_to_the_end(tmp_path: Path) -> None:
     text = "\n".join(picture(output))
     assert status == 3, output
     assert re.search("no update for 2[5-9] s", output)
-    assert "doesn't exist" in output  # said while it was gone, and not the end
+    assert "no launch has written" in output  # said while it was gone, and not the end
     assert text.count("fused %") == 1
     assert "✗ failed" in text
     assert "no update" not in text
     assert cursor_is_visible(output)
 
 
-def test_ctrl_c_leaves_watch_quietly(tmp_path: Path) -> None:
-    stored(tmp_path, snapshot())
-    status, output = in_terminal(
-        lambda: watch(tmp_path, every_seconds=0.05), interrupt="Ctrl-C leaves this view"
-    )
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_ctrl_c_leaves_watch_quietly(tmp_path: Path, has_begun: bool) -> None:
+    if has_begun:
+        stored(tmp_path, snapshot())
+
+    def act() -> int:
+        with pytest.raises(KeyboardInterrupt):  # the command line says so
+            watch(tmp_path, every_seconds=0.05)
+        return 0
+
+    status, output = in_terminal(act, interrupt="Ctrl-C leaves")
     assert status == 0, output
     assert "Traceback" not in output
     assert "checkpoint" not in output  # that hint is for the launch's own terminal
     assert cursor_is_visible(output)
+
+
+def begin_later(out: Path) -> None:
+    """A launch that ends as it begins, in a moment."""
+
+    def begin() -> None:
+        time.sleep(0.3)
+        out.mkdir()
+        stored(out.with_name("written"), snapshot("done")).replace(Layout(out).status)
+
+    threading.Thread(target=begin).start()
+
+
+def test_watch_waits_for_the_first_launch(tmp_path: Path) -> None:
+    begin_later(tmp_path / "out")
+    code, said = watched(tmp_path / "out", 5.0)
+    first, then = said.split("\n", 1)
+    assert code == 0 and "no launch has written" in first and then.startswith("demo: done")
+
+
+def test_watch_waits_on_a_terminal_as_long_as_one_likes(tmp_path: Path) -> None:
+    def act() -> int:
+        begin_later(tmp_path / "out")
+        return watch(tmp_path / "out", every_seconds=0.02, wait_seconds=0.0)
+
+    status, output = in_terminal(act)
+    assert status == 0, output
+    assert "no launch has written" in output and "All rows are done" in output

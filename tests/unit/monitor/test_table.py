@@ -235,7 +235,16 @@ def test_starting_ranks_say_what_they_do() -> None:
 def test_a_wide_terminal_shows_every_number() -> None:
     line = next(line for line in drawn(snapshot([row(1)]), 170) if "41.3/100" in line)
     for text in (
-        *("1.2345", "70.25", "+1.20", "79.1 80.0 78.5", "81.50 @38", "12,346", "12.0 GiB", "1h02m"),
+        *(
+            "1.2345",
+            "70.25",
+            "+1.20",
+            "79.1 80.0 78.5    –",
+            "81.50 @38",
+            "12,346",
+            "12.0 GiB",
+            "1h02m",
+        ),
         *("● running", "━━", "–"),
     ):
         assert text in line, text
@@ -394,12 +403,14 @@ def test_summary_lines_are_plain_aligned_and_complete(name: str) -> None:
 
 
 def test_milestones_are_one_line() -> None:
-    done = milestone(row(0, "done", val_accuracy=81.5, seconds=7830.0))
+    done = milestone(row(0, "done", val_accuracy=81.5, seconds=7830.0), {})
     assert done == (
         "✓ task-0-densenet-multiplicative done: val accuracy 81.50 % at epoch 38, "
         "gain over averaging -0.45, took 2h10m"
     )
-    assert milestone(row(1, "failed", note="a\nb")).endswith("multiplicativeAddition failed: a b")
+    assert milestone(row(1, "failed", note="a\nb"), {}).endswith(
+        "multiplicativeAddition failed: a b"
+    )
 
 
 @pytest.mark.parametrize(
