@@ -26,7 +26,7 @@ def accuracy(probabilities: Tensor) -> str:
 
 
 for result in study.results:  # what `fusionrun train` measured
-    gain = "" if result.gain is None else f", {result.gain:+.2f} over the best alternative"
+    gain = "" if result.gain is None else f", {result.gain:+.2f} over averaging"
     print(f"{result.name:48}{result.fused:6.2f} %{gain}")
 
 # %% A row's model, which normalises images by itself

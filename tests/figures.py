@@ -68,6 +68,7 @@ def measure(recipe: Path, words: Sequence[str], folder: Path) -> tuple[Record, S
         **machine(),
         seconds=round(seconds, 1),
         rows=accuracies(output_dir(recipe, folder)),
+        test_images=load_recipe(recipe).data.test_images or 0,
     )
     return record, snapshot
 
@@ -253,7 +254,7 @@ def differences(recorded: Record, found: Record, *, exact: bool = False) -> list
         names = [f"{model} {fusion}" for model, fusion in told]
         allowed = [row_tolerance] * len(names) + [mean_tolerance]
         for name, (old, new), most in zip([*names, "mean"], [*pairs, means], allowed, strict=True):
-            if abs(new - old) > most:
+            if abs(round(new, 2) - round(old, 2)) > most:
                 problems.append(
                     f"{name}, {COLUMNS[column]}: recorded {old:.2f}, found {new:.2f}, expected "
                     f"within {most:g} points"

@@ -8,15 +8,18 @@ from typing import Any
 from rich.console import Group
 
 from fusionrun.common.distributed import RankInfo
+from fusionrun.common.typed_fields import build
 from fusionrun.components.assemble import Assembled, blame, check_equal
+from fusionrun.evaluation.accuracies import accuracies_by_method
 from fusionrun.evaluation.alternatives import METHODS
-from fusionrun.evaluation.comparison import accuracies_by_method
 from fusionrun.evaluation.measuring import open_study
 from fusionrun.evaluation.predictions import head_logits
+from fusionrun.evaluation.schema import Difference
 from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.study.context import EVALUATION_BATCH, RunContext
 from fusionrun.study.stored import stored_study
-from fusionrun.tables.table import Column, Table
+from fusionrun.tables.headline import AVERAGING, GAIN, digits, too_few
+from fusionrun.tables.table import Column, Images, Table
 from fusionrun.tables.terminal import terminal_table
 from fusionrun.training.identity import of_data
 
@@ -102,8 +105,14 @@ def assembled_table(assembled: Assembled, measured: Mapping[str, Any]) -> Group:
         lines.append((f"expert {k}: {part.info.model}", *(split["experts"][k] for split in splits)))
     columns = (
         Column("", "text", itemgetter(0)),
-        Column(f"validation ({on['val_images']} images)", "percent", itemgetter(1)),
-        Column(f"test ({on['test_images']} images)", "percent", itemgetter(2)),
+        Column(f"validation ({on['val_images']} images)", "validation", itemgetter(1)),
+        Column(f"test ({on['test_images']} images)", "accuracy", itemgetter(2)),
     )
+    images = Images(on["test_images"], on["val_images"])
+    found = build(Difference, measured["test"]["differences"][AVERAGING])
+    gain = found.margin.text(digits(images.test)).replace("\n", " ")
+    note = f"{GAIN}, test: {gain} points, with its 95 % interval. {NOTE}"
+    few = too_few(on["val_images"])
     title = f"The assembled model on {on['study']} ({on['data']})"
-    return terminal_table(Table(title, columns, lines, NOTE))
+    table = Table(title, columns, lines, f"{note} Warning: {few}." if few else note, images=images)
+    return terminal_table(table)

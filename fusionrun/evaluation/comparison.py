@@ -10,10 +10,14 @@ from typing import Self
 
 from torch import Tensor
 
-from fusionrun.evaluation.alternatives import ALTERNATIVES, FUSED, Choice, Stage, scores_by_method
-from fusionrun.evaluation.answers import Answers, best_on_validation, measure_method
+from fusionrun.evaluation.alternatives import ALTERNATIVES, FUSED, Choice, Stage
+from fusionrun.evaluation.answers import (
+    Answers,
+    best_on_validation,
+    measure_method,
+)
 from fusionrun.evaluation.contributions import expert_contributions
-from fusionrun.evaluation.predictions import HeadLogits, Predictions
+from fusionrun.evaluation.predictions import Predictions
 from fusionrun.evaluation.schema import Cost, ExpertResult, PerClass, RowResult, name_row
 from fusionrun.evaluation.statistics.expert_diversity import gain_per_class
 from fusionrun.evaluation.statistics.metrics import (
@@ -22,34 +26,6 @@ from fusionrun.evaluation.statistics.metrics import (
     per_class_accuracy,
 )
 from fusionrun.study.rows import Row
-
-
-def accuracies_by_method(
-    answers: HeadLogits,
-    val_accuracies: Sequence[float] = (),
-    before_val_accuracies: Sequence[float] = (),
-) -> dict[str, float | list[float]]:
-    """What a manifest says of these images, in percent: by method, then expert by expert.
-
-    The best expert is chosen by its *validation* accuracy: choosing it on these images would
-    flatter it. Weights aren't in it: only logits of validation can fit them. Experts without such
-    accuracies are left out. Raises ValueError.
-    """
-    chosen_by: dict[Stage, Sequence[float]] = {
-        "after": val_accuracies,
-        "before": before_val_accuracies,
-    }
-    best = {stage: known.index(max(known)) for stage, known in chosen_by.items() if known}
-    logits: dict[Stage, Tensor] = {stage: answers.of(stage) for stage in ("fusion", *best)}
-    found: dict[str, float | list[float]] = {
-        method.key: accuracy(scores, answers.labels)
-        for method, scores in scores_by_method(logits, best).items()
-    }
-    for stage in best:
-        each = logits[stage].unbind(dim=1)
-        key = "experts" if stage == "after" else "before_experts"
-        found[key] = [accuracy(of_expert, answers.labels) for of_expert in each]
-    return found
 
 
 @dataclass(frozen=True)

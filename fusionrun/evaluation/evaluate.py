@@ -1,25 +1,25 @@
 """`evaluate OUTPUT_DIR`: every saved model, loaded from its components, and its alternatives."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from fusionrun.common.distributed import RankInfo
-from fusionrun.components.manifest import Manifest, write_manifest
-from fusionrun.evaluation import results, tables
+from fusionrun.components.manifest import Manifest
+from fusionrun.evaluation import results, results_tables, tables
 from fusionrun.evaluation.answers import Controls
-from fusionrun.evaluation.comparison import accuracies_by_method, compare_row
+from fusionrun.evaluation.comparison import compare_row
 from fusionrun.evaluation.measuring import load_row, measure_study, noted, run_header, say
 from fusionrun.evaluation.predictions import Predictions, current_predictions
 from fusionrun.evaluation.schema import Evaluation, FailedRow, RowResult
 from fusionrun.evaluation.statistics.cost import logged_training, measure_cost
-from fusionrun.evaluation.statistics.significance import over_seeds
+from fusionrun.evaluation.statistics.seeds import over_seeds
 from fusionrun.fusions import FusionModel
 from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
+from fusionrun.tables.headline import digits
 
 
 def evaluate(study: Study, rank_info: RankInfo, console: Console) -> int:
@@ -78,21 +78,15 @@ def evaluate_row(
     cost = measure_cost(context, row, model)
     assert manifest.epoch is not None  # only an assembled model has none, which is no row's
     result = compare_row(row, predictions, controls.of(row), epoch=manifest.epoch, cost=cost)
-    test = accuracies_by_method(
-        predictions.test,
-        [expert.validation for expert in result.experts],
-        [expert.before_validation for expert in result.experts],
-    )
-    if manifest.test != test:
-        path = context.study.layout.row(row.model, row.variant).manifest
-        write_manifest(path, replace(manifest, test=dict(test)))
-    seconds = time.monotonic() - started
-    say(f"[{row.name}] fused {result.fused.top1:.2f} %, took {seconds:.0f} s")
+    path = context.study.layout.row(row.model, row.variant).manifest
+    results.update_manifest(path, manifest, predictions, result)
+    seconds, shown = time.monotonic() - started, digits(len(predictions.test.labels))
+    say(f"[{row.name}] fused {result.fused.top1:.{shown}f} %, took {seconds:.0f} s")
     return result
 
 
 def write(study: Study, evaluation: Evaluation) -> Path:
     """Everything that `evaluate` leaves in the output directory; returns the whole of it."""
     tables.write(study.layout, evaluation)
-    results.write_results(study.layout, results.collect_results(study))
+    results_tables.write_results(study.layout, results.collect_results(study))
     return study.layout.evaluation("json")

@@ -22,12 +22,13 @@ from fusionrun.components.starting_experts import load_experts
 from fusionrun.evaluation.alternatives import METHODS
 from fusionrun.evaluation.frozen_features import Given, extract, train_fusion
 from fusionrun.evaluation.measuring import ROW_PROBLEMS, measure_study, run_header, say
-from fusionrun.evaluation.schema import RunHeader, Spread
+from fusionrun.evaluation.schema import RunHeader
 from fusionrun.evaluation.statistics.metrics import accuracy
-from fusionrun.evaluation.statistics.significance import spread
+from fusionrun.evaluation.statistics.seeds import spread
 from fusionrun.fusions import FUSIONS
 from fusionrun.study.context import RunContext
 from fusionrun.study.study import Study
+from fusionrun.tables import headline
 from fusionrun.tables.markdown import markdown_table
 from fusionrun.tables.table import Column, Table
 from fusionrun.tables.terminal import terminal_table
@@ -35,9 +36,10 @@ from fusionrun.training.scores import mix_probabilities
 
 TITLE = "Fusions on the features of frozen experts"
 LEGEND = (
-    "Validation accuracy in percent, mean ± sample standard deviation over seeds, and points over "
-    "the mean of the frozen experts' probabilities. Epochs were chosen on the same images, which "
-    "flatters the fusions a little. Experts that train with their fusion can change the order."
+    "Validation accuracy in percent, mean ± sample standard deviation over seeds. "
+    f"{headline.GAIN}: points over the mean of the frozen experts' probabilities on the same "
+    "images. Epochs and best expert were chosen on them, too, which flatters both a little. "
+    "Experts that train with their fusion can change the order."
 )
 
 
@@ -143,7 +145,8 @@ def preview_fusion(given: Given, fusion: str, seeds: Sequence[int], epochs: int)
         return FusionPreview(fusion, str(error) or repr(error))
     accuracies, best_epochs = zip(*found, strict=True)
     over, seconds = spread(accuracies), time.monotonic() - started
-    say(f"[{given.model}] {fusion}: {over.mean:.2f} %, took {seconds:.0f} s")
+    shown = headline.digits(len(given.validation.labels))
+    say(f"[{given.model}] {fusion}: {over.mean:.{shown}f} %, took {seconds:.0f} s")
     return FusionPreview(fusion, "", accuracies, best_epochs, over.mean, over.deviation, seconds)
 
 
@@ -151,7 +154,7 @@ COLUMNS = (
     Column("model", "text", itemgetter(0)),
     Column("fusion", "text", itemgetter(1)),
     Column("validation", "written", itemgetter(2)),
-    Column("over mean prob.", "written", itemgetter(3)),
+    Column(headline.GAIN, "written", itemgetter(3)),
     Column("seeds", "written", itemgetter(4)),
     Column("seconds", "written", itemgetter(5)),
 )
@@ -181,29 +184,34 @@ def tables(found: Preview) -> Lines:
 def lines(found: Preview) -> list[tuple[str | None, ...]]:
     """By COLUMNS; among the fusions what they have to beat."""
     drawn: list[tuple[str | None, ...]] = []
+    shown = headline.digits(found.data.val_images)
     for model in found.models:
         if isinstance(model, FailedModel):
             drawn.append((model.model, *[None] * 5))
             continue
         bar, best = model.mean_probabilities, model.best_expert
-        mean_label, best_label = (METHODS[k].label for k in ("mean_probabilities", "best_expert"))
+        mean_label, best_label = (
+            METHODS[k].label for k in (headline.AVERAGING, headline.BEST_EXPERT)
+        )
         ranked: list[tuple[float, tuple[str | None, ...]]] = []
         for of in model.fusions:
             cells: tuple[str | None, ...] = (of.fusion, *[None] * 4)
             if of.mean is not None and of.seconds is not None:
-                mean = Spread(of.mean, of.deviation).text()
-                over, seconds = f"{of.mean - bar:+.2f}", f"{of.seconds:.0f}"
+                mean = spread(of.accuracies).text(shown)
+                over, seconds = headline.signed(of.mean - bar, shown), f"{of.seconds:.0f}"
                 cells = (of.fusion, mean, over, str(len(of.accuracies)), seconds)
             ranked.append((of.mean or 0.0, cells))
-        ranked.append((bar, (mean_label, f"{bar:.2f}", "", "", "")))
-        ranked.append((best, (best_label, f"{best:.2f}", f"{best - bar:+.2f}", "", "")))
+        ranked.append((bar, (mean_label, f"{bar:.{shown}f}", "", "", "")))
+        over = headline.signed(best - bar, shown)
+        ranked.append((best, (best_label, f"{best:.{shown}f}", over, "", "")))
         ranked.sort(key=lambda pair: pair[0], reverse=True)
         drawn += [(model.model, *cells) for _, cells in ranked]
     return drawn
 
 
 def problems(found: Preview) -> list[str]:
-    said = []
+    few = headline.too_few(found.data.val_images)
+    said = [f"Warning: {few}."] if few else []
     for model in found.models:
         if isinstance(model, FailedModel):
             said.append(f"{model.model}: not measured: {model.problem}")

@@ -12,6 +12,16 @@ from fusionrun.common.typed_fields import require
 from fusionrun.evaluation.alternatives import FUSED, Stage
 from fusionrun.study.recipe import SINGLE
 from fusionrun.study.rows import Row
+from fusionrun.tables.headline import (
+    AVERAGING,
+    BEST_EXPERT,
+    GAIN_KEY,
+    Margin,
+    digits,
+    signed,
+    verdict,
+)
+from fusionrun.tables.table import Images
 
 FORMAT = 1  # of all files that measure a study
 
@@ -35,6 +45,10 @@ class Difference:
     only_fused: int  # images that it alone gets right
     only_other: int
     p_value: float
+
+    @property
+    def margin(self) -> Margin:
+        return Margin(self.points, self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -209,35 +223,60 @@ class RowResult(RowName):
     def __post_init__(self) -> None:
         keys = [method.key for method in self.methods]
         require(FUSED.key in keys, "contenders", keys, f"one with the key {FUSED.key!r}")
-        best = self.method(self.best_alternative_key)
-        known = best is not None and best.difference is not None
         expected = "the key of a contender that has a difference to fused"
-        require(known, "best_alternative", self.best_alternative_key, expected)
+        for key in (self.best_alternative_key, AVERAGING, BEST_EXPERT):
+            other = self.method(key)
+            known = other is not None and other.difference is not None
+            require(known, "best_alternative", key, expected)
 
     def method(self, key: str) -> MethodResult | None:
         return next((method for method in self.methods if method.key == key), None)
 
     @property
     def numbers(self) -> dict[str, float]:
-        """Accuracies by method, and the gain over the best alternative."""
+        """Accuracies by method, and what fused is ahead of three of them by."""
         top1 = {method.key: method.top1 for method in self.methods}
-        return {**top1, "gain": self.difference.points}
+        return {
+            **top1,
+            GAIN_KEY: self.gain_over_averaging.points,
+            "vs_best_expert": self.vs_best_expert.points,
+            "vs_best_alternative": self.vs_best_alternative.points,
+        }
+
+    def against(self, key: str) -> Difference:
+        """Fused minus the method `key`, one of those that every row has."""
+        method = self.method(key)
+        assert method is not None and method.difference is not None, "checked when it was made"
+        return method.difference
+
+    @property
+    def gain_over_averaging(self) -> Difference:
+        """The answer, declared beforehand: fused minus the mean of the experts' probabilities."""
+        return self.against(AVERAGING)
+
+    @property
+    def vs_best_expert(self) -> Difference:
+        """Fused minus the expert that is best on validation."""
+        return self.against(BEST_EXPERT)
+
+    @property
+    def vs_best_alternative(self) -> Difference:
+        """Fused minus the cheap alternative that is best on validation."""
+        return self.against(self.best_alternative_key)
 
     @property
     def fused(self) -> MethodResult:
         return next(method for method in self.methods if method.key == FUSED.key)
 
     @property
+    def averaging(self) -> MethodResult:
+        """The mean of the experts' probabilities."""
+        return next(m for m in self.methods if m.key == AVERAGING)
+
+    @property
     def best_alternative(self) -> MethodResult:
         """The cheap alternative with the highest validation accuracy."""
         return next(m for m in self.methods if m.key == self.best_alternative_key)
-
-    @property
-    def difference(self) -> Difference:
-        """Fused minus the best alternative."""
-        difference = self.best_alternative.difference
-        assert difference is not None, "checked when the row was made"
-        return difference
 
 
 @dataclass(frozen=True)
@@ -247,10 +286,11 @@ class Spread:
     mean: float
     deviation: float | None
 
-    def text(self, sign: str = "") -> str:
-        """As people read it; `sign`: "+" for points."""
-        deviation = "" if self.deviation is None else f" ± {self.deviation:.2f}"
-        return f"{self.mean:{sign}.2f}{deviation}"
+    def text(self, digits: int, *, points: bool = False) -> str:
+        """As people read it; `points` have a sign."""
+        deviation = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
+        mean = signed(self.mean, digits) if points else f"{self.mean:.{digits}f}"
+        return f"{mean}{deviation}"
 
 
 @dataclass(frozen=True)
@@ -271,6 +311,10 @@ class DataInfo:
     test_images: int
     val_images: int
     image_size: int
+
+    @property
+    def images(self) -> Images:
+        return Images(self.test_images, self.val_images)
 
 
 @dataclass(frozen=True)
@@ -326,6 +370,12 @@ class Evaluation(RunHeader):
     def in_question(self) -> tuple[RowResult, ...]:
         """The rows that are asked whether fusion helps; controls are part of the answer."""
         return tuple(row for row in self.rows if row.control is None)
+
+    @property
+    def verdict(self) -> str:
+        """The answer in a sentence."""
+        gains = [row.gain_over_averaging.margin for row in self.in_question]
+        return verdict(gains, digits(self.data.test_images))
 
     @property
     def subtitle(self) -> str:

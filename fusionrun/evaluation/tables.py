@@ -1,6 +1,7 @@
 """evaluation.json for people: a main table in Markdown and on the terminal, a long one as CSV."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from rich.console import Group
 from rich.text import Text
@@ -8,7 +9,8 @@ from rich.text import Text
 from fusionrun.common.atomic_files import write_json, write_text
 from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.common.typed_fields import plain
-from fusionrun.evaluation.alternatives import METHODS
+from fusionrun.evaluation.alternatives import FUSED, METHODS
+from fusionrun.evaluation.matrix import fusion_matrices
 from fusionrun.evaluation.schema import (
     Difference,
     Evaluation,
@@ -19,22 +21,31 @@ from fusionrun.evaluation.schema import (
 )
 from fusionrun.logs.csv import write_csv
 from fusionrun.study.paths import Layout
+from fusionrun.tables import headline
 from fusionrun.tables.markdown import markdown_table
 from fusionrun.tables.table import Column, Table
 from fusionrun.tables.terminal import terminal_table
 
 Entry = RowResult | FailedRow
 
-TITLE = "Fused models and their best alternatives"
+TITLE = "Fused models and the mean of their experts' probabilities"
 LEGEND = (
-    "Test accuracy in percent. The best alternative is the one with the highest validation "
-    "accuracy; difference: fused minus it in points, with its 95 % interval (paired bootstrap) "
-    "and McNemar's p. NLL (nats) and ECE (percent) of both, each after a temperature fitted on "
-    "validation."
+    f"Test accuracy in percent. {headline.GAIN}: fused minus the mean of the experts' "
+    "probabilities in points, with its 95 % interval (paired bootstrap over test images) and "
+    f"McNemar's p. Beside it likewise {headline.VS_BEST_EXPERT} and "
+    f"{headline.VS_BEST_ALTERNATIVE}: the expert and the alternative with the highest validation "
+    "accuracy; nothing is chosen on the test set. NLL (nats) and ECE (percent) of fused and of the "
+    "mean, each after a temperature fitted on validation."
 )
 CONTROLS_TITLE = "Does fusion itself help? Fused models and their controls"
 SEEDS_TITLE = "Mean ± sample standard deviation over seeds"
-SUMMARISED = ("fused", "best_expert", "mean_probabilities", "mean_logits", "weighted")
+SUMMARISED = (FUSED.key, headline.AVERAGING, headline.BEST_EXPERT, "mean_logits", "weighted")
+MARGINS = {  # by their names in `numbers`
+    headline.GAIN_KEY: headline.GAIN,
+    "vs_best_expert": headline.VS_BEST_EXPERT,
+    "vs_best_alternative": headline.VS_BEST_ALTERNATIVE,
+    "gain": headline.VS_BEST_ALTERNATIVE,  # as version 0.1 calls it
+}
 
 CSV_COLUMNS = (
     "task",
@@ -66,39 +77,55 @@ CSV_COLUMNS = (
 
 def write(layout: Layout, evaluation: Evaluation) -> None:
     """evaluation.json, .md and .csv. Raises OSError."""
-    write_json(layout.evaluation("json"), plain(evaluation))
+    tree = plain(evaluation)
+    for entry, row in zip(tree["rows"], evaluation.entries, strict=True):
+        if isinstance(row, RowResult):  # once more by its name: what most readers come for
+            entry[headline.GAIN_KEY] = plain(row.gain_over_averaging)
+    write_json(layout.evaluation("json"), tree)
     write_text(layout.evaluation("md"), markdown(evaluation))
     write_csv(layout.evaluation("csv"), CSV_COLUMNS, list(long_rows(evaluation)))
 
 
 def show(evaluation: Evaluation) -> Group:
-    """For the terminal: of every row a line for fused, and below it its best alternative's."""
-    parts = [
-        Table(TITLE, LINES, evaluation.entries, LEGEND),
-        Table(CONTROLS_TITLE, CONTROLS, controls(evaluation)),
-        Table(SEEDS_TITLE, SEEDS, evaluation.over_seeds),
-    ]
-    drawn = (terminal_table(table) for table in parts if table.items)
-    return Group(*drawn, *(Text(line) for line in remarks(evaluation)))
+    """For the terminal: of every row a line for fused, and below it one for the mean."""
+    main = Table(TITLE, LINES, evaluation.entries, LEGEND, images=evaluation.data.images)
+    drawn = (terminal_table(table) for table in (main, *more_tables(evaluation)))
+    words = (evaluation.verdict, *remarks(evaluation))
+    return Group(*drawn, *(Text(line) for line in words))
 
 
 def markdown(evaluation: Evaluation) -> str:
     """evaluation.md."""
     data = evaluation.data
+    main = Table(TITLE, MAIN, evaluation.entries, images=data.images)
     parts = [
         f"# {TITLE}\n\n{evaluation.study}, {evaluation.evaluated}: {data.name}, "
         f"{data.test_images} test and {data.val_images} validation images.\n",
-        markdown_table(Table(TITLE, MAIN, evaluation.entries)),
+        f"{evaluation.verdict}\n",
+        markdown_table(main),
         f"{LEGEND}\n",
         "".join(f"- {line}\n" for line in remarks(evaluation)),
     ]
-    for table in (
-        Table(CONTROLS_TITLE, CONTROLS, controls(evaluation)),
-        Table(SEEDS_TITLE, SEEDS, evaluation.over_seeds),
-    ):
-        if table.items:
-            parts += [f"## {table.title}\n", markdown_table(table)]
+    for table in more_tables(evaluation):
+        parts += [f"## {table.title}\n", markdown_table(table)]
     return "\n".join(part for part in parts if part)
+
+
+def more_tables(evaluation: Evaluation) -> list[Table]:
+    """Those that the study gives rise to."""
+    images = evaluation.data.images
+    tables = [
+        *matrices(evaluation),
+        Table(CONTROLS_TITLE, CONTROLS, controls(evaluation), images=images),
+        Table(SEEDS_TITLE, seeds_columns(evaluation), evaluation.over_seeds, images=images),
+    ]
+    return [table for table in tables if table.items]
+
+
+def matrices(evaluation: Evaluation) -> list[Table]:
+    """Of a grid, controls aside."""
+    cells = [(row, row.fused.top1, row.gain_over_averaging.points) for row in evaluation.rows]
+    return fusion_matrices(cells, evaluation.data.images)
 
 
 def long_rows(evaluation: Evaluation) -> Iterator[dict[str, object]]:
@@ -118,8 +145,8 @@ def measured(read: Callable[[RowResult], object]) -> Callable[[Entry], object]:
 
 
 def both(write: Callable[[MethodResult], str], between: str) -> Callable[[Entry], object]:
-    """Of the fused model and its best alternative."""
-    return measured(lambda row: between.join(map(write, (row.fused, row.best_alternative))))
+    """Of the fused model and the mean of its experts' probabilities."""
+    return measured(lambda row: between.join(map(write, (row.fused, row.averaging))))
 
 
 def nll(method: MethodResult) -> str:
@@ -130,57 +157,70 @@ def ece(method: MethodResult) -> str:
     return f"{method.calibrated.ece:.1f}" if method.calibrated else NOT_AVAILABLE
 
 
-def points(difference: Difference, between: str = " ") -> str:
-    """With the interval; in brackets on the same line."""
-    interval = f"{difference.low:+.2f} to {difference.high:+.2f}"
-    return f"{difference.points:+.2f}" + (f" ({interval})" if between == " " else f"\n{interval}")
-
-
-def spread_of(key: str) -> Callable[[OverSeeds], str | None]:
-    def read(group: OverSeeds) -> str | None:
-        found = group.columns.get(key)
-        return None if found is None else found.text()
-
-    return read
-
-
+GAINS = (
+    Column(headline.GAIN, "margin", measured(lambda row: row.gain_over_averaging.margin)),
+    Column("p", "p", measured(lambda row: row.gain_over_averaging.p_value)),
+)
+VS_EXPERT = Column(
+    headline.VS_BEST_EXPERT, "margin", measured(lambda row: row.vs_best_expert.margin)
+)
+VS_ALTERNATIVE = (
+    Column("best alternative", "text", measured(lambda row: row.best_alternative.label)),
+    Column(
+        headline.VS_BEST_ALTERNATIVE, "margin", measured(lambda row: row.vs_best_alternative.margin)
+    ),
+)
 MAIN = (
     Column("model", "text", lambda row: row.model),
     Column("fusion", "text", lambda row: row.variant),
-    Column("fused", "percent", measured(lambda row: row.fused.top1)),
-    Column("best alternative", "text", measured(lambda row: row.best_alternative.label)),
-    Column("its", "percent", measured(lambda row: row.best_alternative.top1)),
-    Column("difference", "written", measured(lambda row: points(row.difference))),
-    Column("p", "p", measured(lambda row: row.difference.p_value)),
+    Column("fused", "accuracy", measured(lambda row: row.fused.top1)),
+    Column("mean prob.", "accuracy", measured(lambda row: row.averaging.top1)),
+    *GAINS,
+    VS_EXPERT,
+    *VS_ALTERNATIVE,
     Column("NLL", "written", both(nll, " / ")),
     Column("ECE", "written", both(ece, " / ")),
 )
 LINES = (
     Column("row", "text", lambda row: f"{row.model}\n{row.variant}"),
-    Column("method", "text", both(lambda method: method.label, "\n")),
-    Column("top-1", "written", both(lambda method: f"{method.top1:.2f}", "\n")),
-    Column("difference", "written", measured(lambda row: points(row.difference, "\n"))),
-    Column("p", "p", measured(lambda row: row.difference.p_value)),
-    Column("NLL", "written", both(nll, "\n")),
-    Column("ECE", "written", both(ece, "\n")),
+    Column("fused", "accuracy", measured(lambda row: row.fused.top1)),
+    Column("mean prob.", "accuracy", measured(lambda row: row.averaging.top1)),
+    *GAINS,
+    VS_EXPERT,
+    VS_ALTERNATIVE[1],
 )
 CONTROLS = (  # of (row, control, difference)
     Column("model", "text", lambda item: item[0].model),
     Column("fusion", "text", lambda item: item[0].variant),
-    Column("fused", "percent", lambda item: item[0].fused.top1),
+    Column("fused", "accuracy", lambda item: item[0].fused.top1),
     Column("control", "text", lambda item: METHODS[item[1].key].heading),
-    Column("its", "percent", lambda item: item[1].top1),
-    Column("difference", "written", lambda item: points(item[2])),
+    Column("its", "accuracy", lambda item: item[1].top1),
+    Column("fused minus it", "margin", lambda item: item[2].margin),
     Column("p", "p", lambda item: item[2].p_value),
 )
-SEEDS = (
-    Column("model", "text", lambda group: group.model),
-    Column("fusion", "text", lambda group: group.fusion),
-    Column("alpha", "written", lambda group: group.alpha),
-    Column("seeds", "whole", lambda group: group.seeds),
-    *(Column(METHODS[key].heading, "written", spread_of(key)) for key in SUMMARISED),
-    Column("gain", "written", spread_of("gain")),
-)
+
+
+def seeds_columns(evaluation: Evaluation) -> list[Column]:
+    """Of a group of rows that differ in nothing but their seed."""
+    shown = headline.digits(evaluation.data.test_images)
+
+    def spread(key: str, group: OverSeeds) -> str | None:
+        found = group.columns.get(key)
+        return None if found is None else found.text(shown, points=key in MARGINS)
+
+    known = {key for group in evaluation.over_seeds for key in group.columns}
+    named = {**{key: METHODS[key].heading for key in SUMMARISED}, **MARGINS}
+    return [
+        Column("model", "text", lambda group: group.model),
+        Column("fusion", "text", lambda group: group.fusion),
+        Column("alpha", "written", lambda group: group.alpha),
+        Column("seeds", "whole", lambda group: group.seeds),
+        *(
+            Column(heading, "written", partial(spread, key))
+            for key, heading in named.items()
+            if key in known
+        ),
+    ]
 
 
 def controls(evaluation: Evaluation) -> list[tuple[RowResult, MethodResult, Difference]]:
@@ -194,16 +234,9 @@ def controls(evaluation: Evaluation) -> list[tuple[RowResult, MethodResult, Diff
 
 
 def remarks(evaluation: Evaluation) -> list[str]:
-    """The verdict, then what a reader must not overlook."""
-    lines = []
-    if differences := [row.difference for row in evaluation.in_question]:
-        won = sum(difference.low > 0 for difference in differences)
-        lost = sum(difference.high < 0 for difference in differences)
-        lines.append(
-            f"Of {len(differences)} rows, fused is ahead of its best alternative in {won} and "
-            f"behind in {lost}; {len(differences) - won - lost} too close to tell (the interval "
-            "holds 0)."
-        )
+    """What a reader must not overlook."""
+    few = headline.too_few(evaluation.data.val_images)
+    lines = [f"Warning: {few}."] if few else []
     for row in evaluation.rows:
         if row.contributions.alarm:
             lines.append(f"{row.task}: {row.contributions.alarm}")

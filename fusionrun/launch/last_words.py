@@ -10,7 +10,8 @@ from fusionrun.common.distributed import RankInfo
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.common.invocation import command, same_command
 from fusionrun.common.text import plural
-from fusionrun.evaluation.results import Result, results_tables
+from fusionrun.evaluation.results import Result
+from fusionrun.evaluation.results_tables import results_tables
 from fusionrun.monitor.heartbeat import read_heartbeat
 from fusionrun.monitor.record import Record, read_outcome
 from fusionrun.monitor.words import short_reason

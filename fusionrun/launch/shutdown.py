@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 from fusionrun.common.distributed import RankInfo
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.common.locks import locked
-from fusionrun.evaluation.results import Result, collect_results, write_results
+from fusionrun.evaluation.results import Result, collect_results
+from fusionrun.evaluation.results_tables import write_results
 from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.record import ENDED, Record
 from fusionrun.monitor.snapshot import Snapshot

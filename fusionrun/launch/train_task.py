@@ -14,7 +14,7 @@ from fusionrun.components.store import (
     save_single,
     state_hash,
 )
-from fusionrun.evaluation.comparison import accuracies_by_method
+from fusionrun.evaluation.accuracies import accuracies_by_method
 from fusionrun.evaluation.predictions import head_logits
 from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.experts import Expert
@@ -87,7 +87,7 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
     }
     files = context.study.layout.row(row.model, row.variant)
     info = _component_info(context, task, trainer, fusion=context.study.source(row.fusion))
-    validation: dict[str, Any] = {"fused": best.val_accuracy}
+    validation: dict[str, Any] = {"fused": best.val_accuracy, "images": len(splits.fusion_val)}
     if isinstance(trainer.model, FusionModel):
         averaged = trainer.history[best.epoch - 1].val_averaged
         validation |= {"experts": after, "before_experts": before, AVERAGING: averaged}
@@ -112,14 +112,14 @@ def evaluate_row_once(
     row, loader = task.row, context.test_loader()
     answers = head_logits(context, model, loader)
     if row.is_single:
-        return accuracies_by_method(answers)
+        return accuracies_by_method(answers, seed=row.seed)
     untuned, _ = load_experts(context, row.model)
     before = []
     for expert in untuned:
         context.settle(expert)
         before.append(head_logits(context, expert, loader).logits)
     answers = answers._replace(before=torch.cat(before, dim=1))
-    return accuracies_by_method(answers, val_accuracies, before_val_accuracies)
+    return accuracies_by_method(answers, val_accuracies, before_val_accuracies, seed=row.seed)
 
 
 def _component_info(

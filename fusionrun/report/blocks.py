@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fusionrun.report import charts
-from fusionrun.report.markup import Markup
+from fusionrun.tables.axis import round_ticks
+from fusionrun.tables.markup import Markup
 from fusionrun.tables.table import Table
 
 
@@ -15,7 +16,7 @@ class Text:
     warning: bool = False
 
 
-Outcome = Literal["beats", "open", "loses", "unknown"]
+Outcome = Literal["ahead", "open", "behind", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -88,5 +89,5 @@ class Document:
 def bar_figures(charted: Sequence[tuple[str, charts.Bars]], what: str) -> list[Figure]:
     """Bar charts by title that share their axis."""
     values = [value for _, groups in charted for _, bars in groups for _, value in bars]
-    ticks = charts.round_ticks([0.0, *values], 4)
+    ticks = round_ticks([0.0, *values], 4)
     return [Figure(name, charts.bars(f"{name}: {what}", groups, ticks)) for name, groups in charted]

@@ -4,11 +4,11 @@ Colours are classes of the page's style sheet, which knows light, dark and print
 """
 
 import itertools
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusionrun.report.markup import Markup, join, tag
+from fusionrun.tables.axis import Scale, Ticks
+from fusionrun.tables.markup import Markup, join, tag
 
 WIDTH, HEIGHT = 280.0, 200.0  # pixels: four beside each other, or one on a phone
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 10.0, 8.0, 36.0  # margins of a plot
@@ -17,33 +17,6 @@ LONGEST_LABEL = 14  # characters beside a bar
 MOST_HIGH_LINES = 10  # of a heat map; of more they are lower
 FUSED, ALTERNATIVE = "fused", "alternative"  # styles
 SHAPES = ("circle", "square", "triangle", "diamond", "nabla", "cross")
-
-Ticks = tuple[float, ...]
-
-
-def round_ticks(values: Iterable[float], count: int = 5) -> Ticks:
-    """About `count` multiples of 1, 2 or 5 times a power of ten, enclosing all `values`."""
-    found = list(values)
-    low, high = min(found), max(found)
-    if low == high:
-        pad = abs(low) / 10 or 1.0
-        low, high = low - pad, high + pad
-    power = 10.0 ** math.floor(math.log10((high - low) / count))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power * count >= (high - low) * 0.999)
-    return tuple(i * step for i in range(math.floor(low / step), math.ceil(high / step) + 1))
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Values onto pixels: the first tick at `start`, the last at `end`."""
-
-    ticks: Ticks
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        low, high = self.ticks[0], self.ticks[-1]
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
 @dataclass(frozen=True)

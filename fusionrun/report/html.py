@@ -17,15 +17,15 @@ from fusionrun.report.blocks import (
     Text,
     Verdicts,
 )
-from fusionrun.report.markup import Markup, join, tag
+from fusionrun.tables.markup import Markup, join, tag
 from fusionrun.tables.table import Table
 
 MANY = 16  # figures; a gallery of more is folded
-MARKS: dict[Outcome, str] = {"beats": "▲", "open": "●", "loses": "▼", "unknown": "○"}
+MARKS: dict[Outcome, str] = {"ahead": "▲", "open": "●", "behind": "▼", "unknown": "○"}
 LEGEND: dict[Outcome, str] = {
-    "beats": "beats it",
-    "open": "no clear difference",
-    "loses": "loses to it",
+    "ahead": "the interval lies above zero",
+    "open": "it holds zero",
+    "behind": "it lies below zero",
     "unknown": "not measured",
 }
 

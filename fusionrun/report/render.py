@@ -1,10 +1,12 @@
 """The tables of a report as Markdown, CSV and LaTeX."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.report.blocks import Document, Text, Verdicts
 from fusionrun.tables.csv import csv_text
+from fusionrun.tables.headline import Margin
 from fusionrun.tables.latex import latex, latex_table
 from fusionrun.tables.markdown import escape, markdown_table
 from fusionrun.tables.table import Table
@@ -30,17 +32,24 @@ def as_markdown(document: Document) -> str:
 
 
 def as_csv(document: Document) -> str:
-    """All tables under one header; a cell that its table doesn't have is empty. Full precision."""
+    """All tables under one header; a cell that its table doesn't have is empty. Full precision.
+
+    Of a margin the points alone: intervals have columns of their own in other tables.
+    """
     lines = [
         {"study": study, "table": table.title}
         | {
-            column.heading: NOT_AVAILABLE if value is None else value
+            column.heading: NOT_AVAILABLE if (shown := plain_number(value)) is None else shown
             for column, value in zip(table.columns, table.values(item), strict=True)
         }
         for study, table in _tables(document)
         for item in table.items
     ]
     return csv_text(lines)
+
+
+def plain_number(value: Any) -> Any:
+    return value.points if isinstance(value, Margin) else value
 
 
 def _tables(document: Document) -> Iterator[tuple[str, Table]]:

@@ -9,14 +9,15 @@ from rich.console import Group
 from rich.text import Text
 
 from fusionrun.common.text import NOT_AVAILABLE
+from fusionrun.evaluation.alternatives import FUSED
 from fusionrun.evaluation.schema import FailedRow
 from fusionrun.robustness.schema import CorruptionResult, Robustness, RobustnessRow
+from fusionrun.tables.headline import AVERAGING, BEST_EXPERT, GAIN
 from fusionrun.tables.markdown import markdown_table
-from fusionrun.tables.table import Column, Table
+from fusionrun.tables.table import Column, Images, Table
 from fusionrun.tables.terminal import terminal_table
 
-MAIN = ("fused", "best_expert", "mean_probabilities")  # methods of the main table
-REFERENCE = "mean_probabilities"
+MAIN = (FUSED.key, AVERAGING, BEST_EXPERT)  # methods of the main table
 
 TITLE = "Accuracy on noisy and corrupted images"
 LEGEND = (
@@ -76,10 +77,11 @@ def tables(results: Robustness) -> Group:
 def markdown(results: Robustness) -> str:
     """robustness.md."""
     main = [(row, method) for row in results.entries for method in main_methods(row)]
+    images = Images(results.images)
     parts = [
         f"# {TITLE}\n\n{results.study}, {results.evaluated}: {results.data.name}, "
         f"{results.images} of {results.data.test_images} test images.\n",
-        markdown_table(Table(TITLE, [*NAME, *accuracy_columns(results)], main)),
+        markdown_table(Table(TITLE, [*NAME, *accuracy_columns(results)], main, images=images)),
         f"{main_legend(results)}\n",
         "".join(f"- {line}\n" for line in _remarks(results)),
     ]
@@ -88,10 +90,10 @@ def markdown(results: Robustness) -> str:
         suite = next((s for method in methods if (s := method.suite(source))), None)
         if suite is not None:
             each = [
-                Column(corruption.name, "percent", partial(of_corruption, source, index))
+                Column(corruption.name, "accuracy", partial(of_corruption, source, index))
                 for index, corruption in enumerate(suite.corruptions)
             ]
-            table = markdown_table(Table(EACH_TITLE, [*NAME, METHOD, *each], main))
+            table = markdown_table(Table(EACH_TITLE, [*NAME, METHOD, *each], main, images=images))
             parts += [f"## {EACH_TITLE}, {what}\n", table, f"{EACH_LEGEND}\n"]
     entries = [
         (row, entry)
@@ -130,17 +132,17 @@ def main_methods(row: Entry) -> Sequence[CorruptionResult | None]:
 def accuracy_columns(results: Robustness) -> list[Column]:
     """Of the main table, of items (row, method)."""
     levels = next((method.noise for row in results.rows for method in row.methods), ())
-    columns = [METHOD, Column("clean", "percent", lambda item: item[1] and item[1].clean)]
+    columns = [METHOD, Column("clean", "accuracy", lambda item: item[1] and item[1].clean)]
     columns += [
-        Column(f"noise {level.sigma:g}", "percent", partial(with_noise, index))
+        Column(f"noise {level.sigma:g}", "accuracy", partial(with_noise, index))
         for index, level in enumerate(levels)
         if level.sigma
     ]
-    columns.append(Column("corrupted", "percent", partial(of_suite, "made", "mean")))
-    columns.append(Column("kept", "percent", partial(of_suite, "made", "kept")))
+    columns.append(Column("corrupted", "accuracy", partial(of_suite, "made", "mean")))
+    columns.append(Column("kept", "accuracy", partial(of_suite, "made", "kept")))
     if results.corrupted:
-        columns.append(Column("published", "percent", partial(of_suite, "published", "mean")))
-        columns.append(Column("kept of it", "percent", partial(of_suite, "published", "kept")))
+        columns.append(Column("published", "accuracy", partial(of_suite, "published", "mean")))
+        columns.append(Column("kept of it", "accuracy", partial(of_suite, "published", "kept")))
     return columns
 
 
@@ -195,7 +197,8 @@ def _stacked(
     """A line a row: what the columns read from all of its items, each on a line of the cell."""
     items = []
     for row in results.entries:
-        lines = Table("", columns, [(row, part) for part in parts(row)]).lines()
+        of_row = [(row, part) for part in parts(row)]
+        lines = Table("", columns, of_row, images=Images(results.images)).lines()
         cells = ("\n".join(cell.text for cell in column) for column in zip(*lines, strict=True))
         items.append([f"{row.model}\n{row.variant}", *cells])
     drawn = [Column("row", "text", itemgetter(0))]
@@ -211,13 +214,13 @@ def _remarks(results: Robustness) -> list[str]:
     pairs = []
     for row in results.rows:
         means = {method.key: method.made.mean for method in row.methods if method.made}
-        fused, reference = means.get("fused"), means.get(REFERENCE)
+        fused, reference = means.get(FUSED.key), means.get(AVERAGING)
         if fused is not None and reference is not None:
             pairs.append((fused, reference))
     ahead = sum(fused > reference for fused, reference in pairs)
     verdict = (
         f"On corrupted images fused is more accurate than the mean of its experts' probabilities "
-        f"in {ahead} of {len(pairs)} rows (plain means, without intervals)."
+        f"in {ahead} of {len(pairs)} rows ({GAIN}; plain means, without intervals)."
     )
     ood = [f"{of.name}: {of.images} images: {of.about}" for of in results.ood_sets]
     problems = [f"{row.task}: not measured: {row.problem}" for row in results.failures]

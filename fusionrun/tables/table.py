@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusionrun.common.text import NOT_AVAILABLE
+from fusionrun.tables.headline import Margin, digits, signed
 
 Value = Any  # text, a number, or None: not measured
 
@@ -19,7 +20,6 @@ FORMATS: dict[str, Callable[..., str]] = {
     "text": str,
     "written": str,  # numbers that are text already: a mean and its deviation, two on two lines
     "percent": "{:.2f}".format,
-    "points": "{:+.2f}".format,
     "score": "{:.4f}".format,
     "cosine": "{:+.2f}".format,
     "count": "{:,.0f}".format,
@@ -28,6 +28,23 @@ FORMATS: dict[str, Callable[..., str]] = {
     "whole": "{:d}".format,
     "p": p_value,
 }
+# likewise, with the digits that the images carry
+COUNTED: dict[str, Callable[[Any, int], str]] = {
+    "accuracy": "{:.{}f}".format,  # on the test set
+    "validation": "{:.{}f}".format,
+    "points": signed,
+    "margin": Margin.text,
+}
+
+
+class Images(NamedTuple):
+    """On how many of them a table's accuracies were measured; None: not known."""
+
+    test: int | None = None
+    validation: int | None = None
+
+
+NOT_KNOWN = Images()
 
 
 @dataclass(frozen=True)
@@ -35,7 +52,7 @@ class Column:
     """One number or text of every item that a table lists."""
 
     heading: str
-    format: str  # a key of FORMATS
+    format: str  # a key of FORMATS or COUNTED
     of: Callable[[Any], Value]
     contest: bool = False  # the highest of a line's contesting cells stands out
     dispensable: int = 0  # on a narrow terminal: 1 is left out first, 0 never
@@ -61,6 +78,7 @@ class Table:
     items: Sequence[Any]  # one a line
     note: str = ""
     folded: bool = False  # on the report's page
+    images: Images = NOT_KNOWN
 
     def values(self, item: Any) -> list[Value]:
         return [column.of(item) for column in self.columns]
@@ -79,5 +97,12 @@ class Table:
                     cells.append(value)
                 else:
                     strong = column.contest and value == best
-                    cells.append(Cell(FORMATS[column.format](value), strong))
+                    cells.append(Cell(self.written(column, value), strong))
             yield cells
+
+    def written(self, column: Column, value: Any) -> str:
+        """A value of `column` as people read it."""
+        if column.format not in COUNTED:
+            return FORMATS[column.format](value)
+        counted = self.images.validation if column.format == "validation" else self.images.test
+        return COUNTED[column.format](value, digits(counted))

@@ -16,18 +16,28 @@ STYLES = {NOT_AVAILABLE: "dim"}
 def terminal_table(table: Table, width: int | None = None) -> Group:
     """`table` as rich prints it; with `width` what it can do without goes until it fits.
 
-    Numbers are narrow, so their headings stand a word a line; title and note are as wide as the
-    terminal.
+    What still doesn't stands in further tables below, so that no word is broken. Numbers are
+    narrow, so their headings stand a word a line; title and note are as wide as the terminal.
     """
     columns = list(table.columns)
     dispensable = sorted((c for c in columns if c.dispensable), key=lambda c: -c.dispensable)
-    drawn = _draw(table, columns)
-    unlimited = Console(width=10_000)
-    while width is not None and dispensable and unlimited.measure(drawn).maximum > width:
+    while dispensable and not _fits(table, columns, width):
         columns.remove(dispensable.pop())
-        drawn = _draw(table, columns)
+    first, *others = columns
+    drawn: list[RichTable] = []
+    while others or not drawn:
+        count = len(others)
+        while count > 1 and not _fits(table, [first, *others[:count]], width):
+            count -= 1
+        drawn.append(_draw(table, [first, *others[:count]]))
+        others = others[count:]
     note = [Text(table.note, "dim")] if table.note else []
-    return Group(Text(f"\n{table.title}", "bold"), drawn, *note)
+    return Group(Text(f"\n{table.title}", "bold"), *drawn, *note)
+
+
+def _fits(table: Table, columns: Sequence[Column], width: int | None) -> bool:
+    unlimited = Console(width=10_000)
+    return width is None or unlimited.measure(_draw(table, columns)).maximum <= width
 
 
 def _draw(table: Table, columns: Sequence[Column]) -> RichTable:

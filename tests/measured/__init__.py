@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusionrun.common.typed_fields import read_json
+from fusionrun.tables.headline import GAIN, Margin, digits
 
 FOLDER = Path(__file__).parent
 COLUMNS = {  # of results.csv: heading in the documents
     "fused": "fused",
-    "best_expert": "best expert",
     "mean_probabilities": "mean prob.",
+    "gain": GAIN,
+    "best_expert": "best expert",
     "mean_logits": "mean logits",
     "before_mean_logits": "before: mean logits",
-    "gain": "gain",
 }
-IN_HEADERS = {key: heading for key, heading in COLUMNS.items() if key != "mean_probabilities"}
+IN_HEADERS = {key: heading for key, heading in COLUMNS.items() if "mean_logits" not in key}
 CONTROLS = {
     "frozen": "experts frozen",
     "detached": "experts without fusion",
@@ -25,7 +26,7 @@ CONTROLS = {
 
 @dataclass(frozen=True)
 class Accuracies:
-    """A row of results.csv in percent; gain: fused minus the best alternative in points."""
+    """A row of results.csv in percent, and the interval of its gain, where it's known."""
 
     model: str
     fusion_type: str
@@ -34,7 +35,12 @@ class Accuracies:
     mean_probabilities: float
     mean_logits: float
     before_mean_logits: float
-    gain: float
+    gain_low: float | None = None
+    gain_high: float | None = None
+
+    @property
+    def gain(self) -> float:
+        return self.fused - self.mean_probabilities
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Record:
     torch: str
     seconds: float  # of the whole command, Python's start included
     rows: tuple[Accuracies, ...]
+    test_images: int
     controls_seconds: float | None = None  # more, for the controls of all rows
     controls: tuple[Control, ...] = ()
 
@@ -73,7 +80,8 @@ def read(name: str) -> Record | None:
 def header(record: Record) -> str:
     """Lines of comment for the recipe: time, result, what it says."""
     lines = [["model", "fusion", *IN_HEADERS.values()]]
-    lines += [[row.model, row.fusion_type, *numbers(row, IN_HEADERS)] for row in record.rows]
+    shown = digits(record.test_images)
+    lines += [[row.model, row.fusion_type, *numbers(row, IN_HEADERS, shown)] for row in record.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = [
         "  ".join(
@@ -96,7 +104,8 @@ def header(record: Record) -> str:
 def results(record: Record) -> str:
     """The table of results.md's main columns."""
     lines = [["model", "fusion", *COLUMNS.values()], ["---", "---", *["--:"] * len(COLUMNS)]]
-    lines += [[row.model, row.fusion_type, *numbers(row, COLUMNS)] for row in record.rows]
+    shown = digits(record.test_images)
+    lines += [[row.model, row.fusion_type, *numbers(row, COLUMNS, shown)] for row in record.rows]
     return table_of(lines)
 
 
@@ -125,8 +134,8 @@ def verdict(record: Record) -> str:
     """A sentence on what the rows say."""
     ahead = sum(row.gain > 0 for row in record.rows)
     return (
-        f"Fused is ahead of the best cheap alternative in {ahead} of {len(record.rows)} rows; so "
-        "short a run is for looking."
+        f"The {GAIN} is positive in {ahead} of {len(record.rows)} rows; so short a run is for "
+        "looking."
     )
 
 
@@ -141,8 +150,10 @@ def chaos() -> str:
     ).format(**found)
 
 
-def numbers(row: Accuracies, columns: dict[str, str]) -> list[str]:
-    return [f"{getattr(row, key):{'+' if key == 'gain' else ''}.2f}" for key in columns]
+def numbers(row: Accuracies, columns: dict[str, str], digits: int) -> list[str]:
+    gain = Margin(row.gain, row.gain_low, row.gain_high).text(digits).replace("\n", " ")
+    each = {key: f"{getattr(row, key):.{digits}f}" for key in columns if key != "gain"}
+    return [each.get(key, gain) for key in columns]
 
 
 def machine(record: Record) -> str:

@@ -1,15 +1,10 @@
-"""Is a difference more than luck? Two models on the same samples, one model over seeds."""
+"""Is a difference more than luck? Two models on the same samples."""
 
-import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from fusionrun.evaluation.schema import OverSeeds, RowName, Spread
 
 CELLS = 2**22  # resampled counts held at a time: 32 MiB
 
@@ -76,29 +71,6 @@ def mcnemar(first: Tensor, second: Tensor) -> McNemar:
     difference = _differences(first, second)
     only_first, only_second = int((difference > 0).sum()), int((difference < 0).sum())
     return McNemar(only_first, only_second, _coin_test(only_first, only_second))
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and deviation of one number over seeds. Raises ValueError: none, or not finite."""
-    if not values or not all(math.isfinite(value) for value in values):
-        raise ValueError(f"expected at least one value, all finite, found {list(values)}")
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(statistics.fmean(values), deviation)
-
-
-def over_seeds(
-    rows: Iterable[tuple[RowName, Mapping[str, float]]],
-) -> tuple[OverSeeds, ...]:
-    """The columns of numbers of rows that differ in nothing but their seed, where all have them."""
-    groups: dict[tuple[str, str, float], list[Mapping[str, float]]] = {}
-    for row, columns in rows:
-        groups.setdefault((row.model, row.fusion, row.alpha), []).append(columns)
-    found = []
-    for name, group in groups.items():
-        known = [key for key in group[0] if all(key in columns for columns in group)]
-        spreads = {key: spread([columns[key] for columns in group]) for key in known}
-        found.append(OverSeeds(*name, len(group), spreads))
-    return tuple(each for each in found if each.seeds > 1)
 
 
 def _coin_test(heads: int, tails: int) -> float:

@@ -3,14 +3,16 @@
 from functools import partial
 
 from fusionrun.evaluation.schema import OverSeeds, RowResult
+from fusionrun.evaluation.tables import MARGINS, matrices
 from fusionrun.report.blocks import Block
 from fusionrun.report.load import StudyResults
 from fusionrun.report.sections.columns import DIFFERENCE, METHOD, ROW
+from fusionrun.tables.headline import GAIN, digits
 from fusionrun.tables.table import Column, Table
 
 COMPARISON = (
     *METHOD,
-    Column("top-1", "percent", lambda pair: pair[1].top1),
+    Column("top-1", "accuracy", lambda pair: pair[1].top1),
     *DIFFERENCE,
     Column("only fused right", "count", lambda pair: pair[2].only_fused),
     Column("only other right", "count", lambda pair: pair[2].only_other),
@@ -26,11 +28,13 @@ def accuracy(study: StudyResults) -> list[Block]:
         "Percent of test images; the highest of each row stands out. Best experts and weights are "
         "chosen on validation; before: the experts without any fusion training."
     )
-    methods = [Column(name, "percent", partial(top1, key), True) for key, name in labels.items()]
-    main = Table("Top-1 accuracy", [ROW, *methods], rows, note)
+    methods = [Column(name, "accuracy", partial(top1, key), True) for key, name in labels.items()]
+    images = study.evaluation.data.images
+    main = Table("Top-1 accuracy", [ROW, *methods], rows, note, images=images)
     pairs = [(row, m, m.difference) for row in rows for m in row.methods if m.difference]
     note = "Fused minus each alternative, image by image. No correction for many comparisons."
-    return [main, Table("Every comparison", COMPARISON, pairs, note, folded=True)] if rows else []
+    every = Table("Every comparison", COMPARISON, pairs, note, folded=True, images=images)
+    return [*matrices(study.evaluation), main, every] if rows else []
 
 
 def top1(key: str, row: RowResult) -> float | None:
@@ -43,25 +47,26 @@ def over_seeds(study: StudyResults) -> list[Block]:
     """Means and deviations where rows differ in their seed alone."""
     groups = study.evaluation.over_seeds
     names = dict.fromkeys(name for group in groups for name in group.columns)
-    labels = {c.key: c.label for row in study.evaluation.rows for c in row.methods}
+    labels = {c.key: c.label for row in study.evaluation.rows for c in row.methods} | MARGINS
+    shown = digits(study.evaluation.data.test_images)
     columns = [
         Column("model", "text", lambda group: group.model),
         Column("fusion", "text", lambda group: group.fusion),
         Column("alpha", "plain", lambda group: group.alpha),
         Column("seeds", "count", lambda group: group.seeds),
         *(
-            Column(f"{labels.get(name, name)} ±", "written", partial(spread, name))
+            Column(f"{labels.get(name, name)} ±", "written", partial(spread, name, shown))
             for name in names
         ),
     ]
     note = (
         "Mean ± sample standard deviation of rows that differ in the seed of their fusion training "
-        "alone; they start from the same experts. Percent, gain in points."
+        f"alone; they start from the same experts. Percent; {GAIN} and the like in points."
     )
     return [Table("Means over seeds", columns, groups, note)] if groups else []
 
 
-def spread(name: str, group: OverSeeds) -> str | None:
+def spread(name: str, digits: int, group: OverSeeds) -> str | None:
     """A column's mean ± deviation, if all rows of the group have it."""
     found = group.columns.get(name)
-    return None if found is None else found.text("+" if name == "gain" else "")
+    return None if found is None else found.text(digits, points=name in MARGINS)

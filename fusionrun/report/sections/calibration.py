@@ -14,7 +14,7 @@ from fusionrun.tables.table import Column, Table
 PERCENTS: tuple[float, ...] = (0, 20, 40, 60, 80, 100)
 CALIBRATION = (
     *METHOD,
-    Column("top-5", "percent", lambda pair: pair[1].top5),
+    Column("top-5", "accuracy", lambda pair: pair[1].top5),
     Column("NLL", "score", lambda pair: pair[1].nll),
     Column("ECE", "percent", lambda pair: pair[1].ece),
     Column("Brier", "score", lambda pair: pair[1].brier),
@@ -30,7 +30,7 @@ def calibration(study: StudyResults) -> list[Block]:
     rows = study.evaluation.rows
     legend = (
         (charts.swatch(FUSED), "fused"),
-        (charts.swatch(ALTERNATIVE), "best alternative"),
+        (charts.swatch(ALTERNATIVE), "mean of probabilities"),
         (charts.swatch(f"{FUSED} dashed", "line"), "with the temperature"),
         (charts.swatch("muted dashed", "line"), "confidence = accuracy"),
     )
@@ -43,17 +43,19 @@ def calibration(study: StudyResults) -> list[Block]:
         "0 to 2. after: divided by the temperature that was fitted on validation."
     )
     pairs = [(row, method) for row in rows for method in row.methods]
-    table = Table("Quality of the probabilities", CALIBRATION, pairs, table_note, folded=True)
+    images = study.evaluation.data.images
+    title = "Quality of the probabilities"
+    table = Table(title, CALIBRATION, pairs, table_note, folded=True, images=images)
     return (
         [Gallery([reliability_diagram(row) for row in rows], legend, note), table] if rows else []
     )
 
 
 def reliability_diagram(row: RowResult) -> Figure:
-    """Confidence against accuracy, of the fused model and its best alternative."""
+    """Confidence against accuracy, of the fused model and the mean of its experts."""
     lines = [Line("muted dashed", [(0, 0), (100, 100)])]
     dots: list[Dot] = []
-    for style, method in ((FUSED, row.fused), (ALTERNATIVE, row.best_alternative)):
+    for style, method in ((FUSED, row.fused), (ALTERNATIVE, row.averaging)):
         bins = _points(method.reliability)
         total = sum(samples for samples, _, _ in bins)
         lines.append(Line(f"{style} thin", [(x, y) for _, x, y in bins]))
@@ -69,7 +71,7 @@ def reliability_diagram(row: RowResult) -> Figure:
             dots.append(Dot(f"{style} faint", confidence, accuracy, tooltip, radius))
     x, y = Axis("confidence, %", PERCENTS), Axis("accuracy, %", PERCENTS)
     picture = charts.plot(f"{row.name}: reliability diagram", x, y, lines, dots)
-    return Figure(row.name, picture, f"{_ece(row.fused)}; {_ece(row.best_alternative)}")
+    return Figure(row.name, picture, f"{_ece(row.fused)}; {_ece(row.averaging)}")
 
 
 def _points(bins: Sequence[Bin]) -> list[tuple[int, float, float]]:

@@ -7,7 +7,8 @@ from fusionrun.evaluation.schema import RowResult
 from fusionrun.report.blocks import Block, Text
 from fusionrun.report.load import StudyResults
 from fusionrun.report.sections.answer import summary
-from fusionrun.tables.table import Column, Table
+from fusionrun.tables.headline import GAIN
+from fusionrun.tables.table import Column, Images, Table
 
 Studies = Sequence[StudyResults]
 # of a recipe: rows are matched by name, places differ anyway
@@ -28,13 +29,14 @@ def side_by_side(studies: Studies) -> list[Block]:
     names = dict.fromkeys(name for rows in named for name in rows)
     items = [(name, [rows.get(name) for rows in named]) for name in names]
     note = (
-        "Rows of the same model and variant; the highest on the same test set stands out. gain: "
-        "over the best alternative of the same study, low and high its 95 % interval. Nothing is "
-        "tested between studies: training itself varies."
+        "Rows of the same model and variant; the highest on the same test set stands out. "
+        f"{GAIN}: of the same study, low and high its 95 % interval. Nothing is tested between "
+        "studies: training itself varies."
     )
     sentences = [Text(f"{study.label}: {summary(study.evaluation)}") for study in studies]
+    images = Images(min(of.test_images for of in data))
     warnings = [] if same_test else [Text(DIFFERENT_TESTS, True)]
-    return [*warnings, *sentences, Table("Fused accuracy", columns, items, note)]
+    return [*warnings, *sentences, Table("Fused accuracy", columns, items, note, images=images)]
 
 
 def _columns(index: int, label: str, contest: bool) -> list[Column]:
@@ -42,10 +44,10 @@ def _columns(index: int, label: str, contest: bool) -> list[Column]:
         return lambda item: None if item[1][index] is None else value(item[1][index])
 
     return [
-        Column(f"{label}: fused", "percent", of(lambda row: row.fused.top1), contest),
-        Column(f"{label}: gain", "points", of(lambda row: row.difference.points)),
-        Column(f"{label}: low", "points", of(lambda row: row.difference.low)),
-        Column(f"{label}: high", "points", of(lambda row: row.difference.high)),
+        Column(f"{label}: fused", "accuracy", of(lambda row: row.fused.top1), contest),
+        Column(f"{label}: {GAIN}", "points", of(lambda row: row.gain_over_averaging.points)),
+        Column(f"{label}: low", "points", of(lambda row: row.gain_over_averaging.low)),
+        Column(f"{label}: high", "points", of(lambda row: row.gain_over_averaging.high)),
     ]
 
 

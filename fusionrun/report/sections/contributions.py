@@ -14,8 +14,8 @@ LEFT_OUT = (
 )
 TOGETHER = (
     ROW,
-    Column("fused", "percent", lambda row: row.fused.top1),
-    Column("oracle", "percent", lambda row: row.contributions.oracle),
+    Column("fused", "accuracy", lambda row: row.fused.top1),
+    Column("oracle", "accuracy", lambda row: row.contributions.oracle),
     Column(
         "right though no expert is", "percent", lambda row: row.contributions.attribution.no_expert
     ),
@@ -41,13 +41,13 @@ def _gradients(row: RowResult, k: int) -> PathGradients:
 EXPERTS = (  # of (row, k)
     OF_ROW,
     Column("expert", "plain", lambda of: of[0].experts[of[1]].expert),
-    Column("before", "percent", lambda of: of[0].experts[of[1]].before_top1),
-    Column("after", "percent", lambda of: of[0].experts[of[1]].top1),
+    Column("before", "accuracy", lambda of: of[0].experts[of[1]].before_top1),
+    Column("after", "accuracy", lambda of: of[0].experts[of[1]].top1),
     Column("weight", "score", lambda of: of[0].weights[of[1]]),
-    Column("mean without it", "percent", lambda of: of[0].contributions.without_expert[of[1]]),
+    Column("mean without it", "accuracy", lambda of: of[0].contributions.without_expert[of[1]]),
     Column(
         "fused without it",
-        "percent",
+        "accuracy",
         lambda of: of[0].contributions.fused_without_expert[of[1]],
     ),
     Column(
@@ -77,7 +77,7 @@ EXPERTS_NOTE = (
 
 def contributions(study: StudyResults) -> list[Block]:
     """How experts differ, what leaving one out costs, and what each is worth."""
-    rows = study.evaluation.rows
+    rows, images = study.evaluation.rows, study.evaluation.data.images
     if not rows:
         return []
     squares = [
@@ -103,12 +103,13 @@ def contributions(study: StudyResults) -> list[Block]:
         Gallery(
             bar_figures([left_out(row) for row in rows], "without each expert"), legend, LEFT_OUT
         ),
-        Table("What the experts know together", TOGETHER, rows, TOGETHER_NOTE),
+        Table("What the experts know together", TOGETHER, rows, TOGETHER_NOTE, images=images),
         Table(
             "Expert by expert",
             EXPERTS,
             [(row, k) for row in rows for k in range(len(row.experts))],
             EXPERTS_NOTE,
+            images=images,
         ),
     ]
 
@@ -116,13 +117,10 @@ def contributions(study: StudyResults) -> list[Block]:
 def left_out(row: RowResult) -> tuple[str, charts.Bars]:
     """(title, bars): what accuracy changes by without each expert."""
     groups = []
-    mean = row.method("mean_probabilities")
     parts = zip(
         row.contributions.fused_without_expert, row.contributions.without_expert, strict=True
     )
     for k, (fused, others) in enumerate(parts):
-        bars = [(FUSED, fused - row.fused.top1)]
-        if mean is not None:
-            bars.append((ALTERNATIVE, others - mean.top1))
-        groups.append((f"expert {k}", bars))
+        changes = [(FUSED, fused - row.fused.top1), (ALTERNATIVE, others - row.averaging.top1)]
+        groups.append((f"expert {k}", changes))
     return row.name, groups

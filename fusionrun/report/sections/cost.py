@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from fusionrun.evaluation.schema import Cost, RowResult
 from fusionrun.report import charts
 from fusionrun.report.blocks import Block, Figure, Gallery, Text
-from fusionrun.report.charts import SHAPES, Axis, Dot, Line, round_ticks
+from fusionrun.report.charts import SHAPES, Axis, Dot, Line
 from fusionrun.report.load import StudyResults
 from fusionrun.report.sections.columns import ROW
+from fusionrun.tables.axis import round_ticks
+from fusionrun.tables.headline import GAIN
 from fusionrun.tables.table import Column, Table
 
 MODEL_COLOURS = 6  # of the style sheet
@@ -35,7 +37,8 @@ def minutes(of: Cost) -> float | None:
 
 COSTS = (
     ROW,
-    Column("fused", "percent", lambda row: row.fused.top1),
+    Column("fused", "accuracy", lambda row: row.fused.top1),
+    Column(GAIN, "margin", lambda row: row.gain_over_averaging.margin),
     Column("parameters", "count", lambda row: row.cost.parameters),
     Column("MACs", "count", lambda row: row.cost.macs),
     Column("experts' training, s", "amount", lambda row: expert_seconds(row.cost)),
@@ -74,7 +77,7 @@ def cost(study: StudyResults) -> list[Block]:
         "Experts that several rows share are counted in each."
     )
     gallery = [Gallery(figures, legend, note)] if figures else []
-    table = Table("Costs", COSTS, rows, table_note)
+    table = Table("Costs", COSTS, rows, table_note, images=study.evaluation.data.images)
     training = study.evaluation.training
     shared = "Where they share the same cores or the same GPU, each is slower for it."
     together = [Text(f"{training.text()} {shared}")] if training else []

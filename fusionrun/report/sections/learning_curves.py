@@ -2,8 +2,9 @@
 
 from fusionrun.report import charts
 from fusionrun.report.blocks import Block, Figure, Gallery
-from fusionrun.report.charts import FUSED, Axis, Dot, Line, round_ticks
+from fusionrun.report.charts import FUSED, Axis, Dot, Line
 from fusionrun.report.load import StudyResults
+from fusionrun.tables.axis import round_ticks
 
 
 def learning_curves(study: StudyResults) -> list[Block]:

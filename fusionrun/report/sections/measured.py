@@ -24,7 +24,8 @@ def measured(study: StudyResults) -> list[Block]:
     text = (
         "Validation, a part of the training set that neither experts nor fusion learn from, "
         "selected the epoch, the best experts, the weights, the temperatures and the best "
-        "alternative. The test set was read afterwards and decided nothing. What was not "
+        "alternative. What fused is compared with is declared beforehand: the mean of the experts' "
+        "probabilities. The test set was read afterwards and decided nothing. What was not "
         "measured is n/a."
     )
     columns = [Column("what", "text", lambda fact: fact[0])]

@@ -1,4 +1,4 @@
-"""What fusion gains, class by class."""
+"""Fused against the best alternative, class by class."""
 
 from typing import Any
 
@@ -7,20 +7,21 @@ from fusionrun.report import charts
 from fusionrun.report.blocks import Block, Gallery, bar_figures
 from fusionrun.report.load import StudyResults
 from fusionrun.report.sections.columns import OF_ROW
-from fusionrun.tables.table import Column, Table
+from fusionrun.tables.headline import VS_BEST_ALTERNATIVE
+from fusionrun.tables.table import Column, Images, Table
 
 MOST_CLASSES = 20  # in a chart; of more only those at both ends
 CLASSES = (
     OF_ROW,
     Column("class", "text", lambda item: item[1]),
-    Column("fused", "percent", lambda item: item[2]),
-    Column("best alternative", "percent", lambda item: item[3]),
-    Column("gain", "points", lambda item: item[4]),
+    Column("fused", "accuracy", lambda item: item[2]),
+    Column("best alternative", "accuracy", lambda item: item[3]),
+    Column(VS_BEST_ALTERNATIVE, "points", lambda item: item[4]),
 )
 
 
 def per_class(study: StudyResults) -> list[Block]:
-    """A chart of gains a row, and every class's accuracies."""
+    """A chart of differences a row, and every class's accuracies."""
     data, rows = study.evaluation.data, study.evaluation.rows
     items: list[tuple[RowResult, str, Any, Any, Any]] = []
     charted: list[tuple[str, charts.Bars]] = []
@@ -36,10 +37,11 @@ def per_class(study: StudyResults) -> list[Block]:
         charted.append((row.name, groups))
     each = data.test_images / len(data.classes)
     note = (
-        "Points of accuracy that fused has over the best alternative, class by class. With about "
+        f"{VS_BEST_ALTERNATIVE}, the best on validation, in points, class by class. With about "
         f"{each:,.0f} test images a class, one image is {100 / each:.3g} points."
     )
     if len(data.classes) > MOST_CLASSES:
         note += f" The {MOST_CLASSES // 2} highest and lowest of {len(data.classes)} classes."
-    table = Table("Accuracy by class", CLASSES, items, "Percent, gain in points.", folded=True)
-    return [Gallery(bar_figures(charted, "gain by class"), note=note), table] if rows else []
+    title, units = "Accuracy by class", "Percent; fused minus the other in points."
+    table = Table(title, CLASSES, items, units, folded=True, images=Images(round(each)))
+    return [Gallery(bar_figures(charted, "by class"), note=note), table] if rows else []

@@ -7,12 +7,13 @@ from typing import Any
 from fusionrun.evaluation.alternatives import METHODS
 from fusionrun.report import charts
 from fusionrun.report.blocks import Block, Figure, Gallery, Text
-from fusionrun.report.charts import ALTERNATIVE, FUSED, Axis, Dot, Grid, Line, round_ticks
+from fusionrun.report.charts import ALTERNATIVE, FUSED, Axis, Dot, Grid, Line
 from fusionrun.report.load import StudyResults
 from fusionrun.report.sections.columns import OF_ROW
 from fusionrun.robustness.schema import CorruptionResult, Robustness, RobustnessRow
 from fusionrun.robustness.tables import DETECTED, DETECTION_TITLE, SCORES
-from fusionrun.tables.table import Column, Table
+from fusionrun.tables.axis import round_ticks
+from fusionrun.tables.table import Column, Images, Table
 
 # method -> (heading of a narrow column, style of its line)
 SHOWN = {
@@ -86,7 +87,8 @@ def noise(found: Robustness) -> list[Block]:
         Column("sigma", "plain", lambda item: item[0].methods[0].noise[item[1]].sigma),
         *_columns(lambda method, item: method.noise[item[1]].top1, ""),
     ]
-    table = Table("Accuracy with noise", columns, items, NOISE_NOTE, folded=True)
+    title, images = "Accuracy with noise", Images(found.images)
+    table = Table(title, columns, items, NOISE_NOTE, folded=True, images=images)
     return [Gallery(figures, legend, NOISE_NOTE), table]
 
 
@@ -100,7 +102,7 @@ def _columns(
         return None if method is None else value(method, item)
 
     for key in SHOWN:
-        yield Column(f"{before}{METHODS[key].label}", "percent", partial(read, key), contest)
+        yield Column(f"{before}{METHODS[key].label}", "accuracy", partial(read, key), contest)
 
 
 def corruptions(found: Robustness) -> list[Block]:
@@ -123,10 +125,17 @@ def corruptions(found: Robustness) -> list[Block]:
         Column("corruption", "text", lambda item: item[2]),
         *_columns(mean_of_severities, ""),
     ]
+    images = Images(found.images)
     return [
-        Table("Clean and corrupted images", columns, [(row,) for row in found.rows], TOTALS_NOTE),
+        Table(
+            "Clean and corrupted images",
+            columns,
+            [(row,) for row in found.rows],
+            TOTALS_NOTE,
+            images=images,
+        ),
         Gallery(heat_maps(found), note=f"{EACH_NOTE} {HEAT_NOTE}"),
-        Table("Corruption by corruption", each, items, EACH_NOTE, folded=True),
+        Table("Corruption by corruption", each, items, EACH_NOTE, folded=True, images=images),
     ]
 
 

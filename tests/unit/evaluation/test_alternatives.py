@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionrun.common.complexity import multiply_accumulates
+from fusionrun.evaluation.accuracies import accuracies_by_method
 from fusionrun.evaluation.alternatives import (
     ALTERNATIVES,
     CONTROLS,
@@ -16,7 +17,6 @@ from fusionrun.evaluation.alternatives import (
     Method,
     scores_by_method,
 )
-from fusionrun.evaluation.comparison import accuracies_by_method
 from fusionrun.evaluation.predictions import HeadLogits
 from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.experts import build_expert
@@ -79,7 +79,10 @@ def test_accuracies_equal_numpy(
         "experts": each,
         "before_experts": each_before,
     }
-    assert list(found) == list(expected)
+    assert list(found) == [*expected, "images", "differences"] and found["images"] == N
+    for key, of in found["differences"].items():
+        assert of["points"] == pytest.approx(found["fused"] - found[key])
+    assert list(found["differences"]) == ["mean_probabilities", "best_expert"]
     for name, value in expected.items():
         assert found[name] == pytest.approx(value), name
     # the inputs tell all of them apart, or the test would prove little

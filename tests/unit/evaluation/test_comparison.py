@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor
 
 from fusionrun.common.typed_fields import plain
+from fusionrun.evaluation.accuracies import accuracies_by_method
 from fusionrun.evaluation.alternatives import FUSED
 from fusionrun.evaluation.answers import Answers, best_on_validation
 from fusionrun.evaluation.comparison import compare_row
@@ -26,7 +29,7 @@ from fusionrun.evaluation.schema import (
     PathGradients,
     RowResult,
 )
-from fusionrun.evaluation.statistics.significance import over_seeds
+from fusionrun.evaluation.statistics.seeds import over_seeds
 from fusionrun.evaluation.tables import CSV_COLUMNS, long_rows, markdown, show
 from fusionrun.study.rows import Row
 from fusionrun.training.scores import log_probabilities
@@ -130,6 +133,57 @@ def test_the_best_alternative_is_chosen_on_validation() -> None:
     best = entry.best_alternative
     assert best.stage == "before"
     assert best.top1 < min(c.top1 for c in contenders.values() if c.stage == "after")
+
+
+def flattering(predictions: Predictions, stage: str, head: int) -> Predictions:
+    """The same answers on validation; on the test set that head of a stage is always right."""
+    test = predictions.test
+    answers = getattr(test, stage).clone()
+    answers[:, head] = 50 * torch.eye(C)[test.labels]
+    return replace(predictions, test=test._replace(**{stage: answers}))
+
+
+HEADS = [("logits", 1), ("logits", E), *(("before", k) for k in range(E))]
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(HEADS))
+def test_no_comparator_is_chosen_on_the_test_set(seed: int, flattered: tuple[str, int]) -> None:
+    """However the test set is answered or labelled: whom fused is compared with stays."""
+    generator = torch.Generator().manual_seed(seed)
+    skill = tuple((2 * torch.rand(1 + E, generator=generator)).tolist())
+    known = make_predictions(validation=skill)
+    shuffled = known.test.labels[torch.randperm(N, generator=generator)]
+    changed = (
+        replace(known, test=known.test._replace(labels=shuffled)),
+        flattering(known, *flattered),
+    )
+    validation = known.validation
+    best = [
+        max(range(E), key=lambda k, of=of: accuracy(of[:, k], validation.labels))
+        for of in (validation.logits[:, 1:], validation.before)
+    ]
+    first = compare(known)
+    for predictions in (known, *changed):
+        row, test = compare(predictions), predictions.test
+        assert row.best_alternative_key == first.best_alternative_key
+        assert row.weights == first.weights and row.before_weights == first.before_weights
+        told = accuracies_by_method(
+            test,
+            [expert.validation for expert in row.experts],
+            [expert.before_validation for expert in row.experts],
+            seed=row.seed,
+        )
+        for key, heads, chosen in (
+            ("best_expert", test.logits[:, 1:], best[0]),
+            ("before_best_expert", test.before, best[1]),
+        ):
+            expected = pytest.approx(accuracy(heads[:, chosen], test.labels))
+            assert by_key(row)[key].top1 == told[key] == expected
+        # training's manifest and evaluate say the same, to the last digit
+        for key, of in told["differences"].items():
+            assert of == plain(by_key(row)[key].difference)
+        assert plain(row.gain_over_averaging) == told["differences"]["mean_probabilities"]
 
 
 def test_weights_and_temperature_follow_validation() -> None:
@@ -271,11 +325,12 @@ def test_rows_that_differ_in_their_seed_are_summarised() -> None:
     (group,) = make_evaluation(*others, make_failure(5, "broken"), *rows).over_seeds
     assert (group.model, group.fusion, group.alpha) == ("resnet", "concatenation", 1.0)
     assert group.seeds == 3
-    assert set(group.columns) == {*by_key(rows[0]), "gain"}
+    margins = {"gain_over_averaging", "vs_best_expert", "vs_best_alternative"}
+    assert set(group.columns) == {*by_key(rows[0]), *margins}
     fused = [row.fused.top1 for row in rows]
-    gains = [row.fused.top1 - row.best_alternative.top1 for row in rows]
+    gains = [row.fused.top1 - by_key(row)["mean_probabilities"].top1 for row in rows]
     assert len(set(fused)) == 3
-    for key, values in (("fused", fused), ("gain", gains)):
+    for key, values in (("fused", fused), ("gain_over_averaging", gains)):
         assert group.columns[key].mean == pytest.approx(sum(values) / 3)
         assert group.columns[key].deviation == pytest.approx(statistics.stdev(values))
     assert group.columns["best_expert"].deviation == pytest.approx(0)
@@ -286,17 +341,18 @@ def test_the_tables_say_who_is_ahead_and_what_is_wrong() -> None:
     alarmed = replace(behind.contributions, alarm="expert 1 carries everything")
     behind = replace(behind, contributions=alarmed)
     evaluation = make_evaluation(ahead, behind, make_failure(5, "x/fusion.pth: is damaged"))
-    weighted = by_key(behind)["weighted"].difference
-    assert weighted is not None and ahead.difference.low > 0 > weighted.high
+    gain = ahead.gain_over_averaging
+    assert gain.low > 0 > behind.gain_over_averaging.high
     console = Console(width=100, file=io.StringIO(), color_system=None)
     console.print(show(evaluation))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for text in (markdown(evaluation), " ".join(shown.split())):
-        assert "Of 2 rows, fused is ahead of its best alternative in 1 and behind in 1; 0" in text
+        assert "lies above zero in 1 of 2 rows, below in 1, and holds zero in 0" in text
+        assert f"Warning: validation has {V} images" in text
         assert "task-0-resnet-concatenation: expert 1 carries everything" in text
         assert "task-5-resnet-concatenation: not evaluated: x/fusion.pth: is damaged" in text
-        assert f"{ahead.fused.top1:.2f}" in text
-        assert f"{ahead.difference.points:+.2f}" in text and "< 0.001" in text
+        assert f"{ahead.fused.top1:.1f}" in text  # 400 images
+        assert f"{gain.points:+.1f}" in text and "< 0.001" in text
     assert max(map(len, shown.splitlines())) <= 100
     assert "| resnet | concatenation-seed5 | n/a |" in markdown(evaluation)
     assert "± " in markdown(evaluation) and "± " in shown

@@ -97,6 +97,7 @@ ROW = {
     "problem",
     "contenders",
 }
+ROW |= {"gain_over_averaging"}
 ROW |= {"weights", "before_weights", "experts", "per_class", "best_alternative", "xray", "cost"}
 EXPERT = {"expert", "top1", "before_top1", "validation", "before_validation"}
 XRAY = {"disagreement", "oracle", "without_expert", "credit", "dominance", "attention", "alarm"}
@@ -164,7 +165,9 @@ def test_csv_and_markdown_say_the_same(evaluated: Path) -> None:
     markdown = (evaluated / "evaluation.md").read_text()
     for row in tree["rows"]:
         fused = row["contenders"][0]["top1"]
-        assert f"| resnet | {row['variant']} | {fused:.2f} |" in markdown
+        assert f"| resnet | {row['variant']} | {fused:.0f} |" in markdown  # 60 images
+        averaged = next(c for c in row["contenders"] if c["key"] == "mean_probabilities")
+        assert row["gain_over_averaging"] == averaged["difference"]
 
 
 # --- the answers, computed anew ------------------------------------------------------------------

@@ -19,6 +19,7 @@ from fusionrun.fusions import FUSIONS
 from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
+from fusionrun.tables.headline import signed
 from tests.tiny import copy_study, write_recipe
 
 E, C, SEEDS = 2, 6, (42, 43)
@@ -125,10 +126,10 @@ def test_markdown_ranks_the_fusions_among_what_they_have_to_beat(previewed: Path
     bar = found["mean_probabilities"]
     table = {line[1]: line[2:4] for line in lines}
     for of in found["fusions"]:
-        text = f"{of['mean']:.2f} ± {of['deviation']:.2f}"
-        assert table[of["fusion"]] == [text, f"{of['mean'] - bar:+.2f}"]
-    assert table["mean of probabilities"] == [f"{bar:.2f}", ""]
-    assert table["best expert"][0] == f"{found['best_expert']:.2f}"
+        text = f"{of['mean']:.0f} ± {of['deviation']:.0f}"  # few images
+        assert table[of["fusion"]] == [text, signed(of["mean"] - bar, 0)]
+    assert table["mean of probabilities"] == [f"{bar:.0f}", ""]
+    assert table["best expert"][0] == f"{found['best_expert']:.0f}"
     numbers = [float(line[2].split()[0]) for line in lines]
     assert numbers == sorted(numbers, reverse=True) and len(lines) == len(FUSIONS) + 2
 

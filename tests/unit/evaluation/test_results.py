@@ -2,17 +2,23 @@
 
 import csv
 import io
+import itertools
 import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
-from fusionrun.evaluation.results import COLUMNS, Result, results_tables, seeds_table, write_results
+from fusionrun.evaluation.matrix import fusion_matrices
+from fusionrun.evaluation.results import Result
+from fusionrun.evaluation.results_tables import results_tables, seeds_table, write_results
+from fusionrun.evaluation.schema import Difference, RowName
 from fusionrun.study.paths import Layout
-from fusionrun.tables.table import Table
+from fusionrun.tables.headline import GAIN, Margin
+from fusionrun.tables.table import Images, Table
 
 
 def result(model: str = "resnet", seed: int = 42, **numbers: float) -> Result:
@@ -25,17 +31,29 @@ def result(model: str = "resnet", seed: int = 42, **numbers: float) -> Result:
         "before_mean_probabilities": 78.5,
         "before_mean_logits": 77.0,
     }
-    return Result(**name(model, seed), epoch=3, val_accuracy=81.0, top1={**top1, **numbers})
+    top1 |= numbers
+    points = top1["fused"] - top1["mean_probabilities"]
+    return Result(
+        **name(model, seed),
+        epoch=3,
+        val_accuracy=81.0,
+        top1=top1,
+        differences={
+            "mean_probabilities": Difference(points, points - 2, points + 2, 9, 4, 0.25),
+            "best_expert": Difference(10.0, 7.5, 12.5, 20, 10, 0.01),
+        },
+        images=Images(10_000, 1_000),
+    )
 
 
-def name(model: str, seed: int) -> dict[str, Any]:
-    alike = {"fusion": "concatenation", "variant": f"concatenation-seed{seed}"}
+def name(model: str, seed: int, fusion: str = "concatenation") -> dict[str, Any]:
+    alike = {"fusion": fusion, "variant": f"{fusion}-seed{seed}"}
     return {"task": f"task-{seed}", "model": model, **alike, "seed": seed, "alpha": 1.0}
 
 
 def without(key: str, *, seed: int = 42) -> Result:
     known = result(seed=seed)
-    return replace(known, top1={k: v for k, v in known.top1.items() if k != key})
+    return replace(known, top1={k: v for k, v in known.top1.items() if k != key}, differences={})
 
 
 def lines(table: Table) -> list[dict[str, str]]:
@@ -43,11 +61,23 @@ def lines(table: Table) -> list[dict[str, str]]:
     return [dict(zip(headings, (c.text for c in line), strict=True)) for line in table.lines()]
 
 
-def test_the_gain_is_over_the_best_alternative_of_all() -> None:
-    assert result().gain == 1.5
-    assert result(before_mean_probabilities=85.0).gain == -5.0
-    assert without("before_mean_probabilities").gain == 3.0
-    assert without("fused").gain is None
+def drawn(rows: list[Result], width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(results_tables(rows, width))
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_the_gain_is_over_averaging_whatever_else_is_better() -> None:
+    assert result().gain == 5.0
+    assert result(before_mean_probabilities=85.0).gain == 5.0
+    assert result(mean_probabilities=85.0).gain == -5.0
+    assert without("fused").gain is None and without("mean_probabilities").gain is None
+
+
+def test_what_an_older_version_measured_has_no_interval() -> None:
+    known = result()
+    assert known.over("mean_probabilities") == Margin(5.0, 3.0, 7.0)
+    assert replace(known, differences={}).over("mean_probabilities") == Margin(5.0)
 
 
 def test_rows_that_differ_in_their_seed_are_summarised() -> None:
@@ -57,7 +87,7 @@ def test_rows_that_differ_in_their_seed_are_summarised() -> None:
     assert (summary["model"], summary["seeds"]) == ("resnet", "3")
     deviation = statistics.stdev(fused)
     assert summary["fused"] == f"{sum(fused) / 3:.2f} ± {deviation:.2f}"
-    assert summary["gain"] == f"{sum(fused) / 3 - 78.5:+.2f} ± {deviation:.2f}"
+    assert summary[GAIN] == f"{sum(fused) / 3 - 75:+.2f} ± {deviation:.2f}"
     assert summary["best expert"] == "70.00 ± 0.00"
 
 
@@ -69,24 +99,113 @@ def test_no_summary_of_one_seed_or_of_what_was_not_measured() -> None:
 
 
 @pytest.mark.parametrize("width", [80, 100, 140, 200])
-def test_the_tables_fit(width: int) -> None:
-    console = Console(width=width, file=io.StringIO(), color_system=None)
+def test_the_tables_fit_and_break_no_word(width: int) -> None:
+    """The fused model, the mean of probabilities and the gain never go."""
     rows = [result(seed=1), result(seed=2), result("improved_wide_resnet")]
-    console.print(results_tables(rows, width))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = drawn(rows, width)
     assert max(map(len, text.splitlines())) <= width
-    assert "80.00" in text and "+1.50" in text and "n/a" not in text
-    assert "Mean ± standard deviation over seeds" in text
+    assert {"80.00", "75.00", "+5.00", "(+3.00", "improved_wide_resnet"} <= set(text.split())
+    assert "n/a" not in text and "Mean ± standard deviation over seeds" in text
+    assert "lies above zero in 3 of 3 rows" in " ".join(text.split())
 
 
-def test_the_files_hold_every_column(tmp_path: Path) -> None:
+FUSIONS = (
+    *("multiplicative", "multiplicativeAddition", "TransformerBase", "concatenation"),
+    *("simpleAddition", "multiplicativeShifted"),
+)
+
+
+def test_a_grid_has_a_matrix_that_folds_between_fusions(tmp_path: Path) -> None:
+    rows = [
+        replace(result(model, i, fused=60.0 + i), fusion=fusion)
+        for i, (model, fusion) in enumerate(itertools.product(("densenet", "resnet"), FUSIONS))
+    ]
+    failed = replace(rows[3], top1={}, differences={})
+    rows[3] = failed
+    control = replace(rows[0], control="frozen", fusion="multiplicative-frozen")
+    text = drawn([*rows, control], 80)
+    assert max(map(len, text.splitlines())) <= 80
+    matrix = text[text.index("Model x fusion") : text.index("Does fusion itself help")]
+    for fusion in FUSIONS:
+        assert matrix.split().count(fusion) == 1  # whole
+    write_results(Layout(tmp_path), [*rows, control])
+    markdown = Layout(tmp_path).results("md").read_text()
+    (heading,) = [line for line in markdown.splitlines() if all(f in line for f in FUSIONS)]
+    assert heading == f"| model | {' | '.join(FUSIONS)} |"
+    (line,) = [
+        line
+        for line in markdown.splitlines()
+        if line.startswith("| densenet |") and "n/a" in line and line.count("|") == 2 + len(FUSIONS)
+    ]
+    assert line.split(" | ")[1:3] == ["60.00 (-15.00)", "61.00 (-14.00)"]
+    assert line.split(" | ")[4] == "n/a"
+
+
+@pytest.mark.parametrize("pairs", ["af ag", "af bf", "af bg", "af bg ch"])
+def test_no_matrix_of_one_line_or_one_column_or_a_diagonal(pairs: str) -> None:
+    cells = [(RowName(**name(m, 1, fusion=f)), 80.0, 1.0) for m, f in pairs.split()]
+    assert fusion_matrices(cells, Images()) == []
+
+
+def test_a_matrix_is_of_one_alpha_and_its_cells_means_over_seeds() -> None:
+    def cell(model: str, fusion: str, seed: int, alpha: float, fused: float) -> Any:
+        return RowName(**{**name(model, seed, fusion), "alpha": alpha}), fused, fused - 70
+
+    cells = [
+        cell(model, fusion, seed, alpha, 80.0 + 10 * seed)
+        for model, fusion in itertools.product(("a", "b"), ("f", "g"))
+        for seed, alpha in ((1, 1.0), (2, 1.0), (1, 0.5))
+    ]
+    both, half = fusion_matrices(cells, Images(60))
+    assert both.title.endswith(", alpha 1") and half.title.endswith(", alpha 0.5")
+    assert lines(both)[0] == {"model": "a", "f": "95 ± 7\n(+25)", "g": "95 ± 7\n(+25)"}
+    assert lines(half)[1] == {"model": "b", "f": "90\n(+20)", "g": "90\n(+20)"}
+    assert "±" in both.note and "±" not in half.note
+
+
+def test_the_files_hold_every_column_and_csv_every_digit(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    rows = [result(seed=1), result(seed=2), Result(**name("resnext", 3))]
+    rows = [result(seed=1, fused=200 / 3), result(seed=2), Result(**name("resnext", 3))]
     write_results(layout, rows)
     table = list(csv.DictReader(layout.results("csv").open()))
-    assert list(table[0]) == list(COLUMNS)
-    assert table[0]["fused"] == "80.00" and table[2]["fused"] == "n/a"
+    assert table[0]["fused"] == str(200 / 3) and table[2]["fused"] == "n/a"
+    assert float(table[1]["gain"]) == 5.0 and float(table[1]["gain_low"]) == 3.0
+    assert table[2]["gain"] == table[2]["vs_best_expert_high"] == "n/a"
     markdown = layout.results("md").read_text()
     assert markdown.count("| resnet | concatenation |") == 3  # two rows and their summary
     assert "Mean ± sample standard deviation" in markdown
-    assert layout.results("svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(("images", "shown"), [(60, "80"), (1_000, "80.0"), (10_000, "80.00")])
+def test_no_more_digits_than_the_images_carry(tmp_path: Path, images: int, shown: str) -> None:
+    row = replace(result(), images=Images(images, 250))
+    write_results(Layout(tmp_path), [row])
+    (line,) = [x for x in Layout(tmp_path).results("md").read_text().splitlines() if "resnet" in x]
+    assert f"| {shown} |" in line and "81 |" in line  # 250 images of validation carry none
+    assert shown in drawn([row], 140).split()
+
+
+def test_little_validation_is_warned_of(tmp_path: Path) -> None:
+    row = replace(result(), images=Images(60, 40))
+    write_results(Layout(tmp_path), [row])
+    for text in (drawn([row], 100), Layout(tmp_path).results("md").read_text()):
+        assert "Warning: validation has 40 images" in text
+    assert "Warning" not in drawn([result()], 100)
+
+
+def test_the_chart_says_what_the_table_says(tmp_path: Path) -> None:
+    """Well-formed, each row with its number, those without one too; a control is no row of it."""
+    layout = Layout(tmp_path)
+    older = replace(result("densenet"), differences={})
+    rows = [result(), older, Result(**name("a<b>&c", 3)), replace(result(), control="frozen")]
+    write_results(layout, rows)
+    root = ElementTree.parse(layout.results("svg")).getroot()
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count("resnet + concatenation-seed42") == 1
+    assert "+5.00 (+3.00 to +7.00)" in texts and "+5.00" in texts
+    assert texts[texts.index("a<b>&c + concatenation-seed3") + 1] == "n/a"
+    assert GAIN in str(texts[0])
+    whiskers = [x for x in root.iter() if x.get("class") == "whisker ahead"]
+    assert len(whiskers) == 1  # the older one has none
+    dots = {x.get("class") for x in root.iter("{http://www.w3.org/2000/svg}circle")}
+    assert dots == {"dot ahead", "hollow open"}

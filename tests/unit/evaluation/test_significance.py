@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fusionrun.evaluation.schema import Spread
+from fusionrun.evaluation.statistics.seeds import spread
 from fusionrun.evaluation.statistics.significance import (
     Interval,
     bootstrap_difference,
     mcnemar,
-    spread,
 )
 
 

@@ -2,16 +2,20 @@
 
 import pytest
 
-from fusionrun.tables.headline import ENOUGH, digits, too_few
+from fusionrun.tables.headline import ENOUGH, Margin, digits, too_few
 
 
 @pytest.mark.parametrize(
     ("images", "expected"),
-    [(1, 0), (60, 0), (100, 0), (999, 0), (1_000, 1), (9_999, 1), (10_000, 2), (10**6, 2)],
+    [(1, 0), (60, 0), (100, 0), (800, 1), (1_000, 1), (2_000, 1), (10_000, 2), (10**6, 2)],
 )
-def test_a_last_digit_is_worth_an_image_or_more(images: int, expected: int) -> None:
+def test_a_last_digit_is_worth_about_an_image(images: int, expected: int) -> None:
     assert digits(images) == expected
-    assert 10.0**-expected >= min(100 / images, 1) * 0.999
+
+
+def test_a_margin_has_the_digits_of_its_images_and_no_negative_nothing() -> None:
+    assert Margin(1.26, -0.04, 2.5).text(1) == "+1.3\n(+0.0 to +2.5)"
+    assert Margin(-1.26).text(0) == "-1"
 
 
 def test_where_their_number_is_not_known_there_are_two() -> None:

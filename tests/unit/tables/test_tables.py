@@ -2,14 +2,16 @@
 
 import csv
 import io
+from operator import itemgetter
 
 import pytest
 from rich.console import Console
 
 from fusionrun.tables.csv import csv_text
+from fusionrun.tables.headline import Margin
 from fusionrun.tables.latex import latex_table
 from fusionrun.tables.markdown import escape, markdown_table
-from fusionrun.tables.table import FORMATS, Cell, Column, Table
+from fusionrun.tables.table import FORMATS, Cell, Column, Images, Table
 from fusionrun.tables.terminal import terminal_table
 
 ITEMS = [
@@ -58,7 +60,6 @@ def test_a_cell_can_bring_its_own_style() -> None:
     ("format", "value", "text"),
     [
         ("percent", 12.345, "12.35"),
-        ("points", 0.0, "+0.00"),
         ("count", 1234567, "1,234,567"),
         ("plain", 0.5, "0.5"),
         ("whole", 20191123, "20191123"),
@@ -68,6 +69,23 @@ def test_a_cell_can_bring_its_own_style() -> None:
 )
 def test_formats(format: str, value: float, text: str) -> None:
     assert FORMATS[format](value) == text
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (Images(), ["71.25", "71.25", "-1.50", "-1.50\n(-2.25 to +0.00)"]),
+        (Images(60, 2_000), ["71", "71.2", "-2", "-2\n(-2 to +0)"]),
+    ],
+)
+def test_accuracies_have_the_digits_that_their_images_carry(
+    images: Images, expected: list[str]
+) -> None:
+    margin = Margin(-1.5, -2.25, -0.001)
+    values = {"accuracy": 71.25, "validation": 71.25, "points": -1.5, "margin": margin}
+    columns = [Column(name, name, itemgetter(name)) for name in values]
+    (line,) = Table("", columns, [values], images=images).lines()
+    assert [cell.text for cell in line] == expected
 
 
 def test_the_terminal_shows_brackets_as_they_are() -> None:
