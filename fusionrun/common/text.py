@@ -58,9 +58,16 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def printable_path(path: str | Path) -> str:
+def utf8_name(path: str | Path) -> str:
     """A file's name as text: bytes that aren't UTF-8 become \\xNN, as no UTF-8 file holds them."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def printable_path(path: str | Path) -> str:
+    """The same for a message: one line, in which nothing moves a cursor or turns the direction."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in utf8_name(path)
+    )
 
 
 def one_line(error: object) -> str:

@@ -52,6 +52,7 @@ class Manifest:
     device: str | None = None
     launch: dict[str, Any] = field(default_factory=dict)
     experts_from: list[str] | None = None
+    notes: list[str] = field(default_factory=list)  # what was left out, converted or guessed
     validation: dict[str, Any]  # accuracies in percent
     test: dict[str, Any]
     assembled: dict[str, Any] | None = None  # of what, when nothing trained it as a whole

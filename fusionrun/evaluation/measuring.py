@@ -86,6 +86,7 @@ def run_header(context: RunContext) -> dict[str, Any]:
             test_images=len(data.test_labels),
             val_images=len(context.splits.fusion_val),
             image_size=data.test_images.shape[-1],
+            notes=data.notes,
         ),
         "device": str(context.device),
         "threads": context.threads,

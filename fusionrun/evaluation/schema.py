@@ -311,6 +311,7 @@ class DataInfo:
     test_images: int
     val_images: int
     image_size: int
+    notes: tuple[str, ...] = ()  # what was left out, converted or guessed
 
     @property
     def images(self) -> Images:

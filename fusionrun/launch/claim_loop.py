@@ -3,6 +3,7 @@
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ class ClaimLoop:
     stop: StopSignals
     device: torch.device
     threads: int
+    say: Callable[[str], None] | None = None  # rank 0's: what there is to say of the data
 
     def run(self) -> None:
         """Claim and execute tasks until none is left or a stop is asked for; raises nothing."""
@@ -56,6 +58,8 @@ class ClaimLoop:
                     self.execute(context, claimed)
                 elif self.queue.exhausted:
                     break
+                elif self.say is not None and context is None:
+                    context = self._open_context(None)  # to say what others don't
                 else:
                     record.state = "idle"
                     record.progress_count += 1
@@ -115,8 +119,11 @@ class ClaimLoop:
         word = "done" if outcome.state == "done" else outcome.note
         self.queue.close(task, word, outcome.seconds)
 
-    def _open_context(self, claimed: Task) -> RunContext:
-        """Load the data; what hinders that is told to those who wait for the claimed task."""
+    def _open_context(self, claimed: Task | None) -> RunContext:
+        """Load the data; what hinders that is told to those who wait for the claimed task.
+
+        Where there is somebody to `say` it, what the data's notes say is said.
+        """
         rank_info, record = self.rank_info, self.record
         launch: dict[str, Any] = {
             "job_id": rank_info.job_id,
@@ -144,9 +151,13 @@ class ClaimLoop:
         except StopRequested:
             raise
         except Exception as error:
-            self.queue.close(claimed, in_words(error))
+            if claimed is not None:
+                self.queue.close(claimed, in_words(error))
             raise
         record.note = ""
+        if self.say is not None:
+            for line in context.data.notes:
+                self.say(f"data: {line}")
         return context
 
     def _failed(self, note: str) -> Outcome:

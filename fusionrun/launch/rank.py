@@ -71,7 +71,9 @@ def run(
         if display is not None:
             display.start()
         try:
-            ClaimLoop(study, rank_info, queue, record, stop, session.device, threads).run()
+            say = display.say if display is not None else None
+            loop = ClaimLoop(study, rank_info, queue, record, stop, session.device, threads, say)
+            loop.run()
         finally:
             code = wait_for_peers(gather, stop)
             heartbeat.stop()

@@ -84,6 +84,7 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
         "threads": context.threads,
         "device": str(context.device),
         "launch": dict(context.launch),
+        "notes": list(context.data.notes),
     }
     files = context.study.layout.row(row.model, row.variant)
     info = _component_info(context, task, trainer, fusion=context.study.source(row.fusion))

@@ -58,6 +58,11 @@ class Display:
             self._screen.live.start()
         self._thread.start()
 
+    def say(self, text: str) -> None:
+        """A line above the table, or between the others; nothing where the terminal is gone."""
+        with suppress(OSError, ValueError):
+            self._screen.line(text)
+
     def stop(self) -> None:
         """Draw the final state and give the terminal back; a second call does nothing."""
         if self._done.is_set():
@@ -125,8 +130,7 @@ class Display:
         """Say a thing of this kind once."""
         if key not in self._reported:
             self._reported.add(key)
-            with suppress(OSError, ValueError):  # the terminal itself is gone
-                self._screen.line(message)
+            self.say(message)
 
 
 class _Tail:

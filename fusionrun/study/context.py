@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +14,7 @@ from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
 from fusionrun.data.datasets import Dataset, Survey, load_dataset, survey_dataset
 from fusionrun.data.loader import ResidentLoader
 from fusionrun.data.split_files import load_or_create_splits
+from fusionrun.data.split_notes import absent_classes
 from fusionrun.data.splits import SplitRules, Splits
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import Task
@@ -126,7 +127,10 @@ def open_context(
 
 
 def load_data(study: Study, progress: Callable[[str], None]) -> tuple[Dataset, Splits]:
-    """The study's data set and its splits, made if they aren't there. Raises DataError."""
+    """The study's data set and its splits, made if they aren't there. Raises DataError.
+
+    The notes are those of both.
+    """
     data = study.recipe.data
     dataset = load_images(study, progress)
     splits = load_or_create_splits(
@@ -144,7 +148,9 @@ def load_data(study: Study, progress: Callable[[str], None]) -> tuple[Dataset, S
         dataset_name=dataset.name,
         fingerprint=dataset.fingerprint,
     )
-    return dataset, splits
+    labels = (dataset.train_labels.numpy(), dataset.test_labels.numpy())
+    absent = absent_classes(*labels, dataset.classes, splits)
+    return replace(dataset, notes=(*dataset.notes, *absent)), splits
 
 
 def load_images(study: Study, progress: Callable[[str], None]) -> Dataset:

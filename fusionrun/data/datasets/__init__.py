@@ -131,7 +131,22 @@ def _load(name: str, request: Request) -> Arrays:
     if not isinstance(arrays, Arrays):
         kind = type(arrays).__name__
         raise DataError(f"data set {name!r}: found {kind}, expected what as_arrays returns")
+    _require_differences(name, arrays.train_images)
     return arrays
+
+
+def _require_differences(name: str, images: npt.NDArray[np.uint8]) -> None:
+    """Raise DataError when all images are one and the same, of which nothing can be learned."""
+    if any((image != images[0]).any() for image in images[1:]):  # mostly the first one is
+        return
+    if len(images) > 1:
+        low, high = int(images[0].min()), int(images[0].max())
+        pixels = f"every pixel is {low}" if low == high else f"pixels from {low} to {high}"
+        raise DataError(
+            f"{name}: all {len(images):,} training images are the same one ({pixels} of 255), so "
+            "nothing can be learned from them. Look at the files; where theirs are deeper than 8 "
+            "bits, data.range says which values are black and white."
+        )
 
 
 def survey_dataset(name: str, **arguments: Any) -> Survey:

@@ -20,8 +20,9 @@ LOOKED_AT = 100  # folders, when looking for the right one
 
 def where_else(root: Path, train: str, test: str) -> str:
     """What lies in and around `root` instead of `train` and `test`, and what would read it."""
+    advice = f"Set data.root to the folder that holds {train} and {test}."
     if not root.is_dir():
-        return f"There is no folder {printable_path(root)}: set data.root to yours."
+        return f"There is no folder {printable_path(root)}. {advice}"
     for place in _candidates(root):
         folders = _folders(place)
         sides = {
@@ -51,7 +52,7 @@ def where_else(root: Path, train: str, test: str) -> str:
             f"Found the folders {_some(here)}: sort their images into {train} and {test}, or set "
             "data.root to the folder that holds both."
         )
-    return f"Set data.root to the folder that holds {train} and {test}."
+    return advice
 
 
 def _candidates(root: Path) -> Iterator[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fusionrun.common.text import plural, printable_path
+from fusionrun.common.text import plural, printable_path, utf8_name
 from fusionrun.data.datasets.folder_layout import LAYOUT, where_else
 from fusionrun.data.errors import DataError
 
@@ -95,13 +95,13 @@ def list_folders(root: Path, train: str, test: str, size: int) -> Listing:
     notes = left_out.notes()
     if nested:
         notes.append(f"{plural(nested, 'file')} in folders below those of their classes: read, too")
-    odd = [name for name in names if printable_path(name) != name]
+    odd = [name for name in names if utf8_name(name) != name]
     if odd:
         shown = ", ".join(printable_path(name) for name in odd[:NAMED])
         notes.append(
             f"{plural(len(odd), 'class folder')} with a name that isn't UTF-8, shown as {shown}"
         )
-    classes = tuple(printable_path(name) for name in names)
+    classes = tuple(utf8_name(name) for name in names)
     return Listing(classes, parts[0], parts[1], key.hexdigest(), tuple(notes))
 
 

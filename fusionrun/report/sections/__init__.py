@@ -11,12 +11,14 @@ from fusionrun.report.sections.contributions import contributions
 from fusionrun.report.sections.cost import cost
 from fusionrun.report.sections.learning_curves import learning_curves
 from fusionrun.report.sections.measured import measured, recipe
+from fusionrun.report.sections.notes import notes
 from fusionrun.report.sections.per_class import per_class
 from fusionrun.report.sections.robustness import robustness
 
 # one that returns nothing is left out
 SECTIONS: tuple[tuple[str, Callable[[StudyResults], Sequence[Block]]], ...] = (
     ("The answer", answer),
+    ("Notes", notes),
     ("Accuracy", accuracy),
     ("Over seeds", over_seeds),
     ("Learning curves", learning_curves),

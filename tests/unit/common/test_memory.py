@@ -1,5 +1,6 @@
 """Bytes of this process and of its device."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,38 @@ def test_the_fullest_gpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((9, 5)[index], 10))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: (0, 1)[index])
     assert free_memory(torch.device("cuda", 0)) == 6
+
+
+def test_a_container_allows_less_than_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cached files make room; a group without a limit says nothing."""
+    original = Path.read_text
+    files = {
+        "/proc/self/cgroup": "4:memory:/job/step\n0::/job/step\n",
+        "/sys/fs/cgroup/job/memory.max": "1000",
+        "/sys/fs/cgroup/job/memory.current": "900",
+        "/sys/fs/cgroup/job/memory.stat": "anon 500\nactive_file 200\ninactive_file 100",
+        "/sys/fs/cgroup/job/step/memory.max": "max",
+        "/sys/fs/cgroup/memory/job/memory.limit_in_bytes": "5000",
+        "/sys/fs/cgroup/memory/job/memory.usage_in_bytes": "900",
+        "/sys/fs/cgroup/memory/job/memory.stat": "total_active_file 0\ntotal_inactive_file 0",
+    }
+
+    def read(self: Path, *arguments: object, **more: object) -> str:
+        if str(self) in files:
+            return files[str(self)]
+        if str(self).startswith("/sys/fs/cgroup"):
+            raise FileNotFoundError(2, "No such file")
+        return original(self)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert free_memory(CPU) == 1000 - 900 + 300
+
+
+def test_a_limit_of_the_shell_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = {resource.RLIMIT_AS: (used + 2**20, used + 2**20)}
+    monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
+    free = free_memory(CPU)
+    assert free is not None and free <= 2**20

@@ -2,7 +2,16 @@
 
 import pytest
 
-from fusionrun.common.text import duration, nearest, one_line, plural, shown, size
+from fusionrun.common.text import (
+    duration,
+    nearest,
+    one_line,
+    plural,
+    printable_path,
+    shown,
+    size,
+    utf8_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,3 +48,10 @@ def test_values_never_take_more_than_a_line() -> None:
     assert shown("a") == "'a'"
     assert len(shown("a" * 1000)) == 80 and shown("a" * 1000).endswith("...")
     assert one_line("two\n  lines") == "two lines"
+
+
+def test_names_of_files_are_text_that_any_file_and_terminal_takes() -> None:
+    latin1 = b"caf\xe9".decode("utf-8", "surrogateescape")
+    assert utf8_name(latin1) == printable_path(latin1) == r"caf\xe9"
+    assert utf8_name("猫 'q'\n") == "猫 'q'\n"
+    assert printable_path("猫\n\x1b[2J\u202eabc") == r"猫\n\x1b[2J\u202eabc"

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fusionrun.data.datasets import DATASETS, DataError, load_dataset
 from tests.unit.data.cifar_archives import unpack
@@ -46,3 +47,13 @@ def test_importing_and_using_prepared_data_needs_no_torchvision(tmp_path, offici
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
+
+
+def test_images_that_are_all_the_same_are_refused(tmp_path):
+    make_folder(tmp_path, per_class=1)
+    for path in tmp_path.rglob("*.png"):
+        Image.new("I;16", (8, 8), 37).save(path)
+    with pytest.raises(DataError, match=r"values from 37 to 37.*data\.range=\[0,255\]"):
+        load_dataset("image_folder", root=tmp_path)
+    with pytest.raises(DataError, match=r"all 2 training images are the same.*every pixel is 37"):
+        load_dataset("image_folder", root=tmp_path, value_range=(0, 255))

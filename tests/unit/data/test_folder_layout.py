@@ -50,7 +50,7 @@ def test_a_root_too_low_or_too_high(tmp_path):
 
 
 def test_what_no_override_mends(tmp_path):
-    with pytest.raises(DataError, match=r"There is no folder .*none: set data\.root"):
+    with pytest.raises(DataError, match=r"There is no folder .*none. Set data\.root"):
         survey_dataset("image_folder", root=tmp_path / "none")
     root = make_folder(tmp_path / "pics")
     renamed(root, test="elsewhere/else")

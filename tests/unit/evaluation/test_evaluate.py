@@ -114,7 +114,7 @@ def test_the_json_has_the_fixed_keys(evaluated: Path) -> None:
     assert set(tree) == {*top, "training", "rows", "over_seeds"} and tree["format"] == 1
     data = tree["data"]
     assert (data["test_images"], data["image_size"], len(data["classes"])) == (N, 16, C)
-    assert set(data) == {"name", "classes", "test_images", "val_images", "image_size"}
+    assert set(data) == {"name", "classes", "test_images", "val_images", "image_size", "notes"}
     assert [row["fusion"] for row in tree["rows"]] == list(ROWS)
     for row in tree["rows"]:
         assert set(row) == ROW and row["problem"] == ""

@@ -29,6 +29,7 @@ def test_the_files_words_go_in_and_come_out() -> None:
     tree["rows"].append(FAILED)
     for row in tree["rows"]:
         row.setdefault("control", None)
+    tree["data"].setdefault("notes", [])
     found = build(Evaluation, json.loads(json.dumps(tree)), strict=False)
     assert plain(found) == tree
     assert [type(entry) for entry in found.entries] == [RowResult] * 4 + [FailedRow]
