@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from fusionrun.components.store import load_expert_weights, state_hash
+from fusionrun.components.read_checkpoint import load_expert_weights
+from fusionrun.components.store import ComponentInfo, state_hash
 from fusionrun.experts import Expert
 from fusionrun.study.context import RunContext
 from fusionrun.study.paths import expert_file
@@ -16,26 +17,26 @@ def load_experts(context: RunContext, model: str) -> tuple[list[Expert], list[st
     for k in range(context.study.recipe.experts.count):
         path = expert_file(context.study.checkpoint_dir, model, k)
         expert = context.study.build_expert(model, len(context.data.classes))
-        about = load_expert_weights(expert, path)
+        file = load_expert_weights(expert, path)
         identity = context.identity(context.study.expert_task(model, k))
-        require_origin(context.study, identity, path, about.get("settings"))
+        require_origin(context.study, identity, path, file.about)
         experts.append(expert)
-        origin = "not saved by fusionrun"
-        if "epoch" in about and "val_accuracy" in about:
-            origin = f"epoch {about['epoch']}, validation {about['val_accuracy']:.2f} %"
         weights = state_hash(expert.state_dict())[:HASH_DIGITS]
-        sources.append(f"{path} ({origin}, weights {weights})")
+        sources.append(f"{path} ({file.origin}, weights {weights})")
     return experts, sources
 
 
-def require_origin(study: Study, identity: Identity, path: Path, settings: object) -> None:
+def require_origin(
+    study: Study, identity: Identity, path: Path, about: ComponentInfo | None
+) -> None:
     """Raise IdentityError for an expert of ours that isn't the one this recipe would train.
 
     In the study's own folder nothing may differ. In a folder of the user's choice experts are
     free to be trained otherwise, but not on other data: they could have seen this holdout.
     """
-    if not isinstance(settings, dict) or not settings:
+    if about is None or not about.settings:
         return  # somebody else's expert; what it saw is its owner's business
+    settings = about.settings
     if study.recipe.experts.checkpoint_dir is not None:
         identity, settings = identity.of_data, of_data(settings)
     identity.require_same(path, settings)

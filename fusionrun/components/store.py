@@ -30,11 +30,15 @@ from fusionrun.components.manifest import (
     verify,
     write_manifest,
 )
+from fusionrun.components.mismatch import mismatch
 from fusionrun.experts import Expert, build_expert
 from fusionrun.fusions import FusionModel, FusionModule, build_fusion
 from fusionrun.study.paths import RowFiles
 from fusionrun.study.recipe import SINGLE
-from fusionrun.training.checkpoint import CheckpointError, load, save
+from fusionrun.training.checkpoint import CheckpointError, load, peek, save
+
+KINDS = ("expert", "fusion_module", "global_head")
+SAVED_BY = "fusionrun"
 
 
 @dataclass(frozen=True)
@@ -64,22 +68,52 @@ def save_component(
     """Write a module's (or a state dict's) weights and what they are, atomically."""
     state = module.state_dict() if isinstance(module, nn.Module) else module
     weights = {name: value.detach().cpu() for name, value in state.items()}
-    save(path, {"format": FORMAT, **asdict(info), "state_dict": weights})
+    save(path, {"saved_by": SAVED_BY, "format": FORMAT, **asdict(info), "state_dict": weights})
+
+
+def component_info(payload: Mapping[str, Any], path: str | Path) -> ComponentInfo | None:
+    """What a file of ours says of itself; None for a file that doesn't say that it is ours.
+
+    Version 0.1 wrote no `saved_by`: its sign is the format's number beside a component's kind.
+    Raises CheckpointError for a file of ours that isn't whole, or is a newer version's.
+    """
+    by, number, kind = (payload.get(key) for key in ("saved_by", "format", "component"))
+    older = isinstance(number, int) and isinstance(kind, str) and kind in KINDS
+    if not (isinstance(by, str) and by == SAVED_BY) and not older:
+        return None
+    if number != FORMAT:
+        raise CheckpointError(
+            f"{path}: was saved by another version of fusionrun (format {shown(number)}), this one "
+            f"reads format {FORMAT}"
+        )
+    if not isinstance(payload.get("state_dict"), dict):
+        raise CheckpointError(f"{path}: state_dict: found no weights, expected a state dict")
+    try:
+        return build(ComponentInfo, payload, strict=False)
+    except FieldError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def peek_info(path: Path) -> ComponentInfo | None:
+    """What the file at `path` says of itself, unverified; None where it isn't ours and whole."""
+    payload = peek(path) if path.is_file() else None
+    try:
+        return None if payload is None else component_info(payload, path)
+    except CheckpointError:
+        return None
 
 
 def load_component(path: str | Path, component: str) -> tuple[ComponentInfo, dict[str, Tensor]]:
     """(what the file says of itself, weights). Raises CheckpointError for another kind of file."""
     payload = load(Path(path))
-    if payload.get("format") != FORMAT or not isinstance(payload.get("state_dict"), dict):
+    info = component_info(payload, path)
+    if info is None:
         keys = ", ".join(sorted(str(key)[:80] for key in payload)[:4])
         raise CheckpointError(
-            f"{path}: found a checkpoint with the keys {keys}, ..., expected a component of kind "
-            f"{component!r} (format {FORMAT})"
+            f"{path}: not saved by fusionrun (its keys: {keys}, ...), so that nothing says which "
+            f"network it is of; expected a component of kind {component!r}. Rows start from such "
+            f"experts: experts.checkpoint_dir"
         )
-    try:
-        info = build(ComponentInfo, payload, strict=False)
-    except FieldError as error:
-        raise CheckpointError(f"{path}: {error}") from None
     if info.component != component:
         raise CheckpointError(
             f"{path}: found a component of kind {shown(info.component)}, expected {component!r}"
@@ -95,24 +129,6 @@ def load_expert(path: str | Path) -> Expert:
     load_checked_state(expert, weights, path)
     expert.know(TrainedOn(tuple(info.classes), tuple(info.mean), tuple(info.std), info.image_size))
     return expert.eval()
-
-
-def load_expert_weights(expert: Expert, path: Path) -> dict[str, Any]:
-    """Put the weights of the file at `path`, ours or a bare state dict, into `expert`.
-
-    Returns what the file says of itself, nothing for a bare state dict. Raises CheckpointError
-    when the weights don't fit.
-    """
-    payload = load(path)
-    if not isinstance(payload.get("state_dict"), dict):
-        load_checked_state(expert, payload, path)
-        return {}
-    weights = payload.pop("state_dict")
-    found, expected = payload.get("num_classes"), expert.num_classes
-    if found is not None and found != expected:
-        raise CheckpointError(f"{path}: is for {found} classes, this study has {expected}")
-    load_checked_state(expert, weights, path)
-    return payload
 
 
 def load_fusion_module(path: str | Path) -> FusionModule:
@@ -170,30 +186,14 @@ def _fitting(path: str | Path) -> Iterator[None]:
 
 def load_checked_state(module: nn.Module, weights: Mapping[str, Any], path: str | Path) -> None:
     """Load `weights` into `module`, or raise CheckpointError naming what doesn't fit."""
-    own = module.state_dict()
-    missing = sorted(own.keys() - weights.keys())
-    surplus = sorted(map(str, weights.keys() - own.keys()))
-    if missing or surplus:
-        raise CheckpointError(
-            f"{path}: doesn't fit this {type(module).__name__}: {_some('lacks', missing)}"
-            f"{'; ' if missing and surplus else ''}{_some('has unknown', surplus)}"
-        )
-    for name, value in own.items():
-        found = tuple(weights[name].shape) if isinstance(weights[name], Tensor) else None
-        if found != tuple(value.shape):
-            raise CheckpointError(
-                f"{path}: {name}: found shape {found}, expected {tuple(value.shape)}; "
-                f"was it trained with other `models` arguments or another number of classes?"
-            )
+    problem = mismatch(module, weights)
+    if problem:
+        raise CheckpointError(f"{path}: {problem}")
     bad = [n for n, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
-        raise CheckpointError(f"{path}: {_some('has numbers that are not finite in', bad)}")
+        named = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        raise CheckpointError(f"{path}: has numbers that are not finite in {named}")
     module.load_state_dict(dict(weights))
-
-
-def _some(what: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{what} {', '.join(each[:200] for each in names[:3])}{more}" if names else ""
 
 
 def save_model(

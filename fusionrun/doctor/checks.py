@@ -1,11 +1,11 @@
 """The study: its data, splits, experts and earlier results are what they should be."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from fusionrun.common.text import NOT_AVAILABLE, plural
-from fusionrun.components.store import load_expert_weights
+from fusionrun.components.read_checkpoint import load_expert_weights
+from fusionrun.components.store import ComponentInfo
 from fusionrun.data.datasets import Dataset
 from fusionrun.data.split_files import HOLDOUT_FILE, META_FILE
 from fusionrun.data.splits import Splits
@@ -77,44 +77,45 @@ def check_experts(study: Study, data: Dataset) -> Iterator[Finding]:
     for model, paths in expert_paths(study).items():
         present = [path for path in paths if path.exists()]
         expert = study.build_expert(model, len(data.classes))
-        loaded = []  # how good each says it is
+        loaded, others = [], []  # how good each of ours says it is; whence the others are
         for path in present:
             try:
-                about = load_expert_weights(expert, path)
+                file = load_expert_weights(expert, path)
             except CheckpointError as error:
                 yield Finding("experts", "fail", str(error), REPLACE_EXPERT)
                 continue
-            yield from _check_origin(path, about, data)
-            accuracy = about.get("val_accuracy")
-            loaded.append(NOT_AVAILABLE if accuracy is None else f"{accuracy:.1f} %")
+            if file.about is None:
+                others.append(file.origin)
+                loaded.append(NOT_AVAILABLE)
+                continue
+            yield from _check_origin(path, file.about, data)
+            loaded.append(f"{file.about.val_accuracy:.1f} %")
         if loaded:
             found = f"{model}: {len(loaded)} fit, validation {', '.join(loaded)}"
-            yield Finding("experts", "pass", found)
+            yield Finding("experts", "pass", "; ".join([found, *dict.fromkeys(others)]))
     yield from missing_experts(study)
 
 
-def _check_origin(path: Path, about: Mapping[str, Any], data: Dataset) -> Iterator[Finding]:
-    """What an expert's file says of its training against this study's data, if it says so."""
+def _check_origin(path: Path, about: ComponentInfo, data: Dataset) -> Iterator[Finding]:
+    """What an expert's file of ours says of its training against this study's data."""
     side = data.train_images.shape[-1]
-    classes = list(about.get("classes", data.classes))
-    if classes != list(data.classes):
-        found = (
-            f"{path}: was trained for other classes: {_some(classes)}; here {_some(data.classes)}"
-        )
+    if about.classes != list(data.classes):
+        theirs = _some(about.classes)
+        found = f"{path}: was trained for other classes: {theirs}; here {_some(data.classes)}"
         yield Finding("experts", "fail", found, "use experts of this data set, or train them again")
         return
-    theirs = [*about.get("mean", data.mean), *about.get("std", data.std)]
+    normalised = [*about.mean, *about.std]
     ours = [*data.mean, *data.std]
-    if any(abs(a - b) > 1e-3 for a, b in zip(theirs, ours, strict=True)):
+    if any(abs(a - b) > 1e-3 for a, b in zip(normalised, ours, strict=True)):
         found = (
-            f"{path}: was trained on inputs normalised with {_listed(theirs)} (mean, then std), "
-            f"this study uses {_listed(ours)}"
+            f"{path}: was trained on inputs normalised with {_listed(normalised)} (mean, then "
+            f"std), this study uses {_listed(ours)}"
         )
         yield Finding(
             "experts", "warn", found, "is it of the same data? It starts worse than it was"
         )
-    if about.get("image_size", side) != side:
-        found = f"{path}: was trained on {about['image_size']}x{about['image_size']} images, here"
+    if about.image_size != side:
+        found = f"{path}: was trained on {about.image_size}x{about.image_size} images, here"
         yield Finding("experts", "warn", f"{found} {side}x{side}", "it starts worse than it was")
 
 

@@ -21,6 +21,7 @@ class PreActivationBottleneck(nn.Module):
         cardinality: int,
         stride: int,
         dropout: float,
+        shortcut: str,
     ) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels)
@@ -30,14 +31,16 @@ class PreActivationBottleneck(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm3 = nn.BatchNorm2d(inner)
         self.conv3 = conv1x1(inner, out_channels)
+        self.reads_input = shortcut == "input"
         self.shortcut: nn.Conv2d | None = None
         if stride != 1 or in_channels != out_channels:
             self.shortcut = conv1x1(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.norm1(x), inplace=True)
-        # A projected shortcut reads the activated input (He et al. 2016, "Identity mappings").
-        short = x if self.shortcut is None else self.shortcut(active)
+        short = x
+        if self.shortcut is not None:
+            short = self.shortcut(x if self.reads_input else active)
         out = F.relu(self.norm2(self.conv1(active)), inplace=True)
         out = F.relu(self.norm3(self.dropout(self.conv2(out))), inplace=True)
         residual: Tensor = self.conv3(out)
@@ -56,6 +59,8 @@ class PreActivationResNeXt(Expert):
     base_width: channels of each group in stage 1.
     stem: channels of the first convolution.
     dropout: rate after the grouped convolution, in [0, 1).
+    shortcut: what a projected shortcut reads, the block's input `activated` (He et al. 2016,
+        "Identity mappings") or the `input` itself, as some other code has it.
 
     Raises ValueError when an argument is none of these.
     """
@@ -68,7 +73,10 @@ class PreActivationResNeXt(Expert):
         base_width: int = 64,
         stem: int = 64,
         dropout: float = 0.3,
+        shortcut: str = "activated",
     ) -> None:
+        if shortcut not in ("activated", "input"):
+            raise ValueError(f"shortcut must be 'activated' or 'input', found {shortcut!r}")
         count = depth_of_form(depth, step=9, offset=2)
         cardinality = whole_number("cardinality", cardinality)
         inner = cardinality * whole_number("base_width", base_width)
@@ -84,7 +92,7 @@ class PreActivationResNeXt(Expert):
                 stride = 2 if stage > 0 and block == 0 else 1
                 blocks.append(
                     PreActivationBottleneck(
-                        channels, inner, out_channels, cardinality, stride, dropout
+                        channels, inner, out_channels, cardinality, stride, dropout, shortcut
                     )
                 )
                 channels = out_channels
@@ -93,3 +101,4 @@ class PreActivationResNeXt(Expert):
         trunk["norm"] = nn.BatchNorm2d(channels)
         trunk["relu"] = nn.ReLU(inplace=True)
         super().__init__(num_classes, nn.Sequential(trunk), feature_dim=channels)
+        self.shortcut = shortcut

@@ -8,7 +8,6 @@ import heapq
 import os
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +24,14 @@ from fusionrun.study.paths import expert_file
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask
 from fusionrun.training.checkpoint import ResumeFile
+from fusionrun.training.file_kinds import file_kind
 
 State = Literal["pass", "warn", "fail"]
 
 NUMBER_BYTES = 4  # every weight and every optimizer state is float32
-REPLACE_EXPERT = "its rows will fail: put the right file there, or remove it to have it trained"
+REPLACE_EXPERT = (
+    "its rows will fail: put the right file there, or move it away to have that expert trained"
+)
 
 
 @dataclass(frozen=True)
@@ -258,9 +260,14 @@ def check_threads(study: Study, ranks: int) -> Iterator[Finding]:
 def check_expert_files(study: Study) -> Iterator[Finding]:
     """Which experts are there, by their files' outlines alone: what is cut short shows at once."""
     present = [path for paths in expert_paths(study).values() for path in paths if path.exists()]
-    broken = [path for path in present if not zipfile.is_zipfile(path)]
-    for path in broken:
-        yield Finding("experts", "warn", f"{path} is no checkpoint", REPLACE_EXPERT)
+    broken = {}
+    for path in present:
+        try:
+            file_kind(path)
+        except (ValueError, OSError) as error:
+            broken[path] = str(error)
+    for path, problem in broken.items():
+        yield Finding("experts", "warn", f"{path} {problem}", REPLACE_EXPERT)
     if len(present) > len(broken):
         yield Finding("experts", "pass", f"{len(present) - len(broken)} are there")
     yield from missing_experts(study)

@@ -7,9 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fusionrun.components.manifest import FORMAT, Manifest, read_manifest
+import torch
+
+from fusionrun.components.manifest import Manifest, read_manifest
+from fusionrun.components.read_checkpoint import peek_expert
 from fusionrun.components.starting_experts import require_origin
-from fusionrun.components.store import state_hash
+from fusionrun.components.store import peek_info, state_hash
 from fusionrun.data.split_files import stored_split
 from fusionrun.monitor.record import Outcome
 from fusionrun.study.paths import expert_file
@@ -63,9 +66,7 @@ def require_own(study: Study) -> None:
     for task in study.tasks:
         if isinstance(task, ExpertTask):
             path = expert_file(study.checkpoint_dir, task.model, task.expert)
-            found = peek(path) if path.is_file() else None
-            if found is not None:
-                require_origin(study, study.identity(task, data), path, found.get("settings"))
+            require_origin(study, study.identity(task, data), path, peek_info(path))
         for path, fields in _left_behind(study, task):
             own = weights(task.model) if WEIGHTS in fields else None
             known = {WEIGHTS: own} if own else {}
@@ -74,16 +75,14 @@ def require_own(study: Study) -> None:
 
 def expert_weights(study: Study, model: str) -> list[str] | None:
     """The hashes of the experts that rows of `model` start from; None where one isn't there."""
-    found = []
-    for k in range(study.recipe.experts.count):
-        path = expert_file(study.checkpoint_dir, model, k)
-        payload = peek(path) if path.is_file() else None
-        state = None if payload is None else payload.get("state_dict", payload)
-        try:
-            found.append(state_hash(state)[:HASH_DIGITS])  # type: ignore[arg-type]
-        except (AttributeError, TypeError):  # no state dict: the row will say so
-            return None
-    return found
+    with torch.device("meta"):
+        expert = study.build_expert(model, study.recipe.data.num_classes)
+    files = [
+        peek_expert(expert, expert_file(study.checkpoint_dir, model, k))
+        for k in range(study.recipe.experts.count)
+    ]
+    hashes = [state_hash(file.weights)[:HASH_DIGITS] for file in files if file is not None]
+    return hashes if len(hashes) == len(files) else None
 
 
 def as_found(study: Study, task: Task, before: Outcome | None) -> Outcome:
@@ -93,9 +92,8 @@ def as_found(study: Study, task: Task, before: Outcome | None) -> Outcome:
     """
     before = before or Outcome("done")
     if isinstance(task, ExpertTask):
-        saved = peek(expert_file(study.checkpoint_dir, task.model, task.expert)) or {}
-        saved = saved if saved.get("format") == FORMAT else {}  # somebody else's says nothing
-        epoch, accuracy = saved.get("epoch"), saved.get("val_accuracy")
+        saved = peek_info(expert_file(study.checkpoint_dir, task.model, task.expert))
+        epoch, accuracy = (saved.epoch, saved.val_accuracy) if saved else (None, None)
         experts, averaging, images = None, None, None
     else:
         manifest = read_manifest(study.layout.row(task.model, task.row.variant).manifest)

@@ -1,13 +1,21 @@
 """Files of tensors: written whole, proven whole when read, and never run as code."""
 
+import argparse
+import contextlib
+import importlib
 import pickle
+import re
 import zipfile
-from pathlib import Path
+from datetime import datetime
+from functools import cache
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from fusionrun.common.atomic_files import write_atomically
+from fusionrun.training.file_kinds import FileKind, file_kind
 
 FOLDER_MARK = 0x10  # in the attributes of a zip archive's record
 
@@ -32,32 +40,25 @@ def save(path: Path, payload: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read what `save` wrote, on the CPU.
+    """What a file of tensors holds, on the CPU: one of `save`, of older PyTorch, of safetensors.
 
-    Raises CheckpointError when the file is missing, not a checkpoint, damaged (every record's
-    checksum is verified) or holds anything but tensors and plain values: a pickle that would run
-    code runs nothing.
+    Raises CheckpointError when the file is missing, something else, damaged (every record's
+    checksum is verified where the format has one, see `has_checksums`) or holds anything but
+    tensors and plain values: a pickle that would run code runs nothing.
     """
-    if not path.is_file():
-        found = "is a folder, expected a checkpoint" if path.is_dir() else "no such checkpoint"
-        raise CheckpointError(f"{path}: {found}")
+    kind = _kind(path)
     try:
-        damaged = _damaged_record(path)
+        damaged = _damaged_record(path) if kind == "archive" else None
         if damaged is not None:
             raise CheckpointError(f"{path}: is damaged (its record {damaged} has changed)")
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        payload = _read_safetensors(path) if kind == "safetensors" else _read(path)
     except CheckpointError:
         raise
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path}: holds more than tensors and plain values; loading it could run code, so it "
-            f"was refused. Save it as a state dict of tensors"
-        ) from None
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: {_more_than_tensors(path, error)}") from None
     except Exception as error:  # a damaged file makes its readers fail in every way there is
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: is damaged or not a PyTorch checkpoint ({reason})"
-        ) from None
+        raise CheckpointError(f"{path}: is damaged, perhaps cut short ({reason})") from None
     if not isinstance(payload, dict):
         raise CheckpointError(f"{path}: found {type(payload).__name__}, expected a state dict")
     return payload
@@ -69,10 +70,91 @@ def peek(path: Path) -> dict[str, Any] | None:
     No checksum is verified: whoever uses the file calls `load`, which says what is wrong with it.
     """
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        payload = _read(path, mmap=True) if _kind(path) == "archive" else load(path)
     except Exception:  # a damaged file makes its readers fail in every way there is
         return None
     return payload if isinstance(payload, dict) else None
+
+
+def has_checksums(path: Path) -> bool:
+    """Whether `load` could have missed no damage in the file."""
+    return _kind(path) == "archive"
+
+
+def _kind(path: Path) -> FileKind:
+    """How the file is stored. Raises CheckpointError when it is none that can be read."""
+    if path.is_dir():
+        advice = ""
+        if (path / ".metadata").is_file():
+            advice = (
+                ", here torch.distributed.checkpoint has left one in parts: python -m "
+                "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
+            )
+        raise CheckpointError(f"{path}: is a folder, expected a checkpoint{advice}")
+    try:
+        return file_kind(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _read(path: Path, mmap: bool = False) -> Any:
+    with torch.serialization.safe_globals(plain_classes()):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        load_file = importlib.import_module("safetensors.torch").load_file
+    except ImportError:
+        raise CheckpointError(
+            f"{path}: is a safetensors file, which needs one more package: pip install safetensors"
+        ) from None
+    return load_file(path)
+
+
+@cache
+def plain_classes() -> list[Any]:
+    """(class, its name in files) of values that hold no code and often lie beside weights.
+
+    Arrays and numbers of NumPy, the command line's arguments, paths, dates, torch's version. Both
+    names that NumPy 1 and 2 have for the same function, and pathlib's of every Python.
+    """
+    number, array = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+    found: list[Any] = [
+        np.ndarray,
+        np.dtype,
+        *{type(np.dtype(code)) for code in np.typecodes["All"]},
+    ]
+    for home in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        found += [(number, f"{home}.scalar"), (array, f"{home}._reconstruct")]
+    for home in ("pathlib", "pathlib._local"):
+        found += [(PurePosixPath, f"{home}.PosixPath"), (PureWindowsPath, f"{home}.WindowsPath")]
+    return [*found, argparse.Namespace, datetime, torch.torch_version.TorchVersion]
+
+
+def _more_than_tensors(path: Path, error: pickle.UnpicklingError) -> str:
+    """What a file holds that isn't read, and how its owner saves the weights alone."""
+    refused = re.findall(r"(?:GLOBAL|Global) ([\w.]+)", str(error))
+    classes = list(refused)
+    with contextlib.suppress(Exception):  # which can be said of today's archives alone
+        classes += torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    named = f" ({refused[0]})" if refused else ""
+    if refused and "is blocked" in str(error):
+        return f"holds {refused[0]}: loading it could run code, so it was refused"
+    if any(name.startswith("torch.nn.") for name in classes):
+        return (
+            f"holds a whole network{named}; loading it would run the code that made it, so it was "
+            f"refused. Save its weights, where that code is: torch.save(model.state_dict(), NEW)"
+        )
+    return (
+        f"holds more than tensors and plain values{named}; loading it could run code, so it was "
+        f"refused. Where you trust it, save the weights alone: "
+        f"torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
+    )
 
 
 def _damaged_record(path: Path) -> str | None:

@@ -256,7 +256,10 @@ def test_only_an_assembled_model_may_have_no_epoch(tmp_path: Path, a: Saved) -> 
         ("experts: A/manifest.json\nfusion: B", "found a file there, expected a row's folder"),
         ("experts: [A/experts/expert_7.pth]\nfusion: B", "experts.0: A/experts/expert_7.pth: no"),
         ("experts: A\nfusion: A/experts", "fusion: A/experts/manifest.json: no such manifest"),
-        ("experts: A\nfusion: A/manifest.json", "fusion: A/manifest.json: is damaged or not a"),
+        (
+            "experts: A\nfusion: A/manifest.json",
+            "fusion: A/manifest.json: is a text file that begins '{'",
+        ),
         ("experts: A\nfusion: B\nevaluate: nowhere", "evaluate: nowhere/recipe.yaml: no such"),
         (
             "experts: A\nfusion: A/experts/expert_0_best.pth",

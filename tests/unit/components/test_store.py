@@ -17,7 +17,6 @@ from fusionrun.components.store import (
     load_checked_state,
     load_component,
     load_expert,
-    load_expert_weights,
     load_fusion_module,
     load_global_head,
     load_model,
@@ -276,11 +275,13 @@ EXPERT_CHANGES: list[tuple[Change, str]] = [
         lambda p: p["state_dict"]["trunk.stem_norm.running_var"][0].fill_(float("inf")),
         "not finite in trunk.stem_norm.running_var",
     ),
-    (lambda p: p.pop("state_dict"), "expected a component of kind 'expert'"),
-    (lambda p: p.update(state_dict=torch.zeros(3)), "expected a component of kind 'expert'"),
-    (lambda p: p.update(format=2), "(format 1)"),
-    (lambda p: p.pop("format"), "(format 1)"),
+    (lambda p: p.pop("state_dict"), "state_dict: found no weights"),
+    (lambda p: p.update(state_dict=torch.zeros(3)), "state_dict: found no weights"),
+    (lambda p: p.update(format=2), "another version of fusionrun (format 2)"),
+    (lambda p: p.pop("format"), "another version of fusionrun (format None)"),
     (lambda p: p.pop("component"), "component: found nothing"),
+    (lambda p: [p.pop("saved_by"), p.pop("component")], "not saved by fusionrun (its keys: "),
+    (lambda p: [p.pop("saved_by"), p.update(format="1")], "not saved by fusionrun (its keys: "),
     (lambda p: [p.pop("arguments"), p.pop("model")], "model: found nothing, expected a value"),
 ]
 
@@ -438,50 +439,6 @@ def test_a_manifest_is_written_as_it_is_read(files: RowFiles) -> None:
     before = files.manifest.read_bytes()
     write_manifest(files.manifest, read_manifest(files.manifest))
     assert files.manifest.read_bytes() == before
-
-
-# --- experts from elsewhere ----------------------------------------------------------------------
-
-
-def test_expert_weights_of_ours_and_bare_ones(files: RowFiles, model: FusionModel) -> None:
-    expert = build_expert("resnet", CLASSES, **ARGUMENTS["resnet"])
-    about = load_expert_weights(expert, files.expert(1))
-    assert (about["epoch"], about["val_accuracy"], about["expert"]) == (7, 55.0, 1)
-    assert state_hash(expert.state_dict()) == state_hash(model.experts[1].state_dict())
-    bare = files.directory / "bare.pth"
-    torch.save(model.experts[0].state_dict(), bare)
-    assert load_expert_weights(expert, bare) == {}
-    assert state_hash(expert.state_dict()) == state_hash(model.experts[0].state_dict())
-    torch.save({"state_dict": model.experts[1].state_dict(), "epoch": 3}, bare)
-    assert load_expert_weights(expert, bare) == {"epoch": 3}
-    assert state_hash(expert.state_dict()) == state_hash(model.experts[1].state_dict())
-
-
-def test_expert_weights_that_do_not_fit(files: RowFiles, model: FusionModel) -> None:
-    other = build_expert("resnet", 6, **ARGUMENTS["resnet"])
-    path = files.expert(0)
-    text = refusal(path, lambda: load_expert_weights(other, path))
-    assert "is for 5 classes, this study has 6" in text
-    head, expert = files.global_head, build_expert("resnet", CLASSES, **ARGUMENTS["resnet"])
-    text = refusal(head, lambda: load_expert_weights(expert, head))
-    assert "lacks classifier.bias, classifier.weight" in text
-    foreign = files.directory / "foreign.pth"
-    # what other tools write: under another key, with a prefix, trained to pieces, not weights
-    wrapped = {"model": model.experts[0].state_dict(), "epoch": 3}
-    prefixed = {f"module.{k}": v for k, v in model.experts[0].state_dict().items()}
-    broken = {k: v * float("nan") for k, v in model.experts[0].state_dict().items() if v.dim()}
-    counters = {k: v for k, v in model.experts[0].state_dict().items() if not v.dim()}
-    for content, words in (
-        (wrapped, "has unknown epoch, model"),
-        ({"state_dict": torch.zeros(3)}, "state_dict"),
-        (prefixed, "has unknown module.classifier.bias"),
-        ({**broken, **counters}, "not finite"),
-    ):
-        torch.save(content, foreign)
-        before = state_hash(expert.state_dict())
-        text = refusal(foreign, lambda: load_expert_weights(expert, foreign))
-        assert words in text
-        assert state_hash(expert.state_dict()) == before  # not half loaded
 
 
 def test_weights_fit_or_nothing_is_loaded() -> None:

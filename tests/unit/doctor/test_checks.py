@@ -116,7 +116,7 @@ def test_a_truncated_expert(trained: Path) -> None:
     quick, _ = preflight.check_expert_files(study)
     assert quick.state == "warn" and str(path) in quick.found and quick.advice
     failed, fine = (finding for finding in examine(study) if finding.name == "experts")
-    assert failed.state == "fail" and str(path) in failed.found and "remove it" in failed.advice
+    assert failed.state == "fail" and str(path) in failed.found and "move it away" in failed.advice
     assert fine.found.startswith("resnet: 1 fit")
 
 

@@ -390,7 +390,7 @@ def test_a_whole_number_may_stand_for_a_rate() -> None:
 
 def test_argument_names() -> None:
     assert argument_names("resnet") == ("blocks", "width", "dropout")
-    assert argument_names("resnext") == ("depth", "cardinality", "base_width", "stem", "dropout")
+    assert argument_names("improved_wide_resnet") == ("depth", "widen", "dropout", "width")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Checkpoints that are cut, flipped, forged or interrupted: whole, or refused by name."""
 
+import argparse
 import errno
 import io
 import os
@@ -9,14 +10,16 @@ import resource
 import subprocess
 import sys
 import zipfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fusionrun.training.checkpoint import CheckpointError, ResumeFile, load, save
+from fusionrun.training.checkpoint import CheckpointError, ResumeFile, has_checksums, load, save
 
 Payload = dict[str, Any]
 
@@ -185,20 +188,11 @@ def test_blocks_that_the_disk_lost_are_found(path: Path) -> None:
 # --- foreign -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"not a checkpoint\n", b"\x80\x04", bytes(5000), pickle.dumps({"a": 1})]
-)
-def test_other_files_are_refused(path: Path, content: bytes) -> None:
-    path.parent.mkdir()
-    path.write_bytes(content)
-    assert "is damaged or not a PyTorch checkpoint" in refusal(path)
-
-
 def test_an_archive_of_something_else_is_refused(path: Path) -> None:
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
-    assert "is damaged or not a PyTorch checkpoint" in refusal(path)
+    assert "is a zip archive of readme.txt; unpack it" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -260,8 +254,37 @@ def test_a_whole_module_is_refused_with_advice(path: Path) -> None:
     path.parent.mkdir()
     torch.save({"model": nn.Linear(2, 2)}, path)
     text = refusal(path)
+    assert "holds a whole network (torch.nn.modules.linear.Linear)" in text
     assert "refused" in text
-    assert "Save it as a state dict of tensors" in text
+    assert "torch.save(model.state_dict(), NEW)" in text
+
+
+def test_plain_values_beside_the_tensors_are_read(path: Path) -> None:
+    """What training scripts put there: none of it holds code."""
+    path.parent.mkdir()
+    beside = {
+        "args": argparse.Namespace(lr=0.1, out=Path("/tmp/x")),
+        "best": np.float64(93.1),
+        "curve": np.arange(3, dtype=np.float32),
+        "counts": np.arange(3),
+        "names": np.array(["a", "b"]),
+        "at": datetime(2020, 1, 2),
+        "torch": torch.__version__,
+        "device": torch.device("cuda:3"),
+        "dtype": torch.float16,
+    }
+    torch.save({"weight": torch.ones(3), **beside}, path)
+    found = load(path)
+    assert torch.equal(found["weight"], torch.ones(3))
+    assert found["args"].lr == 0.1 and found["best"] == 93.1 and list(found["counts"]) == [0, 1, 2]
+
+
+def test_a_whole_file_of_before_2020_is_read(path: Path) -> None:
+    path.parent.mkdir()
+    torch.save(make_payload(), path, _use_new_zipfile_serialization=False)
+    assert equal(load(path), make_payload()) and not has_checksums(path)
+    save(path, make_payload())
+    assert has_checksums(path)
 
 
 # --- resume --------------------------------------------------------------------------------------
