@@ -14,7 +14,7 @@ import torch
 
 from fusionrun.cli import main
 from fusionrun.data.loader import Batch
-from fusionrun.launch import session
+from fusionrun.launch import opening
 from fusionrun.training import trainer as loop
 
 
@@ -59,7 +59,7 @@ def inject(fault: Callable[[loop.Trainer, Batch], Batch]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "unexamined":
-        session.require_startable = lambda *_: None
+        opening.require_startable = lambda *_: None
     else:
         inject(FAULTS[sys.argv[1]])
     code = main(sys.argv[2:])

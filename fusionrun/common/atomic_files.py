@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,8 +46,9 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", durable=durable)
 
 
-def sweep_temporaries(directory: Path) -> None:
-    """Remove what killed writers left below `directory`."""
+def sweep_temporaries(directory: Path, *, but_not_in: Collection[Path] = ()) -> None:
+    """Remove what killed writers left below `directory`, but in folders where others write."""
     for path in directory.rglob(".*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        if path.parent not in but_not_in:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()

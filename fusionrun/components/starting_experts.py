@@ -27,16 +27,22 @@ def load_experts(context: RunContext, model: str) -> tuple[list[Expert], list[st
 
 
 def require_origin(
-    study: Study, identity: Identity, path: Path, about: ComponentInfo | None
+    study: Study,
+    identity: Identity,
+    path: Path,
+    about: ComponentInfo | None,
+    *,
+    trains_some: bool = False,
 ) -> None:
     """Raise IdentityError for an expert of ours that isn't the one this recipe would train.
 
-    In the study's own folder nothing may differ. In a folder of the user's choice experts are
-    free to be trained otherwise, but not on other data: they could have seen this holdout.
+    In the study's own folder, and where it `trains_some` of the others, nothing may differ. In a
+    folder of the user's choice experts are free to be trained otherwise, but not on other data:
+    they could have seen this holdout.
     """
     if about is None or not about.settings:
         return  # somebody else's expert; what it saw is its owner's business
     settings = about.settings
-    if study.recipe.experts.checkpoint_dir is not None:
+    if study.recipe.experts.checkpoint_dir is not None and not trains_some:
         identity, settings = identity.of_data, of_data(settings)
     identity.require_same(path, settings)

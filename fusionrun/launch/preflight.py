@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from fusionrun.common.distributed import LaunchError, RankInfo, usable_cpus
+from fusionrun.common.locks import lock_problem
 from fusionrun.common.text import plural, size
 from fusionrun.data.split_files import META_FILE
 from fusionrun.launch.resume import is_done, is_reusable, resume_path
@@ -70,6 +71,7 @@ def cheap_checks(study: Study, rank_info: RankInfo) -> list[Finding]:
     return run_checks(
         [
             ("write permission", lambda: check_folders(study)),
+            ("locks", lambda: check_locks(study)),
             ("disk space", lambda: check_disk(study, rank_info.world_size)),
             ("device", lambda: check_device(study, ranks)),
             ("CPU threads", lambda: check_threads(study, ranks)),
@@ -110,6 +112,18 @@ def check_folders(study: Study) -> Iterator[Finding]:
             yield Finding("write permission", "fail", f"{name}: {problem}", advice)
     if not any(problems.values()):
         yield Finding("write permission", "pass", ", ".join(str(path) for path in places.values()))
+
+
+def check_locks(study: Study) -> Iterator[Finding]:
+    """Who works where is known by locks on files; some file systems have none."""
+    places = {study.layout.output_dir: "output_dir", study.checkpoint_dir: "experts.checkpoint_dir"}
+    places.setdefault(study.splits_dir, "data.splits_dir")
+    for path, field in places.items():
+        if found := lock_problem(path):
+            found += ": nothing keeps a second launch from working on the same at the same time"
+            advice = f"start one at a time, mount it with locks (Lustre: -o flock), or set {field}"
+            yield Finding("locks", "warn", found, f"{advice} to a folder elsewhere")
+            return
 
 
 def nearest_existing(path: Path) -> Path:

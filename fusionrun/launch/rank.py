@@ -14,6 +14,7 @@ from fusionrun.common.distributed import (
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.launch.claim_loop import ClaimLoop
 from fusionrun.launch.last_words import print_last_words
+from fusionrun.launch.row_locks import release
 from fusionrun.launch.session import Session, open_session
 from fusionrun.launch.shutdown import (
     StopSignals,
@@ -61,6 +62,7 @@ def run(
             num_experts=study.recipe.experts.count,
             every_seconds=study.recipe.status.every_seconds,
             decide=lambda records: exit_status(study, queue, records),
+            stop=stop,
         )
         heartbeat = Heartbeat(record, study.layout.heartbeat(rank_info.rank), 1.0)
         display = None
@@ -75,7 +77,7 @@ def run(
             loop = ClaimLoop(study, rank_info, queue, record, stop, session.device, threads, say)
             loop.run()
         finally:
-            code = wait_for_peers(gather, stop)
+            code = wait_for_peers(gather, stop, study.recipe.status.every_seconds)
             heartbeat.stop()
             # None: the peers can't be asked how they ended
             status = ExitStatus.STOPPED if code is None else ExitStatus(code)
@@ -88,7 +90,7 @@ def run(
                 )
         if lost_peers:
             exit_for_restart()
-        session.close()
+        release(session.locks, forget=rank_info.rank == 0 and code is not None)
         if not gather.is_alive() and not gather.broken:
             leave()
         return status

@@ -14,7 +14,7 @@ from fusionrun.components.read_checkpoint import peek_expert
 from fusionrun.components.starting_experts import require_origin
 from fusionrun.components.store import peek_info, state_hash
 from fusionrun.data.split_files import stored_split
-from fusionrun.monitor.record import Outcome
+from fusionrun.monitor.record import Outcome, read_outcome
 from fusionrun.study.paths import expert_file
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, Task
@@ -60,17 +60,45 @@ def require_own(study: Study) -> None:
     Of the launch's tasks, by what the files say of themselves: the split on disk and the experts'
     weights are compared too, no data set is read. What can't be read is left to its task.
     """
-    split = stored_split(study.splits_dir)
-    data = {} if split is None else {FINGERPRINT: split.fingerprint, SPLIT: split.hash}
+    require_own_experts(study)
+    data = _known_of_data(study)
     weights = cache(lambda model: expert_weights(study, model))
     for task in study.tasks:
-        if isinstance(task, ExpertTask):
-            path = expert_file(study.checkpoint_dir, task.model, task.expert)
-            require_origin(study, study.identity(task, data), path, peek_info(path))
         for path, fields in _left_behind(study, task):
             own = weights(task.model) if WEIGHTS in fields else None
             known = {WEIGHTS: own} if own else {}
             study.identity(task, {**data, **known}).require_same(path, fields)
+
+
+def require_own_experts(study: Study) -> None:
+    """As `require_own`, of the experts' files.
+
+    A set of experts of the user's choice may have been trained otherwise. One that this study
+    trains a part of must be its own: no row starts from some of its experts and some of another's.
+    """
+    data = _known_of_data(study)
+    for task in study.tasks:
+        if isinstance(task, ExpertTask):
+            path = expert_file(study.checkpoint_dir, task.model, task.expert)
+            identity, trains_some = study.identity(task, data), _trains_some(study, task.model)
+            require_origin(study, identity, path, peek_info(path), trains_some=trains_some)
+
+
+def _trains_some(study: Study, model: str) -> bool:
+    """Whether this study trains experts of `model`, or has trained some."""
+    for k in range(study.recipe.experts.count):
+        task = study.expert_task(model, k)
+        outcome = read_outcome(study.layout.outcome(task.name))
+        trained = outcome is not None and outcome.seconds is not None  # found ones took none
+        if trained or not is_done(study, task) or resume_path(study, task).exists():
+            return True
+    return False
+
+
+def _known_of_data(study: Study) -> dict[str, Any]:
+    """What the split on disk says of the data."""
+    split = stored_split(study.splits_dir)
+    return {} if split is None else {FINGERPRINT: split.fingerprint, SPLIT: split.hash}
 
 
 def expert_weights(study: Study, model: str) -> list[str] | None:

@@ -25,11 +25,14 @@ from fusionrun.study.stored import join_stored
 from fusionrun.study.study import Study
 from fusionrun.training.errors import StopRequested
 
-SHUTDOWN_SECONDS = 3.0  # how long a stopped rank waits for its peers: well inside any grace time
+# how long a stopped rank waits for its peers: together well inside any grace time
+SHUTDOWN_SECONDS, LONGEST_TICK = 3.0, 10.0
 
 
 class StopSignals:
     """Remembers, while it's entered, that a stop signal came; a second one changes nothing.
+
+    A signal to any rank stops the launch: the gather tells the others, which `request` it.
 
     The handlers that were there before come back at the end. A thread that isn't the main one
     can't listen, so nothing stops a launch that a notebook's thread began.
@@ -38,7 +41,7 @@ class StopSignals:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self._before: dict[signal.Signals, Any] = {}
-        self._received = 0
+        self._is_requested = False
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
@@ -53,7 +56,11 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def requested(self) -> bool:
-        return self._received != 0
+        return self._is_requested
+
+    def request(self) -> None:
+        """Stop as if a signal had come."""
+        self._is_requested = True
 
     def check(self) -> None:
         """Raises StopRequested when a stop signal came."""
@@ -61,7 +68,7 @@ class StopSignals:
             raise StopRequested
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = self._received or number
+        self._is_requested = True
 
 
 class Watchdog:
@@ -103,15 +110,19 @@ def exit_status(study: Study, queue: Queue, records: Sequence[Record]) -> int | 
     return ExitStatus.ROW_FAILED
 
 
-def wait_for_peers(gather: StatusGather, stop: StopSignals) -> int | None:
-    """Keep serving the table until rank 0 ends it; None when that can't be waited for."""
+def wait_for_peers(gather: StatusGather, stop: StopSignals, every_seconds: float) -> int | None:
+    """Keep serving the table until rank 0 ends it; None when that can't be waited for.
+
+    Whoever was told to stop stays until the gather, at every tick, has told the others.
+    """
+    patience = SHUTDOWN_SECONDS + min(every_seconds, LONGEST_TICK)
     stopped_at = None
     while gather.is_alive():
         if gather.wait(0.2) is not None:
             break
         if stop.requested():
             stopped_at = stopped_at or time.monotonic()
-            if time.monotonic() - stopped_at > SHUTDOWN_SECONDS:
+            if time.monotonic() - stopped_at > patience:
                 break
     return gather.exit_code
 

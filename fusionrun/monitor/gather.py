@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -12,12 +12,24 @@ from fusionrun.common.distributed import PEER_TIMEOUT, RankInfo
 from fusionrun.monitor.record import Record
 
 
+class Stop(Protocol):
+    """What says whether this rank was told to stop, and can be told so."""
+
+    def requested(self) -> bool: ...
+
+    def request(self) -> None: ...
+
+
+NO_CODE, STOP = -1, -2  # what rank 0 spreads instead of an exit code
+
+
 class StatusGather(threading.Thread):
     """The gather of all records to rank 0, at every tick.
 
     It's served until rank 0 ends it, spreading the launch's exit code: `decide(records)` returns
-    it once every rank has ended, and None before. A broken gather (a peer died) never disturbs
-    training: `broken` says why, and the rank works on alone.
+    it once every rank has ended, and None before. One rank that is told to `stop` stops all, as
+    long as all live: where one has died, torchrun tells the others, to start them again. A broken
+    gather (a peer died) never disturbs training: `broken` says why, and the rank works on alone.
     """
 
     def __init__(
@@ -28,6 +40,7 @@ class StatusGather(threading.Thread):
         num_experts: int,
         every_seconds: float,
         decide: Callable[[Sequence[Record]], int | None],
+        stop: Stop,
     ) -> None:
         super().__init__(name="gather", daemon=True)
         self._rank_info = rank_info
@@ -35,6 +48,7 @@ class StatusGather(threading.Thread):
         self._num_experts = num_experts
         self._every = every_seconds
         self._decide = decide
+        self._stop_signals = stop
         self._group: dist.ProcessGroup | None = None
         if rank_info.is_distributed:
             group = dist.new_group(backend="gloo", timeout=PEER_TIMEOUT)
@@ -59,20 +73,26 @@ class StatusGather(threading.Thread):
             self.broken = str(error).splitlines()[0]
 
     def _tick(self) -> None:
+        self._record.stopping = float(self._stop_signals.requested())
         vector = self._record.to_vector(self._num_experts)
         if self._group is None:
             self.records = [Record.from_vector(vector)]
             self.exit_code = self._decide(self.records)
             return
-        exit_code = torch.tensor([-1])
+        spread = torch.tensor([NO_CODE])
         if self._rank_info.rank == 0:
             vectors = [torch.empty_like(vector) for _ in range(self._rank_info.world_size)]
             dist.gather(vector, vectors, dst=0, group=self._group)
             self.records = [Record.from_vector(item) for item in vectors]
             code = self._decide(self.records)
-            exit_code.fill_(-1 if code is None else code)
+            if code is not None:
+                spread.fill_(code)
+            elif any(record.stopping for record in self.records):
+                spread.fill_(STOP)
         else:
             dist.gather(vector, dst=0, group=self._group)
-        dist.broadcast(exit_code, src=0, group=self._group)
-        if exit_code.item() >= 0:
-            self.exit_code = int(exit_code.item())
+        dist.broadcast(spread, src=0, group=self._group)
+        if spread.item() == STOP:
+            self._stop_signals.request()
+        elif spread.item() != NO_CODE:
+            self.exit_code = int(spread.item())

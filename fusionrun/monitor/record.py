@@ -53,6 +53,7 @@ class Record:
     eta_seconds: float | None = None  # of the task, with its test; as `progress_count` last changed
     memory_bytes: float | None = None  # of this process on its device
     busy_seconds: float = 0.0  # spent on tasks in this launch
+    stopping: float = 0.0  # 1: was told to stop
     experts: list[float | None] = field(default_factory=list)  # val accuracy of each, percent
     note: str = ""  # travels by file only, as do the next ones
     host: str = ""
@@ -60,7 +61,7 @@ class Record:
 
     def begin(self, task: int) -> None:
         """Work on the task with this index: its numbers start again, the rank's stay."""
-        of_rank = ("heartbeat_count", "progress_count", "busy_seconds", "host", "pid")
+        of_rank = ("heartbeat_count", "progress_count", "busy_seconds", "stopping", "host", "pid")
         for name, value in vars(Record(state="working", task=task)).items():
             if name not in of_rank:
                 setattr(self, name, value)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+# beside a model's experts, which several studies may share: held by the launch that trains some
+EXPERTS_LOCK = ".experts.lock"
+
 
 @dataclass(frozen=True)
 class RowFiles:
@@ -83,7 +86,10 @@ class Layout:
         return self.launches / self.launch if self.launch else self.state
 
     def lock(self, name: str = "") -> Path:
-        """Held by a launch: the first one's own, or of the row or experts called `name`."""
+        """Held by a launch: its row's called `name`, the "status", or without one the folder's.
+
+        The folder's is shared by all launches, and was 0.1's only one.
+        """
         return self.state / "locks" / f"{name}.lock" if name else self.state / "lock"
 
     @property

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from fusionrun.common.distributed import read_rank_info
+from fusionrun.launch.shutdown import StopSignals
 from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.heartbeat import Heartbeat
 from fusionrun.monitor.live import Display
@@ -88,7 +89,12 @@ def _status_threads(rank: int, folder: Path) -> Part:
     study = study_of(SEED_STUDY, folder)
     record = Record(state="working", task=rank, epoch=3, step=40, steps=79, train_loss=1.0)
     gather = StatusGather(
-        rank_info, record, num_experts=4, every_seconds=TICK, decide=lambda _: None
+        rank_info,
+        record,
+        num_experts=4,
+        every_seconds=TICK,
+        decide=lambda _: None,
+        stop=StopSignals([]),
     )
     if rank == 0:
         sys.stdout = terminal = _Terminal()

@@ -14,6 +14,7 @@ from torch.distributed import HashStore
 from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.common.distributed import RankInfo, read_rank_info
 from fusionrun.experts import build_expert
+from fusionrun.launch.shutdown import StopSignals
 from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.record import Record
 from fusionrun.monitor.snapshot import SnapshotBuilder
@@ -113,7 +114,12 @@ def _seconds_a_row(bench: Bench, rows: int) -> float:
     study = study_of(rows, bench.scratch)
     simulate(study.tasks, {task.name: task.cost for task in study.tasks}, RANKS)
     gather = StatusGather(
-        rank_info, Record(), num_experts=4, every_seconds=1.0, decide=lambda _: None
+        rank_info,
+        Record(),
+        num_experts=4,
+        every_seconds=1.0,
+        decide=lambda _: None,
+        stop=StopSignals([]),
     )
     builder = builder_of(study, rank_info, gather)
     for _ in range(TABLES):

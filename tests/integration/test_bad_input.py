@@ -26,6 +26,7 @@ from PIL import Image
 from fusionrun.cli import main
 from fusionrun.components.store import ComponentInfo, save_component
 from fusionrun.experts import Expert, build_expert
+from fusionrun.launch import opening
 from fusionrun.study.recipe_yaml import dump_recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -330,7 +331,10 @@ def test_an_output_dir_that_is_a_file(capsys: pytest.CaptureFixture[str]) -> Non
     assert Path("notes.txt").read_text() == "precious"
 
 
-def test_an_output_dir_where_another_launch_works(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_dir_where_another_launch_works(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "PATIENCE", 0.0)
     Path("out/.fusionrun/locks").mkdir(parents=True)
     for name in ("lock", "recipe.lock", f"locks/{TASK}.lock", "locks/experts-resnet.lock"):
         Path("out/.fusionrun", name).touch()  # they are left behind and say nothing
@@ -344,10 +348,14 @@ def test_an_output_dir_where_another_launch_works(capsys: pytest.CaptureFixture[
 
 def test_an_output_dir_where_another_launch_works_on_another_row() -> None:
     """Its status stays where people look for it, ours stands apart."""
-    Path("out/.fusionrun").mkdir(parents=True)
+    Path("out/.fusionrun/locks").mkdir(parents=True)
     Path("out/status.json").write_text("theirs")
-    with Path("out/.fusionrun/lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (
+        Path("out/.fusionrun/lock").open("w") as folder,
+        Path("out/.fusionrun/locks/status.lock").open("w") as status,
+    ):
+        fcntl.flock(folder, fcntl.LOCK_SH)
+        fcntl.flock(status, fcntl.LOCK_SH)
         assert main(["train", "recipe.yaml"]) == 0
     assert Path("out/status.json").read_text() == "theirs"
     assert Path(f"out/.fusionrun/launches/{TASK}/status.json").is_file()
@@ -363,9 +371,8 @@ def test_the_study_of_a_launch_that_has_only_just_begun_counts(
     Path("out/.fusionrun/locks").mkdir(parents=True)
     Path("out/.fusionrun/recipe.lock").touch()
     Path("out/recipe.yaml").write_text(dump_recipe(begun))
-    task = TASK.replace("concatenation", "multiplicative")
-    with Path(f"out/.fusionrun/locks/{task}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with Path("out/.fusionrun/lock").open("w") as folder:
+        fcntl.flock(folder, fcntl.LOCK_SH)
         assert main(["train", "recipe.yaml", "--epochs", "2"]) == 2
         assert "fusion.epochs: 1 there, 2 in this recipe" in capsys.readouterr().err
         assert main(["train", "recipe.yaml"]) == 0

@@ -193,8 +193,9 @@ def test_failed_rows_again_are_those_of_the_launch_alone(two_rows: Path) -> None
         row = two_rows / "out/resnet_fusions" / name.split("-")[-1]
         (row / "manifest.json").unlink()
     again = [*command("resnet", "simpleAddition"), "--rerun", "failed"]
-    with (state / "lock").open("a") as lock:  # another launch is at work here
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (state / "lock").open("a") as folder, (state / "locks/status.lock").open("a") as status:
+        fcntl.flock(folder, fcntl.LOCK_SH)  # another launch is at work here
+        fcntl.flock(status, fcntl.LOCK_SH)
         done = subprocess.run(
             again, cwd=two_rows, env=environment(), capture_output=True, text=True, timeout=60
         )

@@ -1,5 +1,7 @@
 """Locks on files, as several processes meet at them."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionrun.common.locks import locked
+from fusionrun.common.locks import Lock, lock_problem, locked
 
 fork = multiprocessing.get_context("fork")
 
@@ -58,3 +60,48 @@ def test_where_no_file_can_be_made(tmp_path: Path) -> None:
         locked(tmp_path / "no" / "lock", waiting=lambda: None),
     ):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_worked_on_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    assert lock_problem(tmp_path) == ""
+
+    def no_locks(descriptor: object, mode: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with locked(tmp_path / "lock", waiting=lambda: pytest.fail("nobody holds it")):
+        pass
+    said = lock_problem(tmp_path / "not" / "there")
+    assert str(tmp_path) in said and os.strerror(number) in said
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_fault_of_the_file_system_is_no_missing_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def broken(descriptor: object, mode: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(OSError) as caught, locked(tmp_path / "lock"):
+        pass
+    assert (caught.value.errno, caught.value.filename) == (number, str(tmp_path / "lock"))
+    assert lock_problem(tmp_path) == ""
+
+
+def test_who_holds_it_can_be_read_and_shared(tmp_path: Path) -> None:
+    first, second, third = (Lock(tmp_path / "lock") for _ in range(3))
+    assert first.take()
+    first.write("a long text about the first\n")
+    first.write("the first\n")
+    assert not second.take() and second.read() == "the first"
+    assert first.take(shared=True) and second.take(shared=True) and not third.take()
+    first.close()
+    assert not third.take()  # as long as any is left
+    second.close()
+    assert third.take() and third.read() == "the first"
+    third.close()

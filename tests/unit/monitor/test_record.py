@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fusionrun.common.distributed import read_rank_info
+from fusionrun.launch.shutdown import StopSignals
 from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.heartbeat import Heartbeat, read_heartbeat
 from fusionrun.monitor.record import Outcome, Record, known, read_outcome, write_outcome
@@ -137,7 +138,12 @@ def test_a_gather_of_one_rank_ends_when_it_is_decided() -> None:
         return 3 if len(seen) == 3 else None
 
     gather = StatusGather(
-        read_rank_info({}), record, num_experts=2, every_seconds=0.001, decide=decide
+        read_rank_info({}),
+        record,
+        num_experts=2,
+        every_seconds=0.001,
+        decide=decide,
+        stop=StopSignals([]),
     )
     gather.start()
     assert gather.wait(10.0) == 3

@@ -9,6 +9,7 @@ import pytest
 from fusionrun.common.atomic_files import write_json
 from fusionrun.common.distributed import read_rank_info
 from fusionrun.common.typed_fields import plain
+from fusionrun.launch.shutdown import StopSignals
 from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.record import Outcome, RankState, Record, write_outcome
 from fusionrun.monitor.snapshot import (
@@ -39,7 +40,12 @@ def builder(
 ) -> SnapshotBuilder:
     info = replace(read_rank_info({}), world_size=2, nodes=1)
     gather = StatusGather(
-        replace(info, world_size=1), Record(), num_experts=2, every_seconds=1.0, decide=len
+        replace(info, world_size=1),
+        Record(),
+        num_experts=2,
+        every_seconds=1.0,
+        decide=len,
+        stop=StopSignals([]),
     )
     gather.records = list(records)
     return SnapshotBuilder(
