@@ -14,7 +14,6 @@ from fusionrun.common.distributed import (
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.launch.claim_loop import ClaimLoop
 from fusionrun.launch.last_words import print_last_words
-from fusionrun.launch.row_locks import release
 from fusionrun.launch.session import Session, open_session
 from fusionrun.launch.shutdown import (
     StopSignals,
@@ -90,7 +89,7 @@ def run(
                 )
         if lost_peers:
             exit_for_restart()
-        release(session.locks, forget=rank_info.rank == 0 and code is not None)
+        session.close(forget=rank_info.rank == 0 and code is not None)
         if not gather.is_alive() and not gather.broken:
             leave()
         return status

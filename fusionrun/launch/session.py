@@ -27,6 +27,10 @@ class Session:
     device: torch.device
     locks: tuple[Lock, ...]  # others get them when the last rank's process has ended, however
 
+    def close(self, *, forget: bool) -> None:
+        """Let others work on these rows; see `release`."""
+        release(self.locks, forget=forget)
+
 
 def open_session(
     study: Study,
