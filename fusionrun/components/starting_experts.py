@@ -1,8 +1,13 @@
 """The experts that a row starts from: as their own training, or somebody else's, left them."""
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
-from fusionrun.components.read_checkpoint import load_expert_weights
+import torch
+
+from fusionrun.common.text import plural
+from fusionrun.components.read_checkpoint import load_expert_weights, peek_expert
 from fusionrun.components.store import ComponentInfo, state_hash
 from fusionrun.experts import Expert
 from fusionrun.study.context import RunContext
@@ -24,6 +29,26 @@ def load_experts(context: RunContext, model: str) -> tuple[list[Expert], list[st
         weights = state_hash(expert.state_dict())[:HASH_DIGITS]
         sources.append(f"{path} ({file.origin}, weights {weights})")
     return experts, sources
+
+
+def with_expert_notes(context: RunContext) -> RunContext:
+    """The context, among whose notes stands what it took to read other people's experts."""
+    notes = []
+    for model in dict.fromkeys(task.model for task in context.study.row_tasks):
+        folder = expert_file(context.study.checkpoint_dir, model, 0).parent
+        with torch.device("meta"):
+            expert = context.study.build_expert(model, len(context.data.classes))
+        paths = [
+            expert_file(context.study.checkpoint_dir, model, k)
+            for k in range(context.study.recipe.experts.count)
+        ]
+        origins = Counter(
+            file.origin for path in paths if (file := peek_expert(expert, path)) and file.notes
+        )
+        notes += [
+            f"{folder}: {plural(count, 'expert')} {origin}" for origin, count in origins.items()
+        ]
+    return replace(context, data=replace(context.data, notes=(*context.data.notes, *notes)))
 
 
 def require_origin(

@@ -14,6 +14,7 @@ from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, d
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.common.version import __version__
 from fusionrun.components.manifest import Manifest, read_manifest
+from fusionrun.components.starting_experts import with_expert_notes
 from fusionrun.components.store import load_model, load_single
 from fusionrun.data.errors import DataError
 from fusionrun.evaluation.schema import FORMAT, DataInfo, FailedRow, name_row
@@ -65,7 +66,8 @@ def open_study(study: Study, rank_info: RankInfo) -> RunContext:
     """The study's data and splits on this rank's device. Raises DataError, LaunchError."""
     runtime = study.recipe.runtime
     device = choose_device(rank_info, runtime.device)
-    return open_context(study, device, divide_threads(rank_info, runtime.threads), progress=say)
+    threads = divide_threads(rank_info, runtime.threads)
+    return with_expert_notes(open_context(study, device, threads, progress=say))
 
 
 def say(text: str) -> None:

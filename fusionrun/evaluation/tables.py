@@ -241,7 +241,7 @@ def remarks(evaluation: Evaluation) -> list[str]:
         if row.contributions.alarm:
             lines.append(f"{row.task}: {row.contributions.alarm}")
     lines += [f"{row.task}: not evaluated: {row.problem}" for row in evaluation.failures]
-    lines += [f"data: {note}" for note in evaluation.data.notes]
+    lines += [f"note: {note}" for note in evaluation.data.notes]
     if evaluation.training:
         lines.append(evaluation.training.text())
     return lines

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fusionrun.common.distributed import LaunchError, RankInfo
+from fusionrun.components.starting_experts import with_expert_notes
 from fusionrun.data.datasets import DataError
 from fusionrun.launch.crashes import count_start
 from fusionrun.launch.resume import is_done, is_reusable
@@ -140,13 +141,15 @@ class ClaimLoop:
 
         record.state, record.note = "starting", "reads the data"
         try:
-            context = open_context(
-                self.study,
-                self.device,
-                self.threads,
-                progress=note,
-                launch=launch,
-                stop_requested=self.stop.requested,
+            context = with_expert_notes(
+                open_context(
+                    self.study,
+                    self.device,
+                    self.threads,
+                    progress=note,
+                    launch=launch,
+                    stop_requested=self.stop.requested,
+                )
             )
         except StopRequested:
             raise
@@ -157,7 +160,7 @@ class ClaimLoop:
         record.note = ""
         if self.say is not None:
             for line in context.data.notes:
-                self.say(f"data: {line}")
+                self.say(f"note: {line}")
         return context
 
     def _failed(self, note: str) -> Outcome:

@@ -6,4 +6,4 @@ from fusionrun.report.load import StudyResults
 
 def notes(study: StudyResults) -> list[Block]:
     """As the launch said it when it started."""
-    return [Text(f"Data: {note}.", warning=True) for note in study.evaluation.data.notes]
+    return [Text(f"{note}.", warning=True) for note in study.evaluation.data.notes]

@@ -1,0 +1,39 @@
+"""What a study starts from, and what of it is said."""
+
+from pathlib import Path
+
+import torch
+
+from fusionrun.components.starting_experts import load_experts, with_expert_notes
+from fusionrun.components.store import state_hash
+from fusionrun.launch.resume import expert_weights, require_own
+from fusionrun.study.context import open_context
+from fusionrun.study.paths import expert_file
+from fusionrun.study.stored import stored_study
+from fusionrun.training.checkpoint import load
+from fusionrun.training.identity import HASH_DIGITS, weights_in
+from tests.tiny import copy_study
+
+
+def test_other_peoples_experts_are_the_same_experts(trained_study: Path, tmp_path: Path) -> None:
+    """Wrapped as another tool does, with settings of its own: the same identity, and it is said."""
+    study = stored_study(copy_study(trained_study, tmp_path / "out"))
+    context = open_context(study, torch.device("cpu"), 1, progress=lambda text: None)
+    assert with_expert_notes(context).data.notes == context.data.notes
+    experts, before = load_experts(context, "resnet")
+    for k in range(2):
+        path = expert_file(study.checkpoint_dir, "resnet", k)
+        state = {f"module.{name}": value for name, value in load(path)["state_dict"].items()}
+        torch.save({"model": state, "settings": {"lr": 0.1}, "classes": 4}, path)
+    require_own(study)
+    again, sources = load_experts(context, "resnet")
+    assert [state_hash(a.state_dict()) for a in again] == [
+        state_hash(e.state_dict()) for e in experts
+    ]
+    assert weights_in(sources) == weights_in(before) == expert_weights(study, "resnet")
+    assert all(len(each) == HASH_DIGITS for each in weights_in(sources))
+    (note,) = with_expert_notes(context).data.notes
+    assert note == (
+        f"{study.checkpoint_dir}/resnet: 2 experts not saved by fusionrun: under 'model'; without "
+        f"'module.' in its names; left out settings, classes"
+    )
