@@ -145,7 +145,7 @@ def words_of(results: Sequence[Result]) -> list[str]:
     """The answer in a sentence, then what a reader must not overlook."""
     images, gains = images_of(results), [gain for _, gain in gains_of(results) if gain]
     few = "" if images.validation is None else headline.too_few(images.validation)
-    return [
-        headline.verdict(gains, headline.digits(images.test)),
-        *([f"Warning: {few}."] if few else []),
-    ]
+    answer = headline.verdict(gains, headline.digits(images.test))
+    if any(gain.low is None for gain in gains):
+        answer += " An earlier version measured what has no interval; `evaluate` adds it."
+    return [answer, *([f"Warning: {few}."] if few else [])]

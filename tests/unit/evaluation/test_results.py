@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from fusionrun.evaluation.matrix import fusion_matrices
-from fusionrun.evaluation.results import Result
+from fusionrun.evaluation.results import Result, words_of
 from fusionrun.evaluation.results_tables import results_tables, seeds_table, write_results
 from fusionrun.evaluation.schema import Difference, RowName
 from fusionrun.study.paths import Layout
@@ -77,7 +77,10 @@ def test_the_gain_is_over_averaging_whatever_else_is_better() -> None:
 def test_what_an_older_version_measured_has_no_interval() -> None:
     known = result()
     assert known.over("mean_probabilities") == Margin(5.0, 3.0, 7.0)
-    assert replace(known, differences={}).over("mean_probabilities") == Margin(5.0)
+    older = replace(known, differences={})
+    assert older.over("mean_probabilities") == Margin(5.0)
+    assert "`evaluate` adds it" in words_of([known, older])[0]
+    assert "`evaluate` adds it" not in words_of([known])[0]
 
 
 def test_rows_that_differ_in_their_seed_are_summarised() -> None:
