@@ -23,6 +23,7 @@ from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.queue import Queue
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, Task
+from fusionrun.tables.headline import too_few
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.errors import StopRequested, TaskError
 
@@ -123,7 +124,7 @@ class ClaimLoop:
     def _open_context(self, claimed: Task | None) -> RunContext:
         """Load the data; what hinders that is told to those who wait for the claimed task.
 
-        Where there is somebody to `say` it, what the data's notes say is said.
+        Where there is somebody to `say` it, the notes of the data are said, and a small validation.
         """
         rank_info, record = self.rank_info, self.record
         launch: dict[str, Any] = {
@@ -161,6 +162,8 @@ class ClaimLoop:
         if self.say is not None:
             for line in context.data.notes:
                 self.say(f"note: {line}")
+            if few := too_few(len(context.splits.fusion_val)):
+                self.say(f"warning: {few}; data.val_fraction is its share of the holdout")
         return context
 
     def _failed(self, note: str) -> Outcome:

@@ -70,6 +70,15 @@ def test_four_ranks_write_exactly_the_fixed_file_set(four_ranks: Path) -> None:
     assert not list((out / ".fusionrun").rglob("*.pth"))  # saved experts need no resume state
 
 
+def test_a_small_validation_is_warned_of_once_at_the_start_and_with_the_results(
+    four_ranks: Path,
+) -> None:
+    start, _, end = (four_ranks / "stdout.txt").read_text().partition("Test accuracy in percent")
+    assert start.count("warning: validation has") == 1
+    assert " ".join(end.split()).count("Warning: validation has") == 1
+    assert (four_ranks / "out/results.md").read_text().count("Warning: validation has") == 1
+
+
 def test_every_row_of_the_csv_is_there_once(four_ranks: Path) -> None:
     for model, fusion in FUSIONS.items():
         name = f"out/csv_logs/{model}_fusions/{model}_{fusion}_training_log.csv"
