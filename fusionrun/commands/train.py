@@ -61,7 +61,7 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     # torch takes seconds to import; a wrong recipe shouldn't have to wait for it
     if rank_info.rank == 0:
         ranks = plural(rank_info.world_size, "rank")
-        print(f"fusionrun: {recipe_word}: starting {ranks} (loads PyTorch first)", flush=True)
+        print(f"fusionrun: {recipe_word}: loads PyTorch on {ranks}", flush=True)
     from fusionrun.launch.rank import run as run_launch
     from fusionrun.study.planning import plan_study
 

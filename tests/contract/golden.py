@@ -1,8 +1,8 @@
 """What people and scripts rely on, written down: `python -m tests.contract.golden` does it again.
 
 Every verb's --help, and of a tiny study, from training to report: the tree of its files, the
-columns of its tables and the keys of its JSON files. Names, not numbers. A change here is a change
-for users and belongs into CHANGELOG.md.
+columns of its tables and the keys of its JSON files. Names, not numbers; and the live table as it
+is drawn. A change here is a change for users and belongs into CHANGELOG.md.
 """
 
 import csv
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.tiny import ROOT, environment
+from tests.unit.monitor.test_table import drawn, launches
 
 GOLDEN = Path(__file__).with_name("golden")
 VERBS = sorted(
@@ -66,6 +67,17 @@ def helps() -> dict[str, str]:
     text = python(HELP, "all", *VERBS, cwd=ROOT)
     parts = [part.split("\n", 1) for part in text.split("== ")[1:]]
     return {f"help-{verb}.txt": said for verb, said in parts}
+
+
+def pictures() -> dict[str, str]:
+    """{golden file: the live table of launches in every state}, by width."""
+    shown = launches()
+    return {
+        f"screen-{width}.txt": text(
+            line for name in shown for line in ("", f"== {name}", *drawn(shown[name], width))
+        )
+        for width in (80, 120, 160)
+    }
 
 
 def outputs(folder: Path) -> dict[str, str]:
@@ -127,7 +139,7 @@ def python(program: str, *arguments: str, cwd: Path) -> str:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        made = helps() | outputs(Path(folder))
+        made = helps() | pictures() | outputs(Path(folder))
     for path in GOLDEN.glob("*.txt"):
         path.unlink()
     for name, content in made.items():

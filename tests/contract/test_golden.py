@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(folder: Path) -> dict[str, str]:
-    return golden.helps() | golden.outputs(folder)
+    return golden.helps() | golden.pictures() | golden.outputs(folder)
 
 
 NAMES = sorted(path.name for path in golden.GOLDEN.glob("*.txt"))

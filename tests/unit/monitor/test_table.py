@@ -55,6 +55,8 @@ def row(index: int, state: str = "running", **changes: Any) -> TaskStatus:
             "images_per_second": 12345.6,
             "eta_seconds": 3720.0,
         }
+    if state == "done":
+        fields |= {"epoch": 100, "step": 0, "eta_seconds": None, "val_accuracy": 81.5}
     return TaskStatus(**(fields | changes))
 
 
@@ -69,6 +71,8 @@ def expert(model: str, k: int, state: str, **changes: Any) -> TaskStatus:
     }
     if state == "running":
         fields |= {"epoch": 30, "val_accuracy": 61.5, "eta_seconds": 95.0, "rank": k}
+        fields |= {"train_loss": 1.5678, "images_per_second": 23456.7, "best": 62.0}
+        fields |= {"best_epoch": 28, "val_images": 1600}
     if state == "done":
         fields |= {"epoch": 60, "val_accuracy": 77.0 + k}
     return TaskStatus(**(fields | changes))
@@ -121,6 +125,15 @@ def launches() -> dict[str, Snapshot]:
         ),
         "training experts": snapshot(
             [row(i, "waiting") for i in range(4)] + experts("done", "running", "queued", "done")
+        ),
+        "the end is near": snapshot(
+            [
+                row(0, "done", seconds=7830.0),
+                row(1, "testing", epoch=100, step=0, eta_seconds=12.0),
+                row(2, "saving", epoch=100, step=0, eta_seconds=None),
+                row(3),
+                *experts("done"),
+            ]
         ),
         "first epoch": snapshot(
             [
@@ -314,6 +327,26 @@ def test_what_a_rank_notes_is_said_once() -> None:
         assert text.count("! rank 1: disk slow") == 1
 
 
+@pytest.mark.parametrize("width", (80, 120, 160))
+def test_experts_at_work_show_rank_loss_speed_and_epoch(width: int) -> None:
+    tasks = [row(0, "waiting"), *(expert("resnet", k, "running", rank=3 - k) for k in range(3))]
+    lines = drawn(snapshot([*tasks, expert("resnet", 3, "queued")]), width)
+    for k in range(3):
+        pattern = rf" resnet +{k} +{3 - k} +● running .* 30.0/60 +1.5678 +61.5 .*23,457.* 1m35s$"
+        assert any(re.match(pattern, line) for line in lines), lines
+    text = "\n".join(summary_lines(snapshot(tasks)))
+    assert re.search(
+        r"expert-resnet-0 +running +rank +3 .* 30.0/60 +loss  1.5678 .* 23,457 ima", text
+    )
+
+
+def test_accuracies_have_the_digits_of_their_images() -> None:
+    line = next(line for line in drawn(snapshot([row(1, val_images=60)]), 160) if "/100" in line)
+    assert all(f" {text} " in line for text in ("70", "+1", "79", "80", "78", "82"))
+    assert "70.2" not in line and "81.5" not in line
+    assert "val accuracy 81.5 %" in milestone(row(1, "done", val_images=2000), {})
+
+
 def test_waiting_rows_say_how_many_experts_they_wait_for() -> None:
     tasks = [row(0, "waiting"), row(1, "queued")]
     tasks += [expert("densenet", k, state) for k, state in enumerate(("done", "running", "queued"))]
@@ -393,7 +426,7 @@ def test_summary_lines_are_plain_aligned_and_complete(name: str) -> None:
     assert not re.search(r"[\x00-\x1f\x7f-\x9f]", "".join(lines))
     assert lines[0].startswith(f"demo: {shown.state}, {int(100 * shown.progress)} %, elapsed 1h02m")
     told = [task for task in shown.tasks if task.kind == "row"]
-    told = [task for task in told if task.state in ("running", "failed", "waiting", "stopped")]
+    told = [task for task in told if task.state not in ("done", "queued")]
     mine = [line for line in lines[1:] if line.startswith("  task-")]
     assert [line.split()[0] for line in mine] == [task.name for task in told]
     assert len({line.index(f" {t.state}") for line, t in zip(mine, told, strict=True)}) <= 1
