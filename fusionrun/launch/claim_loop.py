@@ -12,11 +12,11 @@ import torch
 from fusionrun.common.distributed import LaunchError, RankInfo
 from fusionrun.components.starting_experts import with_expert_notes
 from fusionrun.data.datasets import DataError
+from fusionrun.launch import train_task
 from fusionrun.launch.crashes import count_start
 from fusionrun.launch.resume import is_done, is_reusable
 from fusionrun.launch.shutdown import StopSignals
 from fusionrun.launch.task_reporter import TaskReporter
-from fusionrun.launch.train_task import train_expert, train_row
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Outcome, Record, read_outcome, write_outcome
 from fusionrun.study.context import RunContext, open_context
@@ -92,9 +92,9 @@ class ClaimLoop:
                     is_done(self.study, task)  # raises for the result of another experiment
                     count_start(self.study, task)
                     if isinstance(task, ExpertTask):
-                        train_expert(context, task, reporter)
+                        train_task.train_expert(context, task, reporter)
                     else:
-                        train_row(context, task, reporter)
+                        train_task.train_row(context, task, reporter)
                     log.line("done")
                 except StopRequested:
                     log.line("stopped; the same command resumes from this checkpoint")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fusionrun.common.text import duration, one_line, plural
 from fusionrun.monitor.record import ENDED, RankState
 from fusionrun.monitor.snapshot import RankStatus, Snapshot, TaskStatus
-from fusionrun.tables.headline import digits
+from fusionrun.tables import headline
 
 # a table full of what isn't measured yet wants something lighter than the results' n/a
 MISSING = "–"
@@ -50,15 +50,12 @@ def number(value: float | None, places: int) -> str:
 
 def accuracy(value: float | None, task: TaskStatus, *, at_most: int = 2) -> str:
     """In percent, with as many digits as the validation images carry."""
-    return number(value, min(at_most, digits(task.val_images)))
+    return number(value, min(at_most, headline.digits(task.val_images)))
 
 
 def signed(gain: float | None, task: TaskStatus) -> str:
     """Points, with as many digits as its accuracies."""
-    if gain is None:
-        return MISSING
-    text = f"{gain:+.{digits(task.val_images)}f}"
-    return text if float(text) else f"+{text[1:]}"  # nothing is lost by a rounded -0.001
+    return MISSING if gain is None else headline.signed(gain, headline.digits(task.val_images))
 
 
 def clock(seconds: float | None) -> str:

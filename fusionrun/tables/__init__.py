@@ -1,1 +1,1 @@
-"""One model of a table, and a renderer a file: terminal, Markdown, CSV, LaTeX. Needs no torch."""
+"""One model of a table, a renderer a file; the answer's names, digits and chart. Needs no torch."""
