@@ -2,8 +2,9 @@
 
 import importlib
 import importlib.util
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusionrun.components.store import load_component, load_model
+from fusionrun.common.version import __version__
+from fusionrun.components.manifest import read_manifest
+from fusionrun.components.store import ComponentInfo, load_component, load_model
 from fusionrun.fusions import FusionModel
 from fusionrun.study.paths import RowFiles
 
@@ -21,6 +24,7 @@ from fusionrun.study.paths import RowFiles
 TOLERANCE = 1e-5
 BATCHES = (1, 5)  # images, of the comparison
 SEED = 0  # of its images
+ABOUT_FILE = "fusionrun.json"  # in a .pt2: torch.export.load(path, extra_files={ABOUT_FILE: ""})
 
 
 class ExportError(Exception):
@@ -38,6 +42,8 @@ class Deployed(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
+        # a program takes what can be computed with: bytes in 0..255 would be answered as 0..1
+        torch.ops.aten._assert_tensor_metadata.default(images, dtype=torch.float32)
         logits: Tensor = self.model((images - self.mean) / self.std).logits
         return logits
 
@@ -49,7 +55,7 @@ Shapes = dict[str, dict[int, Any]]
 @dataclass(frozen=True)
 class Format:
     suffix: str
-    write: Callable[[Deployed, Tensor, Path], None]
+    write: Callable[[Deployed, Tensor, Path, Mapping[str, Any]], None]
     load: Callable[[Path], Program]
     needs: tuple[str, ...] = ()  # packages
 
@@ -68,7 +74,8 @@ class Exported:
 def export(directory: Path, format_name: str, output: Path | None) -> Exported:
     """Write the model saved in `directory`, by default beside its manifest.
 
-    The file is loaded again and must answer random batches of BATCHES images as the model does.
+    The file is loaded again and must answer random batches of BATCHES images as the model does. It
+    says of itself what `about` has: in a .pt2 the extra file ABOUT_FILE, in an .onnx its metadata.
     Raises CheckpointError, ExportError, OSError; then nothing was written.
     """
     chosen = FORMATS[format_name]
@@ -84,7 +91,7 @@ def export(directory: Path, format_name: str, output: Path | None) -> Exported:
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder, torch.no_grad():
         written = Path(folder) / f"model{chosen.suffix}"
         try:
-            chosen.write(model, batches[-1], written)
+            chosen.write(model, batches[-1], written, about(info, directory))
         except OSError:
             raise
         except Exception as error:  # exporters have one of their own for all that they can't follow
@@ -98,6 +105,23 @@ def export(directory: Path, format_name: str, output: Path | None) -> Exported:
             )
         written.replace(path)
     return Exported(path, size, info.num_classes, difference, tolerance)
+
+
+def about(info: ComponentInfo, directory: Path) -> dict[str, Any]:
+    """What whoever runs the program needs to know of it."""
+    size = info.image_size
+    return {
+        "classes": info.classes,  # in the logits' order
+        "input": f"images (N, 3, {size}, {size}), RGB, float32 scaled to 0..1; normalised inside",
+        "output": f"logits (N, {info.num_classes})",
+        "image_size": size,
+        "mean": info.mean,  # of the normalisation inside
+        "std": info.std,
+        "model": info.model,
+        "fusion": info.fusion,
+        "weights": read_manifest(RowFiles(directory, csv=Path()).manifest).weights,
+        "made_by": f"fusionrun {__version__}",
+    }
 
 
 def compare(program: Program, model: Deployed, batches: list[Tensor]) -> tuple[float, float]:
@@ -117,15 +141,16 @@ def _any_batch() -> Shapes:
     return {"images": {0: torch.export.Dim("batch")}}
 
 
-def _write_torch(model: Deployed, images: Tensor, path: Path) -> None:
-    torch.export.save(torch.export.export(model, (images,), dynamic_shapes=_any_batch()), path)
+def _write_torch(model: Deployed, images: Tensor, path: Path, metadata: Mapping[str, Any]) -> None:
+    program = torch.export.export(model, (images,), dynamic_shapes=_any_batch())
+    torch.export.save(program, path, extra_files={ABOUT_FILE: json.dumps(metadata)})
 
 
 def _load_torch(path: Path) -> Program:
     return torch.export.load(path).module()
 
 
-def _write_onnx(model: Deployed, images: Tensor, path: Path) -> None:
+def _write_onnx(model: Deployed, images: Tensor, path: Path, metadata: Mapping[str, Any]) -> None:
     torch.onnx.export(
         model,
         (images,),
@@ -136,6 +161,11 @@ def _write_onnx(model: Deployed, images: Tensor, path: Path) -> None:
         external_data=False,
         verbose=False,
     )
+    onnx = importlib.import_module("onnx")
+    written = onnx.load(path)
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    onnx.helper.set_model_props(written, texts)
+    onnx.save(written, path)
 
 
 def _load_onnx(path: Path) -> Program:

@@ -1,6 +1,8 @@
 """`export`: the written program, loaded without fusionrun's classes, answers as the components."""
 
 import importlib.util
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,48 @@ def test_an_onnx_program_answers_as_the_components(tmp_path: Path, fusion: str) 
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
 
 
+WRONG = {
+    "bytes": torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8),
+    "float64": torch.rand(2, 3, SIZE, SIZE, dtype=torch.float64),
+    "half": torch.rand(2, 3, SIZE, SIZE).half(),
+    "another size": torch.rand(2, 3, 2 * SIZE, 2 * SIZE),
+    "channels behind": torch.rand(2, SIZE, SIZE, 3),
+    "grey": torch.rand(2, 1, SIZE, SIZE),
+    "one image without a batch": torch.rand(3, SIZE, SIZE),
+}
+
+
+def test_a_torch_program_refuses_other_images_and_names_its_classes(row: RowFiles) -> None:
+    assert main(["export", str(row.directory)]) == 0
+    files = {"fusionrun.json": ""}
+    program = torch.export.load(row.directory / "model.pt2", extra_files=files).module()
+    for images in WRONG.values():
+        with pytest.raises((RuntimeError, AssertionError)):
+            program(images)
+    images = random_images(7)
+    last = program(images.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(last, program(images))
+    about = json.loads(files["fusionrun.json"])
+    assert about["classes"] == [f"class {k}" for k in range(CLASSES)]
+    assert (about["mean"], about["std"], about["image_size"]) == (MEAN, STD, SIZE)
+    assert about["input"].startswith("images (N, 3, 16, 16), RGB, float32 scaled to 0..1")
+
+
+@pytest.mark.skipif(not ONNX, reason="needs onnx, onnxscript and onnxruntime")
+def test_an_onnx_program_refuses_other_images_and_names_its_classes(row: RowFiles) -> None:
+    import onnxruntime
+
+    assert main(["export", str(row.directory), "--format", "onnx"]) == 0
+    path = row.directory / "model.onnx"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for images in WRONG.values():
+        with pytest.raises(Exception, match=r"INVALID_ARGUMENT|Invalid"):
+            session.run(None, {"images": images.numpy()})
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["classes"]) == [f"class {k}" for k in range(CLASSES)]
+    assert json.loads(about["mean"]) == MEAN and about["image_size"] == str(SIZE)
+
+
 def test_it_says_what_it_wrote_and_how_equal(
     row: RowFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,11 +176,11 @@ def test_it_says_what_it_wrote_and_how_equal(
     assert [found.name for found in path.parent.iterdir()] == [path.name]
 
 
-def write_another(model: Deployed, images: Tensor, path: Path) -> None:
+def write_another(model: Deployed, images: Tensor, path: Path, metadata: Mapping[str, Any]) -> None:
     """As a converter with a defect in one weight would."""
     with torch.no_grad():
         model.model.global_head.bias[2] += 1e-3
-    FORMATS["torch_export"].write(model, images, path)
+    FORMATS["torch_export"].write(model, images, path, metadata)
     with torch.no_grad():
         model.model.global_head.bias[2] -= 1e-3
 
