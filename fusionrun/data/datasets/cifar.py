@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009), read, checked and fetched by torchvision."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusionrun.common.locks import locked
+from fusionrun.common.text import size
 from fusionrun.data.datasets.cache import (
     Arrays,
     Triple,
@@ -24,6 +26,7 @@ NORMALISATION: dict[str, tuple[Triple, Triple]] = {
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
+FOLDERS = {"cifar100": "cifar-100-python", "cifar10": "cifar-10-batches-py"}  # of the archives
 SOURCE_KEY = "official archive"  # of the cache
 
 
@@ -99,8 +102,8 @@ def _load(name: str, request: Request) -> Arrays:
                 raise ValueError(f"a label is above the {len(classes)} class names")
         except Exception as error:  # unpickling a file of another tool can raise anything
             raise DataError(
-                f"{request.root / source.base_folder}: cannot be read as {name} ({error}). Delete "
-                f"this folder and put {source.filename} into {request.root}, or set "
+                f"{request.root / source.base_folder}: cannot be read as {name} ({error}). Move "
+                f"this folder away and put {source.filename} into {request.root}, or set "
                 "data.download=true."
             ) from error
         arrays = (train_images, train_labels, test_images, test_labels)
@@ -125,12 +128,33 @@ def _missing(name: str, source: Any, root: Path) -> str:
     if not problem or check_integrity(str(archive), source.tgz_md5):
         return ""
     if archive.is_file():
-        problem = f"{archive}: found, but its checksum is wrong (a partial download?)"
+        found = f"found with {size(archive.stat().st_size)}"
+        problem = f"{archive}: {found}, but its checksum is wrong (a partial download?)"
     return (
         f"{problem}. Expected the sub-folder {source.base_folder} of {name}, or its archive "
-        f"{source.filename}, in {root}. Set data.download=true to fetch it, or put the archive "
-        f"from {source.url} into {root}, or set data.root to the folder that holds it."
+        f"{source.filename}, in {root}. {_instead(source, root)}Set data.download=true to fetch "
+        f"it, or put the archive from {source.url} into {root}, or set data.root to the folder "
+        "that holds it."
     )
+
+
+def _instead(source: Any, root: Path) -> str:
+    """What lies in and around `root` instead, and what would read it; "" where nothing does."""
+    places = [root, *list(root.absolute().parents)[:2]]
+    with contextlib.suppress(OSError):
+        places += sorted(path for path in root.iterdir() if path.is_dir())[:100]
+    for place in places[1:]:
+        if (place / source.base_folder).is_dir() or (place / source.filename).is_file():
+            return f"{place} holds it: did you mean `data.root={place}`? "
+    for other, folder in FOLDERS.items():
+        if folder != source.base_folder and (root / folder).is_dir():
+            return f"Found {folder}, which is {other}: did you mean `data.name={other}`? "
+    if (root / "train").is_dir():
+        return "Found a folder train: for images in folders set `data.name=image_folder`. "
+    for kind in ("binary", "matlab"):
+        for path in sorted(root.glob(f"cifar*{kind}*")):
+            return f"Found {path.name}, but the version for Python is needed. "
+    return ""
 
 
 def _ensure_files(

@@ -78,7 +78,7 @@ def test_a_partial_archive_is_named_and_replaced_by_a_download(tmp_path, officia
     _, arrays, archive = official["cifar100"]
     partial = tmp_path / "cifar-100-python.tar.gz"
     partial.write_bytes(archive[: len(archive) // 2])
-    with pytest.raises(DataError, match=r"tar\.gz: found, but its checksum is wrong"):
+    with pytest.raises(DataError, match=r"tar\.gz: found with .* MiB, but its checksum is wrong"):
         load_dataset("cifar100", root=tmp_path)
     check_cifar(load_dataset("cifar100", root=tmp_path, download=True), arrays)
     assert len(server.requests) == 1
@@ -114,3 +114,24 @@ def test_a_failed_download_says_where_from_and_what_to_do(tmp_path, official, se
 def test_cifar_has_one_size(tmp_path):
     with pytest.raises(DataError, match=r"image_size is 64.*32x32"):
         load_dataset("cifar100", root=tmp_path, image_size=64)
+
+
+def test_what_lies_there_instead_is_named_with_what_would_read_it(tmp_path, official):
+    files, arrays, _ = official["cifar100"]
+    unpack(tmp_path / "here", files)
+
+    def message(name, root):
+        with pytest.raises(DataError) as error:
+            load_dataset(name, root=root)
+        return str(error.value)
+
+    right = f"did you mean `data.root={tmp_path / 'here'}`?"
+    assert right in message("cifar100", tmp_path)
+    assert right in message("cifar100", tmp_path / "here" / "cifar-100-python")
+    assert "did you mean `data.name=cifar100`?" in message("cifar10", tmp_path / "here")
+    (tmp_path / "folders" / "train").mkdir(parents=True)
+    assert "`data.name=image_folder`" in message("cifar10", tmp_path / "folders")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "cifar-10-binary.tar.gz").touch()
+    assert "the version for Python is needed" in message("cifar10", tmp_path / "other")
+    check_cifar(load_dataset("cifar100", root=tmp_path / "here"), arrays)
