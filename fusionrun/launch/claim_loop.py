@@ -1,5 +1,6 @@
 """What a rank does between joining and leaving: claim a task, execute it, until none is left."""
 
+import contextlib
 import sys
 import time
 import traceback
@@ -42,7 +43,7 @@ class ClaimLoop:
     stop: StopSignals
     device: torch.device
     threads: int
-    say: Callable[[str], None] | None = None  # rank 0's: what there is to say of the data
+    say: Callable[[str], None] | None = None  # rank 0's, until the data's notes are said
 
     def run(self) -> None:
         """Claim and execute tasks until none is left or a stop is asked for; raises nothing."""
@@ -58,10 +59,10 @@ class ClaimLoop:
                     # only now: a rank that finds nothing to do needs no data
                     context = context or self._open_context(claimed)
                     self.execute(context, claimed)
+                elif self.say is not None and self._has_open_tasks():
+                    self._say_notes(None)  # while others work
                 elif self.queue.exhausted:
                     break
-                elif self.say is not None and context is None:
-                    context = self._open_context(None)  # to say what others don't
                 else:
                     record.state = "idle"
                     record.progress_count += 1
@@ -121,11 +122,20 @@ class ClaimLoop:
         word = "done" if outcome.state == "done" else outcome.note
         self.queue.close(task, word, outcome.seconds)
 
-    def _open_context(self, claimed: Task | None) -> RunContext:
-        """Load the data; what hinders that is told to those who wait for the claimed task.
+    def _open_context(self, claimed: Task) -> RunContext:
+        """Load the data; what hinders that is told to those who wait for the claimed task."""
+        self.record.state, self.record.note = "starting", "reads the data"
+        try:
+            context = self._read(self.device)
+        except StopRequested:
+            raise
+        except Exception as error:
+            self.queue.close(claimed, in_words(error))
+            raise
+        self._say_notes(context)
+        return context
 
-        Where there is somebody to `say` it, the notes of the data are said, and a small validation.
-        """
+    def _read(self, device: torch.device) -> RunContext:
         rank_info, record = self.rank_info, self.record
         launch: dict[str, Any] = {
             "job_id": rank_info.job_id,
@@ -140,31 +150,34 @@ class ClaimLoop:
             if self.stop.requested():  # long set-ups can be stopped too
                 raise StopRequested
 
-        record.state, record.note = "starting", "reads the data"
-        try:
-            context = with_expert_notes(
-                open_context(
-                    self.study,
-                    self.device,
-                    self.threads,
-                    progress=note,
-                    launch=launch,
-                    stop_requested=self.stop.requested,
-                )
+        return with_expert_notes(
+            open_context(
+                self.study,
+                device,
+                self.threads,
+                progress=note,
+                launch=launch,
+                stop_requested=self.stop.requested,
             )
-        except StopRequested:
-            raise
-        except Exception as error:
-            if claimed is not None:
-                self.queue.close(claimed, in_words(error))
-            raise
-        record.note = ""
-        if self.say is not None:
-            for line in context.data.notes:
-                self.say(f"note: {line}")
-            if few := too_few(len(context.splits.fusion_val)):
-                self.say(f"warning: {few}; data.val_fraction is its share of the holdout")
-        return context
+        )
+
+    def _say_notes(self, context: RunContext | None) -> None:
+        """Once, where there is somebody to `say` it: the notes of the data, a small validation.
+
+        None: the data have to be read for it.
+        """
+        say, self.say = self.say, None
+        if say is not None:
+            with contextlib.suppress(*USER_ERRORS):  # whoever works on the data meets them, too
+                context = context or self._read(torch.device("cpu"))
+                for line in context.data.notes:
+                    say(f"note: {line}")
+                if few := too_few(len(context.splits.fusion_val)):
+                    say(f"warning: {few}; data.val_fraction is its share of the holdout")
+        self.record.note = ""
+
+    def _has_open_tasks(self) -> bool:
+        return any(self.queue.outcome(task.name) is None for task in self.study.tasks)
 
     def _failed(self, note: str) -> Outcome:
         return Outcome("failed", note=note, rank=self.rank_info.rank, epoch=int(self.record.epoch))

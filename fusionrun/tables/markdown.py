@@ -16,6 +16,10 @@ def markdown_table(table: Table) -> str:
 
 
 def escape(text: str) -> str:
-    """Underscores inside words mean nothing in Markdown, those around them do."""
+    """Underscores inside words mean nothing in Markdown, those around them do.
+
+    What would move a cursor, where the file is shown on a terminal, is shown as a code.
+    """
+    text = re.sub(r"[\x00-\x08\x0e-\x1b\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
     escaped = re.sub(r"([\\|*`&\[\]]|<(?! ))", r"\\\1", " ".join(text.split()))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", escaped)
