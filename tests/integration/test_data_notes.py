@@ -72,7 +72,7 @@ def test_they_are_told_by_every_verb_and_stand_in_every_file(folder: Path) -> No
     notes = json.loads((row / "manifest.json").read_text())["notes"]
     assert json.loads((folder / "out/evaluation.json").read_text())["data"]["notes"] == notes
     for note in notes:
-        assert f"- data: {note}\n" in (folder / "out/evaluation.md").read_text()
+        assert f"- note: {note}\n" in (folder / "out/evaluation.md").read_text()
     page, text = ((folder / f"out/report.{kind}").read_text() for kind in ("html", "md"))
     assert "damaged: " in page and "of 6 classes: rare" in page
     assert "damaged: " in text and "of 6 classes: rare" in text
