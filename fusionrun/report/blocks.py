@@ -86,8 +86,11 @@ class Document:
     chapters: Sequence[Chapter]
 
 
-def bar_figures(charted: Sequence[tuple[str, charts.Bars]], what: str) -> list[Figure]:
+def bar_figures(charted: Sequence[tuple[str, charts.Bars]], what: str, digits: int) -> list[Figure]:
     """Bar charts by title that share their axis."""
     values = [value for _, groups in charted for _, bars in groups for _, value in bars]
     ticks = round_ticks([0.0, *values], 4)
-    return [Figure(name, charts.bars(f"{name}: {what}", groups, ticks)) for name, groups in charted]
+    return [
+        Figure(name, charts.bars(f"{name}: {what}", groups, ticks, digits))
+        for name, groups in charted
+    ]

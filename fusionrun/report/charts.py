@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fusionrun.tables.axis import Scale, Ticks
+from fusionrun.tables.headline import signed
 from fusionrun.tables.markup import Markup, join, tag
 
 WIDTH, HEIGHT = 280.0, 200.0  # pixels: four beside each other, or one on a phone
@@ -67,7 +68,7 @@ def plot(
 Bars = Sequence[tuple[str, Sequence[tuple[str, float]]]]  # (name, [(style, value), ...])
 
 
-def bars(label: str, groups: Bars, ticks: Ticks) -> Markup:
+def bars(label: str, groups: Bars, ticks: Ticks, digits: int) -> Markup:
     """Horizontal bars from zero, top to bottom."""
     thick = 16.0 if all(len(values) == 1 for _, values in groups) else 13.0
     count = sum(len(values) for _, values in groups)
@@ -82,9 +83,10 @@ def bars(label: str, groups: Bars, ticks: Ticks) -> Markup:
         for style, value in values:
             start, end = sorted((across(0), across(value)))
             box = {"x": start, "y": top + 1, "width": max(end - start, 0.5), "height": thick - 2}
-            note = tag("title", f"{name}: {value:+.2f}")
+            note = tag("title", f"{name}: {signed(value, digits)}")
             drawn.append(tag("rect", note, class_=f"bar {style}", **box))
-            drawn.append(_text(f"{value:+.2f}", WIDTH - 2, top + thick / 2 + 4, "tick end"))
+            place = WIDTH - 2, top + thick / 2 + 4
+            drawn.append(_text(signed(value, digits), *place, "tick end"))
             top += thick
         top += 5
     drawn.append(_rule(across(0), TOP, across(0), bottom, "zero"))
@@ -101,8 +103,8 @@ class Grid:
     values: Sequence[Sequence[float]]  # of each line
 
 
-def heat_map(label: str, grid: Grid, least: float, most: float) -> Markup:
-    """The numbers, palest at `least` and darkest at `most`."""
+def heat_map(label: str, grid: Grid, least: float, most: float, digits: int) -> Markup:
+    """The numbers with a digit at most, palest at `least` and darkest at `most`."""
     start = max(54.0, 14 + 5.9 * max(map(len, grid.lines)))
     side = min(54.0, (WIDTH - start - 4) / len(grid.columns))
     high = min(side, 36.0 if len(grid.lines) <= MOST_HIGH_LINES else 22.0)
@@ -113,13 +115,14 @@ def heat_map(label: str, grid: Grid, least: float, most: float) -> Markup:
         drawn.append(_text(name, start - 10, 22 + (i + 0.5) * high + 4, "tick end"))
     for i, k in itertools.product(range(len(grid.lines)), range(len(grid.columns))):
         value = grid.values[i][k]
+        text = f"{value:.{min(digits, 1)}f}"
         left, top = start + k * side, 22 + i * high
         box = {"x": left + 1, "y": top + 1, "width": side - 2, "height": high - 2, "rx": 3.0}
         depth = 0.65 * (value - least) / (most - least) if most > least else 0.0
-        note = tag("title", f"{grid.lines[i]}, {grid.columns[k]}: {value:.1f}")
+        note = tag("title", f"{grid.lines[i]}, {grid.columns[k]}: {text}")
         drawn.append(tag("rect", note, class_="heat", fill_opacity=0.06 + depth, **box))
         if side >= 30:
-            drawn.append(_text(f"{value:.1f}", left + side / 2, top + high / 2 + 4, "cell middle"))
+            drawn.append(_text(text, left + side / 2, top + high / 2 + 4, "cell middle"))
     return _picture(label, WIDTH, 26 + high * len(grid.lines), drawn)
 
 

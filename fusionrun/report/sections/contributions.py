@@ -6,6 +6,7 @@ from fusionrun.report.blocks import Block, Figure, Gallery, Text, bar_figures
 from fusionrun.report.charts import ALTERNATIVE, FUSED, Grid, heat_map
 from fusionrun.report.load import StudyResults
 from fusionrun.report.sections.columns import OF_ROW, ROW
+from fusionrun.tables.headline import digits
 from fusionrun.tables.table import Column, Table
 
 LEFT_OUT = (
@@ -84,11 +85,11 @@ def contributions(study: StudyResults) -> list[Block]:
         [[100 * share for share in line] for line in row.contributions.disagreement] for row in rows
     ]
     most = max(value for square in squares for line in square for value in line)
-    maps = []
+    maps, shown = [], digits(images.test)
     for row, square in zip(rows, squares, strict=True):
         names = [str(k) for k in range(len(square))]
         grid = Grid("expert", names, names, square)
-        maps.append(Figure(row.name, heat_map(f"{row.name}: disagreement", grid, 0.0, most)))
+        maps.append(Figure(row.name, heat_map(f"{row.name}: disagreement", grid, 0.0, most, shown)))
     legend = (
         (charts.swatch(FUSED, "bar"), "fused"),
         (charts.swatch(ALTERNATIVE, "bar"), "mean of probabilities"),
@@ -101,7 +102,9 @@ def contributions(study: StudyResults) -> list[Block]:
         ),
         Gallery(maps, note="Percent of test images that two experts answer differently."),
         Gallery(
-            bar_figures([left_out(row) for row in rows], "without each expert"), legend, LEFT_OUT
+            bar_figures([left_out(row) for row in rows], "without each expert", shown),
+            legend,
+            LEFT_OUT,
         ),
         Table("What the experts know together", TOGETHER, rows, TOGETHER_NOTE, images=images),
         Table(

@@ -9,7 +9,7 @@ from fusionrun.report.charts import SHAPES, Axis, Dot, Line
 from fusionrun.report.load import StudyResults
 from fusionrun.report.sections.columns import ROW
 from fusionrun.tables.axis import round_ticks
-from fusionrun.tables.headline import GAIN
+from fusionrun.tables.headline import GAIN, digits
 from fusionrun.tables.table import Column, Table
 
 MODEL_COLOURS = 6  # of the style sheet
@@ -69,7 +69,8 @@ def cost(study: StudyResults) -> list[Block]:
     legend = [(charts.swatch(colour), model) for model, colour in models.items()]
     legend += [(charts.swatch("ink", shape), fusion) for fusion, shape in fusions.items()]
     legend.append((charts.swatch("ink hollow"), "its experts before: mean of probabilities"))
-    figures = [figure for axis in COST_AXES if (figure := cost_plot(rows, *axis))]
+    shown = digits(study.evaluation.data.test_images)
+    figures = [figure for axis in COST_AXES if (figure := cost_plot(rows, shown, *axis))]
     note = "Test accuracy of the fused models. Up and to the left is better."
     table_note = (
         "MACs: multiply-accumulates of convolutions and linear layers for one image. Latency: one "
@@ -85,9 +86,17 @@ def cost(study: StudyResults) -> list[Block]:
 
 
 def cost_plot(
-    rows: Sequence[RowResult], title: str, unit: str, whole: Amount, experts: Amount | None
+    rows: Sequence[RowResult],
+    shown: int,
+    title: str,
+    unit: str,
+    whole: Amount,
+    experts: Amount | None,
 ) -> Figure | None:
-    """A dot a row, joined with what its experts gave before fusion training, at their cost."""
+    """A dot a row, joined with what its experts gave before fusion training, at their cost.
+
+    Accuracies have `shown` digits.
+    """
     models, fusions = _palette(rows)
     dots: list[Dot] = []
     lines: list[Line] = []
@@ -98,11 +107,11 @@ def cost_plot(
             continue
         colour, shape = models[row.model], fusions[row.fusion]
         if before is not None and reference is not None:
-            tooltip = f"{row.name}, {reference.label}: {reference.top1:.2f} %"
+            tooltip = f"{row.name}, {reference.label}: {reference.top1:.{shown}f} %"
             dots.append(Dot(f"{colour} hollow", before, reference.top1, tooltip, 4, shape))
             ends = [(before, reference.top1), (after, row.fused.top1)]
             lines.append(Line(f"{colour} thin", ends))
-        tooltip = f"{row.name}: {row.fused.top1:.2f} %, {after:.3g} {unit}"
+        tooltip = f"{row.name}: {row.fused.top1:.{shown}f} %, {after:.3g} {unit}"
         dots.append(Dot(colour, after, row.fused.top1, tooltip, 5, shape))
     if not dots:
         return None

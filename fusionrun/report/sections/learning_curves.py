@@ -5,6 +5,7 @@ from fusionrun.report.blocks import Block, Figure, Gallery
 from fusionrun.report.charts import FUSED, Axis, Dot, Line
 from fusionrun.report.load import StudyResults
 from fusionrun.tables.axis import round_ticks
+from fusionrun.tables.headline import digits
 
 
 def learning_curves(study: StudyResults) -> list[Block]:
@@ -15,7 +16,7 @@ def learning_curves(study: StudyResults) -> list[Block]:
         return []
     x = Axis("epoch", round_ticks([0.0, *(e.epoch for e in epochs)]))
     y = Axis("accuracy, %", round_ticks([v for e in epochs for v in (e.train, e.validation)]))
-    figures = []
+    figures, shown = [], digits(study.evaluation.data.val_images)
     for row in drawn:
         curve = study.curves[row.task]
         lines = [
@@ -23,7 +24,12 @@ def learning_curves(study: StudyResults) -> list[Block]:
             Line(FUSED, [(e.epoch, e.validation) for e in curve]),
         ]
         dots = [
-            Dot(FUSED, e.epoch, e.validation, f"selected: epoch {e.epoch:g}, {e.validation:.2f} %")
+            Dot(
+                FUSED,
+                e.epoch,
+                e.validation,
+                f"selected: epoch {e.epoch:g}, {e.validation:.{shown}f} %",
+            )
             for e in curve
             if e.epoch == row.epoch
         ]

@@ -7,7 +7,7 @@ from fusionrun.report import charts
 from fusionrun.report.blocks import Block, Gallery, bar_figures
 from fusionrun.report.load import StudyResults
 from fusionrun.report.sections.columns import OF_ROW
-from fusionrun.tables.headline import VS_BEST_ALTERNATIVE
+from fusionrun.tables.headline import VS_BEST_ALTERNATIVE, digits
 from fusionrun.tables.table import Column, Images, Table
 
 MOST_CLASSES = 20  # in a chart; of more only those at both ends
@@ -44,4 +44,5 @@ def per_class(study: StudyResults) -> list[Block]:
         note += f" The {MOST_CLASSES // 2} highest and lowest of {len(data.classes)} classes."
     title, units = "Accuracy by class", "Percent; fused minus the other in points."
     table = Table(title, CLASSES, items, units, folded=True, images=Images(round(each)))
-    return [Gallery(bar_figures(charted, "by class"), note=note), table] if rows else []
+    figures = bar_figures(charted, "by class", digits(round(each)))
+    return [Gallery(figures, note=note), table] if rows else []

@@ -13,6 +13,7 @@ from fusionrun.report.sections.columns import OF_ROW
 from fusionrun.robustness.schema import CorruptionResult, Robustness, RobustnessRow
 from fusionrun.robustness.tables import DETECTED, DETECTION_TITLE, SCORES
 from fusionrun.tables.axis import round_ticks
+from fusionrun.tables.headline import digits
 from fusionrun.tables.table import Column, Images, Table
 
 # method -> (heading of a narrow column, style of its line)
@@ -67,12 +68,12 @@ def noise(found: Robustness) -> list[Block]:
     levels = [level for row in found.rows for method in row.methods for level in method.noise]
     x = Axis("sigma of the noise", round_ticks(level.sigma for level in levels))
     y = Axis("accuracy, %", round_ticks(level.top1 for level in levels))
-    figures = []
+    figures, shown = [], digits(found.images)
     for row in found.rows:
         drawn = [(style, m) for key, (_, style) in SHOWN.items() if (m := row.method(key))]
         lines = [Line(style, [(n.sigma, n.top1) for n in m.noise]) for style, m in drawn]
         dots = [
-            Dot(style, n.sigma, n.top1, f"{m.label}, sigma {n.sigma:g}: {n.top1:.2f} %", 3)
+            Dot(style, n.sigma, n.top1, f"{m.label}, sigma {n.sigma:g}: {n.top1:.{shown}f} %", 3)
             for style, m in drawn
             for n in m.noise
         ]
@@ -169,7 +170,9 @@ def heat_maps(found: Robustness) -> list[Figure]:
     values = [value for _, grid in grids for line in grid.values for value in line]
     least, most = min(values), max(values)
     return [
-        Figure(name, charts.heat_map(f"{name}: corruptions", grid, least, most))
+        Figure(
+            name, charts.heat_map(f"{name}: corruptions", grid, least, most, digits(found.images))
+        )
         for name, grid in grids
     ]
 

@@ -439,7 +439,7 @@ def test_curves_lie_where_the_axes_say(study: Path, page: Page) -> None:
                 assert read_off(x, across) == pytest.approx(float(epoch["epoch"]), abs=0.01)
                 assert read_off(y, up) == pytest.approx(float(epoch[column]), abs=0.05)
         ((dot, tooltip),) = page.chart(label, "path", "dot")
-        assert tooltip == f"selected: epoch 7, {float(epochs[6]['val_accuracy']):.2f} %"
+        assert tooltip == f"selected: epoch 7, {float(epochs[6]['val_accuracy']):.0f} %"
         assert place(dot)[0] == pytest.approx(
             [float(p.split(",")[0]) for p in line["points"].split()][6], abs=0.01
         )
@@ -482,7 +482,7 @@ def test_bars_are_as_long_as_their_numbers(study: Path, page: Page) -> None:
     known = sorted(((name, gain) for name, gain in gains if gain is not None), key=lambda g: -g[1])
     bars = page.chart(label, "rect", "bar")
     for (bar, tooltip), (name, gain) in zip(bars, known, strict=True):
-        assert tooltip == f"{name}: {gain:+.2f}"
+        assert tooltip == f"{name}: {gain:+.1f}"
         left, right = float(bar["x"]), float(bar["x"]) + float(bar["width"])
         end, zero = (right, left) if gain > 0 else (left, right)
         assert read_off(x, zero) == pytest.approx(0, abs=0.1)

@@ -488,7 +488,7 @@ def test_the_report_shows_it(measured: Path, tmp_path: Path) -> None:
     tiles = page.chart(f"{names[0]}: corruptions", "rect", "heat")
     assert len(tiles) == 3 * len(CORRUPTIONS)
     assert (
-        tiles[1][1] == f"gaussian_noise, mean: {cells[0][1]['made']['corruptions'][0]['mean']:.1f}"
+        tiles[1][1] == f"gaussian_noise, mean: {cells[0][1]['made']['corruptions'][0]['mean']:.0f}"
     )
     label = f"{names[1]}: accuracy against noise"
     ((line, _),) = page.chart(label, "polyline", "fused")
