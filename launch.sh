@@ -84,36 +84,19 @@ set_up_venv() {
     exit 1
   fi
   # several nodes or jobs may find it missing at once: one sets it up, the others wait
-  mkdir -p "$ROOT/.venv"
-  exec 9>"$ROOT/.venv/lock"
-  flock 9
+  mkdir -p "$ROOT/.venv" && : >>"$ROOT/.venv/lock" || return
+  exec 9>>"$ROOT/.venv/lock"
+  if ! flock 9 2>/dev/null; then
+    echo "launch.sh: no file can be locked in $ROOT/.venv; start nothing else from here until" \
+      "the set-up is done"
+  fi
   if has_requirements "$ROOT/.venv/bin/python"; then return; fi
   echo "launch.sh: setting up $ROOT/.venv from requirements.txt (once; some minutes, about 6 GB)"
-  "$base" -m venv "$ROOT/.venv"
+  "$base" -m venv "$ROOT/.venv" || return
   # the checkout itself, too: it brings the command .venv/bin/fusionrun
-  "$ROOT/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+  "$ROOT/.venv/bin/python" -m pip install --disable-pip-version-check \
     -r "$ROOT/requirements.txt" --editable "$ROOT"
 }
-
-# torchrun, but for its warnings, and for its traceback when it was told to stop or another
-# node's torchrun has gone.
-TORCHRUN='
-import logging
-import sys
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.rendezvous import RendezvousError
-from torch.distributed.run import get_args_parser, main
-logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
-options = sys.argv[1:]
-if "--shutdown-timeout" in get_args_parser().format_help():  # torch 2.11 does not know it yet
-    options = ["--shutdown-timeout=25", *options]
-try:
-    main(options)
-except SignalException:
-    sys.exit(1)
-except RendezvousError as error:
-    sys.exit(f"launch.sh: the torchruns of the nodes have lost each other ({error!r})")
-'
 
 # One torchrun over RANKS processes; rank 0 keeps the terminal, the others' output goes to files.
 start_torchrun() {
@@ -125,7 +108,7 @@ start_torchrun() {
   export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR} LOGLEVEL=${LOGLEVEL:-ERROR}
   # Its own session: a Ctrl-C reaches this script alone, which forwards it once.
   # Nothing but the ranks may have the exit file's name: `ranks_left` knows them by it.
-  FUSIONRUN_EXIT_FILE=$EXIT_DIR/status setsid "$PYTHON" -c "$TORCHRUN" \
+  FUSIONRUN_EXIT_FILE=$EXIT_DIR/status setsid "$PYTHON" -m fusionrun.launch.torchrun \
     --nproc-per-node="$RANKS" --max-restarts="$MAX_RESTARTS" --monitor-interval=0.5 \
     --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2 \
     --log-dir="$logs" ${others:+--redirects="$others"} "${RENDEZVOUS[@]}" \
@@ -139,11 +122,16 @@ node_address() {
 }
 
 # One machine needs no network: torchrun's own store is a file in a folder that is this launch's,
-# and nobody asks what the host's name means. On several nodes every node's torchrun meets the
-# others on the first one.
+# and nobody asks what the host's name means. (A folder that can't lock files can't have a store.)
+# On several nodes every node's torchrun meets the others on the first one.
 choose_rendezvous() {
-  RENDEZVOUS=(--nnodes=1 --rdzv-backend=c10d --rdzv-id=study --rdzv-endpoint="$EXIT_DIR/rendezvous"
-    --rdzv-conf="store_type=file,keep_alive_interval=60" --local-addr=127.0.0.1)
+  RENDEZVOUS=(--nnodes=1 --rdzv-backend=c10d --rdzv-id=study --local-addr=127.0.0.1)
+  if ! command -v flock >/dev/null || flock "$EXIT_DIR" true 2>/dev/null; then
+    RENDEZVOUS+=(--rdzv-endpoint="$EXIT_DIR/rendezvous"
+      --rdzv-conf="store_type=file,keep_alive_interval=60")
+  else
+    RENDEZVOUS+=(--rdzv-endpoint=127.0.0.1:0 --rdzv-conf=is_host=true)
+  fi
   if [[ ${SLURM_STEP_NUM_NODES:-1} -gt 1 ]]; then
     local first is_host=false
     first=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)
@@ -218,6 +206,26 @@ wait_for_ranks() {
   [[ -z $left ]] || xargs kill -KILL <<<"$left" 2>/dev/null || true
 }
 
+# Ctrl-Z reaches this script alone: the ranks wait as long as it does. (torchrun first, or it could
+# start others meanwhile.)
+# shellcheck disable=SC2317 # a trap calls it
+suspend() {
+  kill -STOP "$CHILD" 2>/dev/null || true
+  xargs -r kill -STOP <<<"$(ranks_left)" 2>/dev/null || true
+  [[ ! -t 1 ]] || printf '\033[?25h' # the table hides the cursor
+  kill -STOP $$
+  xargs -r kill -CONT <<<"$(ranks_left)" 2>/dev/null || true
+  kill -CONT "$CHILD" 2>/dev/null || true
+}
+
+# What ranks without a terminal said before they had an output directory.
+show_last_words() {
+  local log
+  for log in "$EXIT_DIR"/torchrun/*/attempt_*/*/stderr.log; do
+    [[ ! -s $log ]] || echo "launch.sh: rank $(basename "$(dirname "$log")"): $(tail -n 1 "$log")" >&2
+  done
+}
+
 # Their process ids. (grep's status says nothing: some processes can't be read, or have just gone.)
 ranks_left() {
   { grep -lsz "^FUSIONRUN_EXIT_FILE=$EXIT_DIR/" /proc/[0-9]*/environ || true; } | cut -d/ -f3
@@ -236,7 +244,7 @@ run_under_slurm() {
   trap 'forward USR2' USR2 # or as a job's own --signal=B:USR2@300 does
   # Slurm, or Ctrl-C, tells the whole step; srun would take it for an order to kill at once. And
   # after scancel the job isn't to come back.
-  trap 'STOPPING=TERM' INT TERM HUP
+  trap 'STOPPING=TERM' INT TERM HUP QUIT
   wait_for_child
   [[ ${STOPPING:-} != USR? || $CODE -lt 4 ]] || requeue
   exit "$CODE"
@@ -260,7 +268,7 @@ main() {
   # how messages name the next command; under sbatch this script is a copy with another name
   [[ $0 == *launch.sh ]] && FUSIONRUN_CALLED_AS="bash $(printf %q "$0")"
   export FUSIONRUN_CALLED_AS=${FUSIONRUN_CALLED_AS:-bash launch.sh}
-  if [[ ! ${1:-} =~ ^[a-z]+$ || ! -f $ROOT/fusionrun/commands/$1.py ]]; then
+  if [[ ${1:-} != --version && (! ${1:-} =~ ^[a-z]+$ || ! -f $ROOT/fusionrun/commands/$1.py) ]]; then
     export FUSIONRUN_DEFAULT_RECIPE=demo
     set -- train "$@"
   fi
@@ -279,14 +287,17 @@ main() {
   EXIT_DIR=$(mktemp -d)
   trap 'rm -rf "$EXIT_DIR"' EXIT
   choose_rendezvous
+  echo "launch.sh: starting $RANKS rank$([[ $RANKS == 1 ]] || echo s) with $PYTHON"
   start_torchrun "$@"
-  trap 'forward TERM' INT TERM HUP USR1 USR2
+  trap 'forward TERM' INT TERM HUP QUIT USR1 USR2
+  trap suspend TSTP
   wait_for_child
   # what is left takes seconds; srun tells a node to stop when another one has ended with 3
-  trap '' INT TERM HUP USR1 USR2
+  trap '' INT TERM HUP QUIT USR1 USR2
   wait_for_ranks
   [[ ! -t 1 ]] || printf '\033[?25h' # a killed rank 0 leaves the cursor hidden
   if [[ -s $EXIT_DIR/status ]]; then exit "$(<"$EXIT_DIR/status")"; fi
+  show_last_words
   # a rank makes that file when it starts; it writes into it when it ends
   if [[ ! -e $EXIT_DIR/status && -z ${STOPPING:-} && $CODE -le 128 ]]; then
     echo "launch.sh: torchrun ended with status $CODE before a rank could start; fix what it says" \

@@ -1,11 +1,14 @@
 """The only reader of RANK, LOCAL_RANK and SLURM_*: who this process is, how it finds its peers."""
 
+import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import signal
 import socket
 import stat
+import struct
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to import; whoever only asks for the ra
 PEER_TIMEOUT = timedelta(minutes=30)
 # torchrun starts all ranks at once; what keeps one that long is a cold file system at most.
 JOIN_SECONDS = 600.0
+SIOCGIFADDR = 0x8915  # Linux: an interface's IPv4 address
 WAITING_SECONDS = 5.0  # until rank 0 says whom it waits for
 
 
@@ -108,8 +112,10 @@ def join(rank_info: RankInfo, between_polls: Callable[[], None] = lambda: None) 
         store = dist.FileStore(str(folder / "store"), rank_info.world_size)
     else:
         store = _tcp_store(rank_info, between_polls)
-    if rank_info.is_on_one_machine:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else where the host's name leads
+    # else gloo listens where the host's own name leads
+    interface = "lo" if rank_info.is_on_one_machine else _interface_towards(*_master())
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     exchange(store, rank_info, "joined", "", between_polls, limit_seconds=JOIN_SECONDS)
     dist.init_process_group(
         "gloo",
@@ -173,20 +179,13 @@ def _tcp_store(rank_info: RankInfo, between_polls: Callable[[], None]) -> "Store
     """Rank 0's store, on the address alone that torchrun gave it; on one machine on loopback."""
     import torch.distributed as dist
 
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        if not os.environ.get(name):
-            raise LaunchError(
-                f"{name}: not set although WORLD_SIZE is {rank_info.world_size}; start with "
-                "torchrun"
-            )
-    host = "127.0.0.1" if rank_info.is_on_one_machine else os.environ["MASTER_ADDR"]
-    port = int(os.environ["MASTER_PORT"])
+    host, port = _master()
+    if rank_info.is_on_one_machine:
+        host = "127.0.0.1"
     is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if rank_info.rank == 0 and not is_torchruns:
-        # torch listens on every interface, but for a socket that it's handed
-        listener = socket.create_server((host, port), family=_family(host, port))
         return dist.TCPStore(
-            host, port, None, True, PEER_TIMEOUT, False, master_listen_fd=listener.detach()
+            host, port, None, True, PEER_TIMEOUT, False, master_listen_fd=listen_at(host, port)
         )
     _await_listener(host, port, between_polls)
     store = dist.TCPStore(host, port, None, False, PEER_TIMEOUT, False)
@@ -198,15 +197,52 @@ def _tcp_store(rank_info: RankInfo, between_polls: Callable[[], None]) -> "Store
     return store
 
 
-def _family(host: str, port: int) -> socket.AddressFamily:
-    """IPv4 or IPv6, as the resolver prefers. Raises LaunchError for a host that it doesn't know."""
+def _master() -> tuple[str, int]:
+    """Where torchrun says that rank 0 is. Raises LaunchError when it doesn't."""
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise LaunchError(f"{name}: not set although WORLD_SIZE is; start with torchrun")
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+
+def listen_at(host: str, port: int) -> int | None:
+    """A file descriptor that listens at `host` alone, for a TCPStore; it listens everywhere itself.
+
+    None where that name leads nowhere but to this machine itself, as on many the own name does:
+    other nodes come by another address. Raises LaunchError for a name that isn't known, and for
+    a port that is taken.
+    """
     try:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise LaunchError(
             f"MASTER_ADDR: found {host!r}, which this machine can't resolve ({error.strerror}); "
             "give torchrun an address (--local-addr on each node)"
         ) from error
+    if str(address[0]).startswith("127.") and host != address[0]:
+        return None
+    try:
+        return socket.create_server(address[:2], family=family).detach()
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:  # another machine forwards that address to this one
+            return None
+        raise LaunchError(f"can't listen at {host} port {port}: {error.strerror}") from error
+
+
+def _interface_towards(host: str, port: int) -> str | None:
+    """The network interface by which this machine reaches `host`, or owns it; None if unknown."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, port))  # sends nothing
+        own = probe.getsockname()[0]
+        if own.startswith("127.") and host != own:
+            return None
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # one without an address
+                request = struct.pack("256s", name.encode())
+                answer = fcntl.ioctl(probe, SIOCGIFADDR, request)
+                if socket.inet_ntoa(answer[20:24]) == own:
+                    return name
+    return None
 
 
 def _await_listener(host: str, port: int, between_polls: Callable[[], None]) -> None:

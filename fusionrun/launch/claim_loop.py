@@ -91,7 +91,7 @@ class ClaimLoop:
                             log_file = layout.task_log(need)
                             raise TaskError(f"can't start: {need} failed; see {log_file}")
                     is_done(self.study, task)  # raises for the result of another experiment
-                    count_start(self.study, task)
+                    count_start(self.study, task, self.rank_info.rank)
                     if isinstance(task, ExpertTask):
                         train_task.train_expert(context, task, reporter)
                     else:

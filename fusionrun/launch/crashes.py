@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fusionrun.common.atomic_files import write_json
 from fusionrun.common.typed_fields import plain, read_json
+from fusionrun.launch.rank_log import bound_size, last_words
 from fusionrun.launch.resume import resume_path
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import Task
@@ -18,9 +19,11 @@ class CrashCount:
 
     crashes: int  # of the process, at this point of the training
     reached: int  # when the resume state was last written, in ns since 1970; 0: never
+    rank: int = 0  # that runs it
+    log_size: int = 0  # bytes of the rank's log when it began
 
 
-def count_start(study: Study, task: Task) -> None:
+def count_start(study: Study, task: Task, rank: int) -> None:
     """Note that the task starts. Raises TaskError after CRASHES ends without getting further.
 
     torchrun's restarts are there for the other rows too.
@@ -31,9 +34,25 @@ def count_start(study: Study, task: Task) -> None:
     if note.exists():
         before = read_json(note, CrashCount)
         crashes = before.crashes + 1 if before.reached == reached else 0
-    if crashes >= CRASHES:
-        raise TaskError(
-            f"its process died {crashes} times without getting further; the log of the rank and "
-            f"the system's (dmesg: out of memory?) may say why. A new launch tries it again"
+        if crashes >= CRASHES:
+            raise TaskError(
+                f"its process died {crashes} times without getting further; "
+                f"{_reason(study, before)}. A new launch tries it again"
+            )
+    log = study.layout.rank_log(rank)
+    bound_size(log)
+    size = log.stat().st_size if log.exists() else 0
+    write_json(note, plain(CrashCount(crashes, reached, rank, size)))
+
+
+def _reason(study: Study, before: CrashCount) -> str:
+    """What the process left that died last."""
+    log = study.layout.rank_log(before.rank)
+    if words := last_words(log, before.log_size):
+        return f"the last time it said: {words!r} ({log})"
+    if before.rank == 0:
+        return (
+            "what it said stands in the launch's own output; if nothing does, it was killed by "
+            "signal 9: out of memory? (dmesg)"
         )
-    write_json(note, plain(CrashCount(crashes, reached)))
+    return "it said nothing, as one does that is killed by signal 9: out of memory? (dmesg)"

@@ -1,19 +1,17 @@
 """One rank, start to end: join, take tasks until none is left, leave together."""
 
+import faulthandler
 import sys
 
 from rich.console import Console
+from torch.distributed import Store
 
-from fusionrun.common.distributed import (
-    RankInfo,
-    die_with_parent,
-    divide_threads,
-    join,
-    leave,
-)
+from fusionrun.common import distributed
+from fusionrun.common.distributed import RankInfo
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.launch.claim_loop import ClaimLoop
 from fusionrun.launch.last_words import print_last_words
+from fusionrun.launch.rank_log import redirect_output, remove_if_empty
 from fusionrun.launch.session import Session, open_session
 from fusionrun.launch.shutdown import (
     StopSignals,
@@ -42,17 +40,16 @@ def run(
     the output directory holds another study, LaunchError when the launch can't start.
     """
     if rank_info.has_launcher:
-        die_with_parent()
-    with StopSignals(study.recipe.runtime.stop_signals) as stop:
+        distributed.die_with_parent()
+    with StopSignals(study.recipe.runtime.stop_signals, rank_info.has_launcher) as stop:
         try:
-            store = join(rank_info, stop.check)
-            session = open_session(study, rank_info, store, stop.check, only_failed=only_failed)
+            store, session = begin(study, rank_info, stop, only_failed=only_failed)
         except StopRequested:
             if rank_info.rank == 0:
                 print("fusionrun: stopped before it began", file=sys.stderr)
             return ExitStatus.STOPPED
         study = session.study
-        threads = divide_threads(rank_info, study.recipe.runtime.threads)
+        threads = distributed.divide_threads(rank_info, study.recipe.runtime.threads)
         queue = Queue(study.tasks, store, rank_info.rank, rank_info.world_size)
         record = Record(host=rank_info.host)
         gather = StatusGather(
@@ -66,7 +63,7 @@ def run(
         heartbeat = Heartbeat(record, study.layout.heartbeat(rank_info.rank), 1.0)
         display = None
         if rank_info.rank == 0:
-            display = make_display(session, rank_info, gather, queue, threads, console)
+            display = make_display(session, rank_info, gather, queue, threads, stop, console)
         heartbeat.start()
         gather.start()
         if display is not None:
@@ -90,9 +87,26 @@ def run(
         if lost_peers:
             exit_for_restart()
         session.close(forget=rank_info.rank == 0 and code is not None)
+        remove_if_empty(study.layout.rank_log(rank_info.rank))
         if not gather.is_alive() and not gather.broken:
-            leave()
+            distributed.leave()
         return status
+
+
+def begin(
+    study: Study, rank_info: RankInfo, stop: StopSignals, *, only_failed: bool
+) -> tuple[Store, Session]:
+    """Meet the other ranks and open the session with them; only rank 0 keeps the terminal.
+
+    Raises StopRequested when a stop signal comes meanwhile, otherwise as `run`.
+    """
+    store = distributed.join(rank_info, stop.check)
+    session = open_session(study, rank_info, store, stop.check, only_failed=only_failed)
+    if rank_info.rank > 0:
+        redirect_output(session.study.layout.rank_log(rank_info.rank))
+    elif rank_info.has_launcher:
+        faulthandler.enable()  # torchrun doesn't say what a signal killed in native code
+    return store, session
 
 
 def make_display(
@@ -101,6 +115,7 @@ def make_display(
     gather: StatusGather,
     queue: Queue,
     threads: int,
+    stop: StopSignals,
     console: Console,
 ) -> Display:
     """Rank 0's live table, with the watchdog that looks at every snapshot of it."""
@@ -118,6 +133,7 @@ def make_display(
     watchdog = Watchdog(study.recipe.runtime.hang_minutes, rank_info)
 
     def observe() -> Snapshot:
+        stop.requested()  # nothing is drawn over the prompt while torchrun is suspended
         snapshot = builder.build()
         watchdog.look(snapshot)
         return snapshot

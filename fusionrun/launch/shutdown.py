@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -27,6 +28,16 @@ from fusionrun.training.errors import StopRequested
 
 # how long a stopped rank waits for its peers: together well inside any grace time
 SHUTDOWN_SECONDS, LONGEST_TICK = 3.0, 10.0
+LOOK_SECONDS = 0.5  # between two looks whether torchrun is suspended
+
+
+def is_suspended(pid: int) -> bool:
+    """Whether a process was stopped as by Ctrl-Z (Linux only)."""
+    try:
+        # "pid (any name) state ..."
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
 
 
 class StopSignals:
@@ -38,8 +49,10 @@ class StopSignals:
     can't listen, so nothing stops a launch that a notebook's thread began.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], has_launcher: bool = False) -> None:
         self._names = names
+        self._launcher = os.getppid() if has_launcher else None
+        self._looked = 0.0  # at the launcher
         self._before: dict[signal.Signals, Any] = {}
         self._is_requested = False
 
@@ -47,6 +60,8 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for name in self._names:
                 number = signal.Signals[name]
+                if signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup, or a shell's `&`, protects from it
                 self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -56,6 +71,14 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def requested(self) -> bool:
+        """Whether a stop signal came; waits first while the launcher is suspended.
+
+        A terminal's Ctrl-Z reaches torchrun alone: its ranks have sessions of their own.
+        """
+        if self._launcher is not None and time.monotonic() - self._looked > LOOK_SECONDS:
+            while not self._is_requested and is_suspended(self._launcher):
+                time.sleep(0.2)
+            self._looked = time.monotonic()
         return self._is_requested
 
     def request(self) -> None:

@@ -133,6 +133,11 @@ class Layout:
     def task_log(self, task: str) -> Path:
         return self.output_dir / "logs" / f"{task}.log"
 
+    def rank_log(self, rank: int) -> Path:
+        """What ranks other than the first print, who owns the terminal; empty ones are removed."""
+        beside = f"-{self.launch}" if self.launch else ""
+        return self.output_dir / "logs" / f"rank-{rank}{beside}.log"
+
     def tensorboard(self, task: str) -> Path:
         return self.output_dir / "tensorboard" / task
 

@@ -193,8 +193,16 @@ class RuntimeConfig:
     amp: Literal["auto", "off"] = "auto"  # auto: bfloat16 autocast on a GPU that has it
     channels_last: bool = True  # memory layout of images and convolutions; faster
     deterministic: bool = False  # GPU: bit-identical reruns, slower (a CPU always is)
-    # a rank that gets one of these saves at its next step and leaves; Slurm's warning among them
-    stop_signals: tuple[str, ...] = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
+    # a rank that gets one of these saves at its next step and leaves (one that was ignored when
+    # it began, as by nohup, stays so); Slurm's warning and a lost terminal are among them
+    stop_signals: tuple[str, ...] = (
+        "SIGTERM",
+        "SIGINT",
+        "SIGHUP",
+        "SIGQUIT",
+        "SIGUSR1",
+        "SIGUSR2",
+    )
     hang_minutes: float | None = None  # stop the launch when a rank made no progress for so long
 
     def __post_init__(self) -> None:

@@ -281,7 +281,7 @@ def test_launch_sh_runs_any_other_command_in_one_process(four_ranks: Path) -> No
     done = launch_sh("evaluate", "out", cwd=four_ranks, RANKS="ignored")
     assert done.returncode == 0, done.stderr
     assert "densenet" in done.stdout
-    for words in (["doctor", "--help"], ["train", "-h"], ["evaluate", "nowhere"]):
+    for words in (["--version"], ["doctor", "--help"], ["train", "-h"], ["evaluate", "nowhere"]):
         ours, direct = launch_sh(*words, cwd=four_ranks), alone(*words, cwd=four_ranks)
         assert (ours.returncode, ours.stdout) == (direct.returncode, direct.stdout)
         assert ours.stderr == direct.stderr

@@ -22,6 +22,7 @@ from fusionrun.common.distributed import (
     exchange,
     join,
     leave,
+    listen_at,
     read_rank_info,
     usable_cpus,
 )
@@ -117,7 +118,7 @@ def test_peers_that_nobody_named(monkeypatch: pytest.MonkeyPatch, missing: str) 
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, TORCHRUN[name])
     monkeypatch.delenv(missing)
-    with pytest.raises(LaunchError, match=f"{missing}: not set .* start with torchrun"):
+    with pytest.raises(LaunchError, match=f"{missing}: not set .*start with torchrun"):
         join(RankInfo(0, 2, 0, 2, 0, None))
     assert not dist.is_initialized()
 
@@ -127,6 +128,18 @@ def test_an_address_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", "29500")
     with pytest.raises(LaunchError, match=r"MASTER_ADDR: found 'gpu-box-17.invalid'.*--local-addr"):
         join(RankInfo(0, 2, 0, 1, 0, None, nodes=2))
+
+
+def test_a_store_listens_at_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptor = listen_at("127.0.0.1", 0)
+    assert descriptor is not None
+    with socket.socket(fileno=descriptor) as listener:
+        address, port = listener.getsockname()
+        assert address == "127.0.0.1"
+        with pytest.raises(LaunchError, match=f"can't listen at 127.0.0.1 port {port}: .*in use"):
+            listen_at("127.0.0.1", port)
+    assert listen_at("localhost", 0) is None  # other nodes don't come by this machine's loopback
+    assert listen_at("192.0.2.1", 0) is None  # forwarded to this machine: it has no such address
 
 
 RANK = """

@@ -24,6 +24,17 @@ def test_a_stop_signal_is_remembered_and_the_handlers_come_back() -> None:
     assert {number: signal.getsignal(number) for number in before} == before
 
 
+def test_a_signal_that_was_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals(["SIGHUP", "SIGTERM"]) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_they_come_back_after_an_error() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(ZeroDivisionError), StopSignals(["SIGINT"]):
