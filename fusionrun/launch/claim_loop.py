@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from fusionrun.common.distributed import LaunchError, RankInfo
+from fusionrun.common.distributed import RankInfo
 from fusionrun.components.starting_experts import with_expert_notes
-from fusionrun.data.datasets import DataError
 from fusionrun.launch import train_task
 from fusionrun.launch.crashes import count_start
+from fusionrun.launch.failures import USER_ERRORS, in_words
 from fusionrun.launch.resume import is_done, is_reusable
 from fusionrun.launch.shutdown import StopSignals
 from fusionrun.launch.task_reporter import TaskReporter
@@ -25,11 +25,7 @@ from fusionrun.study.queue import Queue
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, Task
 from fusionrun.tables.headline import too_few
-from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.errors import StopRequested, TaskError
-
-# what a person can fix; anything else deserves its traceback in the task's log
-USER_ERRORS = (TaskError, CheckpointError, DataError, LaunchError, OSError)
 
 
 @dataclass
@@ -191,11 +187,3 @@ class ClaimLoop:
                 log.line(f"failed: {outcome.note}")
         write_outcome(layout.outcome(task.name), outcome)
         layout.crashes(task.name).unlink(missing_ok=True)
-
-
-def in_words(error: Exception) -> str:
-    """What a person needs to know of an error; the system's own come with the file's name."""
-    if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror}. Nothing that was saved before is lost"
-    return str(error)

@@ -1,0 +1,17 @@
+"""What goes wrong in a launch and a person can mend, and how it's said."""
+
+from fusionrun.common.distributed import LaunchError
+from fusionrun.data.errors import DataError
+from fusionrun.training.checkpoint import CheckpointError
+from fusionrun.training.errors import TaskError
+
+# anything else deserves its traceback in the task's log
+USER_ERRORS = (TaskError, CheckpointError, DataError, LaunchError, OSError)
+
+
+def in_words(error: Exception) -> str:
+    """What a person needs to know of an error; the system's own come with the file's name."""
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}. Nothing that was saved before is lost"
+    return str(error)
