@@ -126,6 +126,9 @@ class ClaimLoop:
         except StopRequested:
             raise
         except Exception as error:
+            path = self.study.layout.task_log(claimed.name)
+            with contextlib.suppress(OSError), TaskLog(path, claimed.name) as log:
+                log.line(f"failed: {in_words(error)}")
             self.queue.close(claimed, in_words(error))
             raise
         self._say_notes(context)

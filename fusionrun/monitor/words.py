@@ -25,7 +25,7 @@ LOOK = {  # a task's or the launch's state: symbol, style
 }
 # character by character, so that no width changes
 _ASCII = str.maketrans("●✓✗■○━╸─–·×…└", ">+x#.==--|x~+")
-REASON = 240  # letters of a failure's reason that the table shows
+REASON = 480  # letters of a failure's reason that the table shows
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -72,6 +72,8 @@ def epoch_of(task: TaskStatus) -> str:
 
 def what_it_needs(task: TaskStatus, snapshot: Snapshot) -> str:
     """What a row that hasn't begun waits for."""
+    if snapshot.state != "running":
+        return "and not begun"
     if task.state == "queued":
         return "for a free rank"
     missing = sum(

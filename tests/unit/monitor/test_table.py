@@ -25,6 +25,8 @@ REASON = (
     "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity "
     "of 79.11 GiB of which 512.00 MiB is free; lower fusion.batch_size, now 128, or free the GPU: "
     "/scratch/users/somebody/a-path-that-has-no-place-to-break/and-goes-on/and-on/for-ever/more"
+    + "/and-more"
+    * 30
 )
 
 
