@@ -128,6 +128,7 @@ def make_display(
         study=study.name,
         device=str(session.device),
         threads=threads,
+        every_seconds=study.recipe.status.every_seconds,
         outcome_of=queue.outcome,
     )
     watchdog = Watchdog(study.recipe.runtime.hang_minutes, rank_info)

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Literal
 
 from fusionrun.common.distributed import RankInfo
+from fusionrun.monitor.ages import Ages
 from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.heartbeat import read_heartbeat
 from fusionrun.monitor.record import ENDED, Outcome, RankState, Record, read_outcome
@@ -123,6 +124,7 @@ class Snapshot:
     channel: str  # "" or why the gather no longer works
     tasks: tuple[TaskStatus, ...]
     ranks: tuple[RankStatus, ...]
+    every_seconds: float = 1.0  # until the next one
 
 
 class SnapshotBuilder:
@@ -141,6 +143,7 @@ class SnapshotBuilder:
         study: str,
         device: str,
         threads: int,
+        every_seconds: float,
         outcome_of: Callable[[str], str | None],
     ) -> None:
         self._layout = layout
@@ -151,20 +154,20 @@ class SnapshotBuilder:
         self._device = device
         self._threads = threads
         self._outcome_of = outcome_of
-        self._started = time.time()
-        # (rank, what): (count, when it last changed); by this machine's clock, clocks differ
-        self._counts: dict[tuple[int, str], tuple[float, float]] = {}
+        self._every_seconds = every_seconds
+        self._started, self._start = time.time(), time.monotonic()
+        self._ages = Ages(every_seconds)
 
     def build(self) -> Snapshot:
         """The state of the launch now."""
-        now = time.time()
+        self._ages.tick()
         # of every rank, once the first gather is through
         gathered = dict(enumerate(self._gather.records))
         records = [
             fresher(gathered.get(rank), read_heartbeat(self._layout.heartbeat(rank)))
             for rank in range(self._rank_info.world_size)
         ]
-        ranks = tuple(self._rank_status(rank, record, now) for rank, record in enumerate(records))
+        ranks = tuple(self._rank_status(rank, record) for rank, record in enumerate(records))
         tasks = self._task_statuses(records, [rank.still_seconds for rank in ranks])
         pairs = list(zip(self._tasks, tasks, strict=True))
         done = sum(task.cost * status.progress for task, status in pairs)
@@ -174,8 +177,8 @@ class SnapshotBuilder:
             output_dir=str(self._layout.output_dir),
             state=launch_state(tasks, ranks),
             started=self._started,
-            updated=now,
-            elapsed=now - self._started,
+            updated=time.time(),
+            elapsed=time.monotonic() - self._start,
             eta_seconds=seconds_to_end(pairs, sum(rank.state not in ENDED for rank in ranks)),
             progress=done / total if total else 1.0,
             world_size=self._rank_info.world_size,
@@ -187,33 +190,26 @@ class SnapshotBuilder:
             channel=self._gather.broken,
             tasks=tasks,
             ranks=ranks,
+            every_seconds=self._every_seconds,
         )
 
-    def _rank_status(self, rank: int, record: Record | None, now: float) -> RankStatus:
+    def _rank_status(self, rank: int, record: Record | None) -> RankStatus:
         if record is None:
             return RankStatus(rank, "starting", None, None, None)
         still = 0.0
         if record.state == "working":
-            still = self._age(rank, "progress", record.progress_count, now)
+            still = self._ages.of((rank, "progress"), record.progress_count)
         return RankStatus(
             rank=rank,
             state=record.state,
             task=self._tasks[record.task].name if record.task >= 0 else None,
-            heartbeat_age=self._age(rank, "heartbeat", record.heartbeat_count, now),
+            heartbeat_age=self._ages.of((rank, "heartbeat"), record.heartbeat_count),
             memory_bytes=record.memory_bytes,
             note=record.note,
             still_seconds=still,
             busy_seconds=record.busy_seconds,
             host=record.host,
         )
-
-    def _age(self, rank: int, what: str, count: float, now: float) -> float:
-        """Seconds since the rank's count of `what` last changed."""
-        before, since = self._counts.get((rank, what), (-1.0, now))
-        if count != before:
-            since = now
-            self._counts[rank, what] = (count, now)
-        return now - since
 
     def _task_statuses(
         self, records: Sequence[Record | None], still: Sequence[float]

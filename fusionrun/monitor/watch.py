@@ -2,6 +2,8 @@
 
 import sys
 import time
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -9,6 +11,7 @@ from rich.console import Console
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.common.invocation import command
 from fusionrun.common.typed_fields import FieldError, read_json
+from fusionrun.monitor.ages import Ages
 from fusionrun.monitor.log_lines import summary_lines
 from fusionrun.monitor.screen import Screen
 from fusionrun.monitor.snapshot import Snapshot
@@ -16,7 +19,7 @@ from fusionrun.monitor.words import printable
 from fusionrun.study.paths import Layout
 
 WATCH_HINT = "Ctrl-C leaves this view; the launch keeps running"
-STALE_SECONDS = 10.0
+STALE_SECONDS, SAY_SECONDS = 10.0, 2.0
 WAIT_SECONDS = 30.0  # off a terminal, for a launch to begin
 # the exit status of `watch` is the launch's
 _EXIT_CODES = {
@@ -49,20 +52,23 @@ def watch(
     """Show the launch that writes to `output_dir` until it ends; returns the exit status.
 
     Where none has written yet it waits: on a terminal as long as one likes, else `wait_seconds`.
-    Off a terminal it's one summary. 0: done (or still running), 3: failed, 4: stopped, as a
-    launch exits; 1: there is nothing to show. KeyboardInterrupt ends the view and harms nothing.
+    Off a terminal it's one summary, as soon as the launch is seen to live, or not to. 0: done (or
+    still running), 3: failed, 4: stopped, as a launch exits; 1: there is nothing to show.
+    KeyboardInterrupt ends the view and harms nothing.
     """
     screen = Screen(console or Console())
     try:
         snapshot = _wait(output_dir, screen, every_seconds, wait_seconds)
+        ages = Ages(every_seconds)
         if screen.live is None:
-            for line in summary_lines(snapshot) + [f"  ! {text}" for text in _staleness(snapshot)]:
+            snapshot, silence = _await_update(output_dir, snapshot, ages, screen)
+            for line in summary_lines(snapshot) + [f"  ! {text}" for text in silence]:
                 screen.line(line)
             return _EXIT_CODES[snapshot.state]
         with screen.live:
             trouble: list[str] = []
             while snapshot.state == "running":
-                screen.draw(snapshot, _staleness(snapshot) + trouble, WATCH_HINT)
+                screen.draw(snapshot, _silence(snapshot, ages) + trouble, WATCH_HINT)
                 time.sleep(every_seconds)
                 trouble = []
                 try:
@@ -111,8 +117,39 @@ def _read(output_dir: Path) -> Snapshot:
         ) from None
 
 
-def _staleness(snapshot: Snapshot) -> list[str]:
-    age = time.time() - snapshot.updated
-    if snapshot.state != "running" or age <= STALE_SECONDS:
+def _await_update(
+    output_dir: Path, snapshot: Snapshot, ages: Ages, screen: Screen
+) -> tuple[Snapshot, list[str]]:
+    """The next state of a running launch, with a word if none comes.
+
+    The age of a file says nothing: the launch's clock may be another machine's.
+    """
+    first, said = snapshot.updated, False
+    while snapshot.state == "running" and snapshot.updated == first:
+        if silence := _silence(snapshot, ages):
+            return snapshot, silence
+        if not said and ages.of("update", first) > SAY_SECONDS:
+            screen.line(f"looks for an update for {_patience(snapshot):.0f} s ...")
+            said = True
+        time.sleep(0.1)
+        with suppress(_UnreachableError):  # see `watch`
+            snapshot = _read(output_dir)
+    return snapshot, []
+
+
+def _patience(snapshot: Snapshot) -> float:
+    """Seconds without an update after which a launch is not thought alive."""
+    return max(STALE_SECONDS, 3 * snapshot.every_seconds)
+
+
+def _silence(snapshot: Snapshot, ages: Ages) -> list[str]:
+    """A word where no update has come while this process looked for one."""
+    ages.tick()
+    age = ages.of("update", snapshot.updated)
+    if snapshot.state != "running" or age <= _patience(snapshot):
         return []
-    return [f"no update for {age:.0f} s: the launch was killed, or its file system is slow"]
+    last = datetime.fromtimestamp(snapshot.updated).strftime("%Y-%m-%d %H:%M:%S")
+    return [
+        f"no update for {age:.0f} s: the launch was killed, or its file system is slow (the last "
+        f"was at {last} by its clock)"
+    ]

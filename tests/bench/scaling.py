@@ -56,6 +56,7 @@ def builder_of(study: Study, rank_info: RankInfo, gather: StatusGather) -> Snaps
         study=study.name,
         device="cpu",
         threads=1,
+        every_seconds=1.0,
         outcome_of=Queue(study.tasks, HashStore(), rank_info.rank, rank_info.world_size).outcome,
     )
 

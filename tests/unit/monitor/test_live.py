@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -416,6 +417,8 @@ def watched(directory: Path, seconds: float = 0.05) -> tuple[int, str]:
 )
 def test_watch_off_a_terminal_is_one_summary(tmp_path: Path, state: str, status: int) -> None:
     stored(tmp_path, snapshot(state))
+    newer = stored(tmp_path / "newer", snapshot(state, updated=7.0))
+    threading.Timer(0.2, lambda: newer.replace(Layout(tmp_path).status)).start()
     code, text = watched(tmp_path)
     assert code == status
     assert text.startswith(f"demo: {state}")
@@ -423,10 +426,17 @@ def test_watch_off_a_terminal_is_one_summary(tmp_path: Path, state: str, status:
     assert "no update" not in text
 
 
+@pytest.mark.parametrize("skew", [-1e6, 0.0, 90.0])
 @pytest.mark.parametrize(("state", "said"), [("running", True), ("stopped", False)])
-def test_watch_says_when_nothing_comes_any_more(tmp_path: Path, state: str, said: bool) -> None:
-    stored(tmp_path, snapshot(state, updated=time.time() - 25.4))
-    assert ("no update for 25 s" in watched(tmp_path)[1]) == said
+def test_watch_says_when_nothing_comes_any_more(
+    tmp_path: Path, state: str, said: bool, skew: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the launch's clock says."""
+    monkeypatch.setattr("fusionrun.monitor.watch.STALE_SECONDS", 0.3)
+    monkeypatch.setattr("fusionrun.monitor.watch.SAY_SECONDS", 0.1)
+    last = snapshot(state, updated=time.time() + skew)
+    stored(tmp_path, replace(last, every_seconds=0.01))
+    assert ("no update for " in watched(tmp_path)[1]) == said
 
 
 def half_a_schema() -> str:
@@ -485,8 +495,10 @@ def test_watch_without_a_launch(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "can't be read: Is a directory" in capsys.readouterr().err
 
 
-def test_watch_on_a_terminal_follows_to_the_end(tmp_path: Path) -> None:
-    stored(tmp_path, snapshot("running", updated=time.time() - 25))
+def test_watch_on_a_terminal_follows_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(tmp_path, replace(snapshot("running"), every_seconds=0.01))
 
     def go_on() -> None:
         time.sleep(0.2)
@@ -498,10 +510,11 @@ def test_watch_on_a_terminal_follows_to_the_end(tmp_path: Path) -> None:
         threading.Thread(target=go_on).start()
         return watch(tmp_path, every_seconds=0.02)
 
+    monkeypatch.setattr("fusionrun.monitor.watch.STALE_SECONDS", 0.1)
     status, output = in_terminal(act)
     text = "\n".join(picture(output))
     assert status == 3, output
-    assert re.search("no update for 2[5-9] s", output)
+    assert "no update for 0 s" in output
     assert "no launch has written" in output  # said while it was gone, and not the end
     assert text.count("fused %") == 1
     assert "✗ failed" in text

@@ -56,6 +56,7 @@ def builder(
         study="demo",
         device="cpu",
         threads=1,
+        every_seconds=1.0,
         outcome_of=(told or {}).get,
     )
 
@@ -146,7 +147,7 @@ def test_the_fresher_record() -> None:
 
 def test_ages_grow_until_something_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("time.time", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     records = [Record(state="working", task=1, heartbeat_count=1.0), Record(state="idle")]
     build = builder(tmp_path, records).build
 
@@ -160,6 +161,11 @@ def test_ages_grow_until_something_counts(tmp_path: Path, monkeypatch: pytest.Mo
     assert ages() == [(0, 10), (10, 0)]
     records[0].progress_count += 1
     assert ages() == [(5, 0), (15, 0)]
+    now[0] += 7 * 3600  # this process slept, and what it watches may have slept, too
+    records[0].heartbeat_count += 1
+    assert ages() == [(0, 7), (22, 0)]
+    monkeypatch.setattr("time.time", lambda: 0.0)  # nor does it matter that a clock is set
+    assert ages() == [(5, 12), (27, 0)]
 
 
 def status(state: str, **fields: object) -> TaskStatus:
