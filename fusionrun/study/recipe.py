@@ -117,6 +117,8 @@ class DataConfig:
         for name in ("shared_fraction", "unique_fraction"):
             value = getattr(self, name)
             require(0 <= value <= 1, name, value, "a fraction from 0 to 1")
+        same = self.train_folder == self.test_folder
+        require(not same, "test_folder", self.test_folder, "another folder than train_folder")
         if self.range is not None:
             low, high = self.range
             require(low < high, "range", list(self.range), "black, then a higher value for white")

@@ -167,6 +167,8 @@ def load_or_build(
         try:
             _build_beside(folder, source_key, build)
         except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise _too_large(folder) from error
             raise _cannot_write(folder.parent, error) from error
         ready, reason = _open(folder, source_key)
     if ready is None:
@@ -177,6 +179,13 @@ def load_or_build(
 def is_ready(folder: Path, source_key: str) -> bool:
     """Whether `load_or_build` has only to map what is there."""
     return _open(folder, source_key)[0] is not None
+
+
+def _too_large(folder: Path) -> DataError:
+    return DataError(
+        f"{folder}: the prepared images don't fit into the memory that this process may have. Use "
+        "a smaller data.image_size, or raise its limit (ulimit -v)."
+    )
 
 
 def _cannot_write(cache_dir: Path, error: OSError) -> DataError:
@@ -216,10 +225,7 @@ def _open(folder: Path, source_key: str) -> tuple[Arrays | None, str]:
         return None, "there is none yet"
     except (OSError, ValueError, EOFError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-            raise DataError(
-                f"{folder}: the prepared images don't fit into the memory that this process may "
-                "have. Use a smaller data.image_size, or raise its limit (ulimit -v)."
-            ) from error
+            raise _too_large(folder) from error
         return None, f"the present one is damaged: {error}"
 
 

@@ -135,7 +135,7 @@ def _class_folders(root: Path, train: str, test: str, left_out: _LeftOut) -> lis
         raise DataError(
             f"{printable_path(root)}: {train} and {test} hold different class folders (only in "
             f"{train}: {shown[train]}; only in {test}: {shown[test]}). Expected {LAYOUT} with the "
-            "same classes; add or remove the folders named."
+            f"same classes; add or remove the folders named.{_lists(root / test)}"
         )
     if len(found[train]) < 2:
         raise DataError(
@@ -143,6 +143,14 @@ def _class_folders(root: Path, train: str, test: str, left_out: _LeftOut) -> lis
             f"at least 2. Sort the images as {LAYOUT}. {where_else(root, train, test)}"
         )
     return sorted(found[train])
+
+
+def _lists(folder: Path) -> str:
+    """A word on files that may say which image is of which class, as Tiny ImageNet's do."""
+    found = [e.name for e in _entries(folder) if e.name.endswith((".txt", ".csv")) and e.is_file()]
+    if not found:
+        return ""
+    return f" {printable_path(folder / found[0])} may say of which class each image is."
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:

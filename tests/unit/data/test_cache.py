@@ -148,6 +148,21 @@ def test_a_full_disk_says_what_to_set_and_leaves_nothing(tmp_path, official, mon
     assert left == []
 
 
+def test_images_that_cannot_be_mapped_are_not_taken_for_damaged(tmp_path, official, monkeypatch):
+    files, _, _ = official["cifar100"]
+    unpack(tmp_path, files)
+    load_dataset("cifar100", root=tmp_path)
+    before = (tmp_path / ".fusionrun_cache" / "cifar100").stat().st_mtime_ns
+
+    def refuse(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(DataError, match=r"don't fit into the memory.*data\.image_size"):
+        load_dataset("cifar100", root=tmp_path)
+    assert (tmp_path / ".fusionrun_cache" / "cifar100").stat().st_mtime_ns == before
+
+
 def test_statistics_of_pixels():
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 9, 7), dtype=np.uint8)
     images[:, 1] //= 3

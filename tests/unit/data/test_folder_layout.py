@@ -63,3 +63,11 @@ def test_what_no_override_mends(tmp_path):
     (tmp_path / "flat" / "ant").mkdir(parents=True)
     with pytest.raises(DataError, match=r"Found the folders ant: sort their images"):
         survey_dataset("image_folder", root=tmp_path / "flat")
+
+
+def test_a_side_without_classes_but_a_list_of_them(tmp_path):
+    root = make_folder(tmp_path)
+    renamed(root, **{"test/ant": "test/images"})
+    (root / "test" / "val_annotations.txt").write_text("0.png\tant\n")
+    with pytest.raises(DataError, match=r"val_annotations\.txt may say of which class each image"):
+        survey_dataset("image_folder", root=root)
