@@ -508,7 +508,7 @@ DATA: dict[str, tuple[Callable[[Path], list[str]], tuple[str, ...]]] = {
     "no folder": (lambda root: ["data.name=image_folder"], ("set/train", "cannot be listed")),
     "a file for a folder": (a_file, ("set/train", "cannot be listed")),
     "no train": (image_folder(without("train")), ("set/train: cannot be listed", "data.root")),
-    "no test": (image_folder(without("test")), ("set/test: cannot be listed", "data.root")),
+    "no test": (image_folder(without("test")), ("set/test: cannot be listed", "data.test_folder")),
     "empty class": (image_folder(empty_class), ("set/train/b", "no usable image")),
     "no image is one": (image_folder(no_images), ("set/test/a", "no usable image")),
     "another class in test": (
