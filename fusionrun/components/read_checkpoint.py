@@ -87,29 +87,11 @@ def load_expert_weights(expert: Expert, path: Path) -> ExpertFile:
     Raises CheckpointError when they can't be read, don't fit, or belong to a network of the same
     tensors that computes something else.
     """
-    found = fitting(load(path), path, expert)
-    load_checked_state(expert, found.weights, path)
-    return found
-
-
-def look_at_expert(expert: Expert, path: Path) -> ExpertFile:
-    """As `load_expert_weights`, but the weights stay on the disk, where no checksum is verified.
-
-    `expert` may be on the meta device.
-    """
-    payload = peek(path)
-    return fitting(load(path) if payload is None else payload, path, expert)
-
-
-def fitting(payload: Mapping[str, Any], path: Path, expert: Expert) -> ExpertFile:
-    """What a loaded file has for `expert`. Raises CheckpointError when it doesn't fit."""
-    found = expert_in(payload, path, expert)
+    found = expert_in(load(path), path, expert)
     classes, expected = found.about and found.about.num_classes, expert.num_classes
     if classes is not None and classes != expected:
         raise CheckpointError(f"{path}: is for {classes} classes, this study has {expected}")
-    problem = mismatch(expert, found.weights)
-    if problem:
-        raise CheckpointError(f"{path}: {problem}")
+    load_checked_state(expert, found.weights, path)
     return found
 
 

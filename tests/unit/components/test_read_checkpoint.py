@@ -5,7 +5,6 @@ import collections
 import importlib.util
 import os
 import pickle
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from torch.nn.utils import parametrizations
 
 from fusionrun.components.read_checkpoint import (
     load_expert_weights,
-    look_at_expert,
     peek_expert,
 )
 from fusionrun.components.store import save_component, state_hash
@@ -291,9 +289,6 @@ def test_what_does_not_fit_is_refused_with_the_likely_cause(tmp_path: Path, case
     with pytest.raises(CheckpointError) as caught:
         load_expert_weights(expert, path)
     text = str(caught.value)
-    if "not finite" not in text:  # which takes reading them
-        with torch.device("meta"), pytest.raises(CheckpointError, match=re.escape(text)):
-            look_at_expert(build_expert("resnet", CLASSES, **ARGUMENTS["resnet"]), path)
     assert text.startswith(f"{path}: ") and words in text and "\n" not in text
     assert not any(word in text.lower() for word in ("remove it", "delete"))
     assert state_hash(expert.state_dict()) == before  # not half loaded
