@@ -18,6 +18,7 @@ from io import StringIO
 from pathlib import Path
 
 from fusionrun.cli import make_parser
+from fusionrun.common.file_paths import FilePath
 from fusionrun.experts import BUILDERS, argument_defaults, build_expert
 from fusionrun.study import recipe as recipes
 from fusionrun.study.defaults import EXPERT_DEFAULTS, FUSION_DEFAULTS
@@ -130,7 +131,7 @@ def in_code_words(text: str) -> str:
 
 def spelled(hint: object) -> str:
     """A type in the words of YAML."""
-    names = {int: "integer", float: "number", str: "text", bool: "true or false"}
+    names = {FilePath: "path", int: "integer", float: "number", str: "text", bool: "true or false"}
     if hint in names:
         return names[hint]  # type: ignore[index]
     if hint is type(None):

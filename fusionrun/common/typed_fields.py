@@ -11,13 +11,17 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar, cast
 
+from fusionrun.common.file_paths import FilePath, expanded
 from fusionrun.common.text import nearest, one_line, shown
 
 T = TypeVar("T")
+
+# YAML 1.1 takes them for true and false, YAML 1.2 and people who name things for text
+SWITCH_WORDS = frozenset({"yes", "no", "on", "off"})
 
 
 class FieldError(ValueError):
@@ -64,6 +68,27 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(inner) for inner in value]
     return str(value) if isinstance(value, PurePath) else value
+
+
+def with_paths(value: Any, change: Callable[[FilePath], str], hint: Any = None) -> Any:
+    """The same dataclass with every field of type FilePath changed, in whatever it holds too."""
+    if value is None:
+        return None
+    if hint is FilePath:
+        return change(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = typing.get_type_hints(type(value))
+        fields = dataclasses.fields(value)
+        changed = {
+            f.name: with_paths(getattr(value, f.name), change, hints[f.name]) for f in fields
+        }
+        return dataclasses.replace(value, **changed)
+    inner = typing.get_args(hint)
+    if FilePath not in inner:
+        return value
+    if isinstance(value, Mapping):
+        return {key: change(item) for key, item in value.items()}
+    return change(value)  # FilePath | None
 
 
 def flatten(value: object, prefix: str = "") -> dict[str, Any]:
@@ -124,8 +149,8 @@ def _convert(hint: Any, value: Any, path: str, strict: bool) -> object:
         return _convert(hint, value, path, strict)
     if origin is Literal:
         options = typing.get_args(hint)
-        # YAML reads a bare `off` as the boolean false
-        value = "off" if value is False and "off" in options else value
+        if "off" in options and (value is False or str(value).lower() == "off"):
+            value = "off"
         if value not in options:
             raise FieldError(path, f"found {shown(value)}; {nearest(str(value), options)}")
         return cast(object, value)
@@ -147,17 +172,40 @@ def _convert(hint: Any, value: Any, path: str, strict: bool) -> object:
     if dataclasses.is_dataclass(hint):
         # `data:` with nothing below it is an empty section
         return _build(hint, {} if value is None else value, path, strict)
-    return value if hint is Any else _convert_scalar(hint, value, path, strict)
+    if hint is FilePath:
+        try:
+            return expanded(cast(str, _convert_scalar(str, value, path, strict)))
+        except ValueError as error:
+            raise error if isinstance(error, FieldError) else FieldError(path, str(error)) from None
+    if hint is Any:
+        if strict:
+            _refuse_switch_words(value, path)
+        return value
+    return _convert_scalar(hint, value, path, strict)
+
+
+def _refuse_switch_words(value: Any, path: str) -> None:
+    """An argument of any type could mean a boolean, and `no` as text is true."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_switch_words(item, _join(path, str(key)))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _refuse_switch_words(item, f"{path}.{index}")
+    elif isinstance(value, str) and value.lower() in SWITCH_WORDS:
+        raise FieldError(path, f"found {value!r} (text), expected true or false")
 
 
 def _convert_scalar(hint: type, value: Any, path: str, strict: bool) -> object:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    problem = f"found {shown(value)} ({kind_of(value)}), expected {names[hint]}"
-    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        # YAML 1.1 reads 1e-4 (no dot) as text; everybody means the number
+    expected = names[hint]
+    if hint is str and isinstance(value, (bool, int, float)):
+        expected += ", which is written in quotes"
+    problem = f"found {shown(value)} ({kind_of(value)}), expected {expected}"
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             value = float(value)
-        except (ValueError, OverflowError):
+        except OverflowError:
             raise FieldError(path, problem) from None
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise FieldError(path, problem)

@@ -18,7 +18,7 @@ from fusionrun.launch.resume import as_found, is_reusable, require_own, require_
 from fusionrun.launch.row_locks import BusyError, Claim, claim_rows, is_alone, release, sweep
 from fusionrun.monitor.record import read_outcome, write_outcome
 from fusionrun.study.planning import plan_study
-from fusionrun.study.recipe_yaml import dump_recipe
+from fusionrun.study.recipe_yaml import dump_for_study
 from fusionrun.study.rows import Row
 from fusionrun.study.stored import join_stored
 from fusionrun.study.study import Study
@@ -95,7 +95,7 @@ def _claim(study: Study, rank_info: RankInfo, only_failed: bool) -> tuple[Opened
         _clean_up(asked, done, claim, is_first_attempt=is_first_attempt)
         if only_failed:
             write_json(selection, [row.index for row in failed])
-        write_text(claim.layout.recipe, dump_recipe(asked.recipe))
+        write_text(claim.layout.recipe, dump_for_study(asked.recipe))
         undo.pop_all()
     own = Opened(
         recipe=json.dumps(plain(asked.recipe)) if asked.recipe != study.recipe else "",

@@ -27,7 +27,7 @@ def plan_study(recipe: Recipe, name: str) -> Study:
     Raises RecipeError.
     """
     _check_names(recipe, name)
-    layout = Layout(expanded(f"{name}: output_dir", recipe.output_dir))
+    layout = Layout(Path(recipe.output_dir))
     rows = rows_of(recipe)
     work = _work_per_image(recipe, rows, name)
     data, experts, fusion = recipe.data, recipe.experts, recipe.fusion
@@ -55,10 +55,8 @@ def plan_study(recipe: Recipe, name: str) -> Study:
         name=name,
         recipe=recipe,
         layout=layout,
-        checkpoint_dir=expanded(
-            f"{name}: experts.checkpoint_dir", experts.checkpoint_dir or layout.expert_checkpoints
-        ),
-        splits_dir=expanded(f"{name}: data.splits_dir", data.splits_dir or layout.splits),
+        checkpoint_dir=Path(experts.checkpoint_dir or layout.expert_checkpoints),
+        splits_dir=Path(data.splits_dir or layout.splits),
         rows=rows,
         tasks=tasks,
     )
@@ -84,8 +82,6 @@ def _check_names(recipe: Recipe, name: str) -> None:
             known = argument_names(recipe.plugins.get(model, model))
             check(f"models.{model}.{argument}", argument, known)
     check("data.name", recipe.data.name, datasets)
-    for key, folder in (("root", recipe.data.root), ("cache_dir", recipe.data.cache_dir)):
-        expanded(f"{name}: data.{key}", folder or "")
     check("experts.augmentation", recipe.experts.augmentation, [*AUGMENTATIONS, "auto"])
     check("fusion.augmentation", recipe.fusion.augmentation, [*AUGMENTATIONS, "auto"])
 
@@ -135,12 +131,6 @@ def _work_per_image(recipe: Recipe, rows: tuple[Row, ...], name: str) -> dict[st
                 build_fusion(source, recipe.experts.count, feature_dims[row.model])
             built.add((row.model, row.fusion))
     return work
-
-
-def expanded(place: str, path: str | Path) -> Path:
-    """The shell leaves the ~ of output_dir=~/runs alone, so somebody has to read it."""
-    with errors_at(place):
-        return Path(path).expanduser()
 
 
 @contextlib.contextmanager

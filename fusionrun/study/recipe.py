@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fusionrun.common.file_paths import FilePath
 from fusionrun.common.typed_fields import FieldError, require
 
+DATA = FilePath("data")
 SINGLE = "single"  # in place of a fusion type: one network on all that experts and fusion see
 
 
@@ -87,9 +89,9 @@ class DataConfig:
     """What is trained on, and how it is divided between experts, fusion and validation."""
 
     name: str = "cifar100"  # cifar100, cifar10, image_folder, synthetic
-    root: str = "data"  # folder that holds the published archive or train/ and test/
-    cache_dir: str | None = None  # null: <root>/.fusionrun_cache
-    splits_dir: str | None = None  # null: <output_dir>/splits
+    root: FilePath = DATA  # folder that holds the published archive or train/ and test/
+    cache_dir: FilePath | None = None  # null: <root>/.fusionrun_cache
+    splits_dir: FilePath | None = None  # null: <output_dir>/splits
     download: bool = False  # fetch a CIFAR archive that is missing
     train_folder: str = "train"  # image_folder: below root
     test_folder: str = "test"  # image_folder: below root
@@ -131,7 +133,7 @@ class ExpertsConfig:
     """Training of the experts, before fusion."""
 
     count: int = 4  # experts per row
-    checkpoint_dir: str | None = None  # null: <output_dir>/expert_checkpoints
+    checkpoint_dir: FilePath | None = None  # null: <output_dir>/expert_checkpoints
     epochs: int = 250  # of each expert's own training
     batch_size: int | None = None  # null: as published for the architecture (128, DenseNet 64)
     lr: float | None = None  # null: 0.1 (SGD, Nesterov momentum 0.9, cosine to 0)
@@ -248,7 +250,7 @@ class StatusConfig:
 class Recipe:
     """A study: what to train, on what, how."""
 
-    output_dir: str  # folder of everything that the study produces
+    output_dir: FilePath  # folder of everything that the study produces
     rows: tuple[RowConfig, ...] = ()
     grid: GridConfig | None = None  # more rows, after those: all combinations not listed there
     # more rows: these controls of every row so far, see a row's control
@@ -257,7 +259,7 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)  # architecture: arguments
     # name: FILE.py:NAME; an architecture, fusion or data set of the user's own, called so here
-    plugins: dict[str, str] = field(default_factory=dict)
+    plugins: dict[str, FilePath] = field(default_factory=dict)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

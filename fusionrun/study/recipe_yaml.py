@@ -1,16 +1,27 @@
 """Recipes as files: strict YAML with overrides in, the resolved recipe out."""
 
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
-from fusionrun.common.text import one_line
-from fusionrun.common.typed_fields import FieldError, build, kind_of, plain
+from fusionrun.common.file_paths import FilePath, literal
+from fusionrun.common.text import clipped, one_line
+from fusionrun.common.typed_fields import FieldError, build, kind_of, plain, with_paths
 from fusionrun.study.paths import Layout
 from fusionrun.study.recipe import Recipe, RecipeError
 
+# fields that may be others when a finished study is measured: where things lie
+MOVABLE = (
+    "data.root",
+    "data.cache_dir",
+    "data.splits_dir",
+    "data.download",
+    "experts.checkpoint_dir",
+)
 MAX_VALUES = 10_000  # values in a recipe; hundreds of rows need a few thousand
 
 
@@ -19,10 +30,15 @@ def load_recipe(
 ) -> Recipe:
     """Read a recipe, then apply `preset` (dotted path -> value) and `key=value` overrides.
 
+    One that a study keeps is that of the study as it lies now: training goes on after a move.
     Raises RecipeError, whose message names the file or override, the dotted path, what was found
     and what was expected.
     """
-    return make_recipe(read_yaml(path), str(path), overrides, preset)
+    tree = read_yaml(path)
+    layout = Layout(path.parent)
+    if path.name == layout.recipe.name and layout.state.is_dir():
+        tree = _stored_tree(layout)
+    return make_recipe(tree, str(path), overrides, preset)
 
 
 def make_recipe(
@@ -49,16 +65,95 @@ def make_recipe(
 def load_stored(output_dir: Path, overrides: Iterable[str] = ()) -> tuple[Recipe, str]:
     """(recipe of the study in `output_dir`, wherever that folder is now; its file's name).
 
-    Raises RecipeError.
+    `overrides` may say where things lie now and how the hardware is used. Raises RecipeError.
     """
-    path = Layout(output_dir).recipe
-    return load_recipe(path, overrides, {"output_dir": str(output_dir)}), str(path)
+    overrides = list(overrides)
+    for text in overrides:
+        require_movable(text)
+    layout = Layout(output_dir)
+    name = str(layout.recipe)
+    return make_recipe(_stored_tree(layout), name, overrides), name
+
+
+def require_movable(override: str) -> None:
+    """Raise RecipeError for a field that says what a finished study is."""
+    key = _parse_override(override)[0]
+    if key in MOVABLE or key.startswith(("runtime.", "plugins.")):
+        return
+    advice = "it is what it was trained with; only `train`, into another output_dir, changes that"
+    if key == "output_dir":
+        advice = "name its folder itself, and --output DIR to write elsewhere"
+    raise RecipeError(
+        f"override {override!r}: of a study that is there already, found {key}, expected "
+        f"{', '.join(MOVABLE)}, plugins.NAME or a field of runtime; {advice}"
+    )
+
+
+def _stored_tree(layout: Layout) -> dict[str, Any]:
+    """The fields of the recipe that a study keeps, with its paths as they are now."""
+    stored = make_recipe(read_yaml(layout.recipe), str(layout.recipe))
+    tree: dict[str, Any] = plain(with_paths(_found_again(stored, layout.output_dir), literal))
+    return {**tree, "output_dir": literal(layout.output_dir)}
+
+
+def _found_again(stored: Recipe, output_dir: Path) -> Recipe:
+    """The recipe with its paths as they are now that the study lies in `output_dir`.
+
+    What lay below the study moved with it; what lay beside it did so if it isn't where it was.
+    """
+    here, then = Path(output_dir).absolute(), Path(stored.output_dir)
+    base = Path.cwd()
+    if not then.is_absolute():  # before paths were stored whole: of the launch's working directory
+        if here.parts[-len(then.parts) :] == then.parts:
+            base = Path(*here.parts[: -len(then.parts)])
+        then = base / then
+
+    def now(path: FilePath) -> str:
+        place = os.path.normpath(base / path)
+        moved = os.path.normpath(here / os.path.relpath(place, then))
+        below = Path(place).is_relative_to(then)
+        return moved if below or (_exists(moved) and not _exists(place)) else place
+
+    return cast(Recipe, with_paths(stored, now))
+
+
+def _exists(path: str) -> bool:
+    """Of a file, a folder, or a plug-in's FILE.py:NAME."""
+    return os.path.exists(path) or os.path.exists(path.rpartition(":")[0])  # noqa: PTH110
+
+
+def dump_for_study(recipe: Recipe) -> str:
+    """As `dump_recipe`, with whole paths: the study can be measured from any folder."""
+    return dump_recipe(cast(Recipe, with_paths(recipe, os.path.abspath)))
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `load_recipe` reads back to the same value."""
-    tree = plain(recipe)
-    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=False, allow_unicode=True)
+    tree = plain(with_paths(recipe, literal))
+    return yaml.dump(
+        tree, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True
+    )
+
+
+# what a plain word means, in this order: as in YAML 1.2, in which `no`, `off` and dates are text
+PLAIN_WORDS = (
+    ("tag:yaml.org,2002:null", r"null|Null|NULL|"),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE"),
+    ("tag:yaml.org,2002:int", r"[-+]?(0|[1-9][0-9]*)"),
+    ("tag:yaml.org,2002:merge", r"<<"),
+    # 007, 0o7, 0x1F, 0b1, 1_000, 1:30: not the same number to all readers of YAML, or to people
+    (
+        "!ambiguous",
+        r"~|[-+]?(0[0-9_]+|0[xob][0-9A-Fa-f_]+|[0-9][0-9_]*_[0-9_]*(\.[0-9_]*)?"
+        r"|[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?)",
+    ),
+    ("tag:yaml.org,2002:float", r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"),
+    ("tag:yaml.org,2002:float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+)
+
+
+class _Ambiguous(str):
+    """A plain word that people and readers of YAML take for different things."""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -84,6 +179,20 @@ class _StrictLoader(yaml.SafeLoader):
         return node
 
 
+class _Dumper(yaml.SafeDumper):
+    """The safe one; text that either reading of YAML takes for something else gets quotes."""
+
+
+def _construct_ambiguous(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Ambiguous:
+    return _Ambiguous(loader.construct_scalar(node))
+
+
+_RESOLVERS = {None: [(tag, re.compile(rf"(?:{words})\Z")) for tag, words in PLAIN_WORDS]}
+_StrictLoader.yaml_implicit_resolvers = _RESOLVERS
+_Dumper.yaml_implicit_resolvers = {**yaml.SafeDumper.yaml_implicit_resolvers, **_RESOLVERS}
+_StrictLoader.add_constructor("!ambiguous", _construct_ambiguous)
+
+
 def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
     """Nodes below `node` with every alias written out; ValueError above MAX_VALUES.
 
@@ -104,7 +213,9 @@ def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
 def _parse_yaml(text: str, source: str) -> Any:
     """`text` as plain values, of which no two share a part: an override changes one place only."""
     try:
-        tree = plain(yaml.load(text, Loader=_StrictLoader))
+        found = yaml.load(text, Loader=_StrictLoader)
+        _refuse_ambiguous(found, source)
+        tree = plain(found)
         repr(tree)  # ValueError for a number of thousands of digits, which no message could show
         return tree
     except yaml.YAMLError as error:
@@ -113,6 +224,27 @@ def _parse_yaml(text: str, source: str) -> Any:
     except (RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
         problem = f"{type(error).__name__}: {one_line(error)}"
         raise RecipeError(f"{source}: is not valid YAML: {problem}") from None
+
+
+def _refuse_ambiguous(tree: Any, source: str, path: str = "") -> None:
+    """Raise RecipeError for the first word that isn't the same to everybody."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            _refuse_ambiguous(key, source, path)
+            _refuse_ambiguous(value, source, f"{path}{key}.")
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            _refuse_ambiguous(value, source, f"{path}{index}.")
+    elif isinstance(tree, _Ambiguous):
+        place = f"{source}: {path[:-1]}: " if path else f"{source}: "
+        if tree == "~":
+            raise RecipeError(f"{place}found ~; write null, or $HOME for your home folder")
+        meant = yaml.safe_load(tree)
+        taken = f", which YAML reads as {meant}" if isinstance(meant, (int, float)) else ""
+        raise RecipeError(
+            f"{place}found {clipped(tree)}{clipped(taken)}; write a number in plain decimal "
+            f"digits, or text in quotes: '{clipped(tree)}'"
+        )
 
 
 def read_yaml(
@@ -139,6 +271,8 @@ def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"override {text!r}: expected key=value, e.g. fusion.epochs=3")
+    if not value.strip() and key.strip() in MOVABLE:  # what a shell makes of key=$UNSET
+        raise RecipeError(f"override {text!r}: found nothing after =, expected a path or null")
     return key.strip(), _parse_yaml(value, f"override {text!r}")
 
 

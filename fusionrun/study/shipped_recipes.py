@@ -3,6 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
+from fusionrun.common.file_paths import expanded
 from fusionrun.common.text import nearest
 from fusionrun.study.recipe import RecipeError
 
@@ -21,6 +22,10 @@ def find_recipe(word: str) -> Path:
     A shipped one is called demo, demo.yaml or configs/demo.yaml. Raises RecipeError when it is
     neither.
     """
+    try:
+        word = expanded(word)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     shipped = shipped_recipes()
     name = word.removeprefix("configs/").removesuffix(".yaml")
     if name in shipped:

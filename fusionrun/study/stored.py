@@ -8,7 +8,7 @@ from fusionrun.study.identity import identity_of_study
 from fusionrun.study.paths import Layout
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import SINGLE, Recipe, RecipeError, RowConfig
-from fusionrun.study.recipe_yaml import load_recipe, load_stored
+from fusionrun.study.recipe_yaml import load_stored
 from fusionrun.study.rows import rows_of
 from fusionrun.study.study import Study
 from fusionrun.training.identity import IdentityError
@@ -28,7 +28,7 @@ def join_stored(recipe: Recipe, layout: Layout, *, in_use: bool = False) -> Reci
     """
     if not layout.recipe.is_file():
         return recipe
-    stored = load_recipe(layout.recipe)
+    stored, _ = load_stored(layout.output_dir)
     if not in_use and not has_results(stored, layout):
         return recipe
     models = {row.model for row in stored.all_rows()} & {row.model for row in recipe.all_rows()}

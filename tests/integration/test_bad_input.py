@@ -186,7 +186,7 @@ OVERRIDES = {
     "fusion.epcohs=3": ("override 'fusion.epcohs=3'", "fusion.epcohs", "did you mean 'epochs'?"),
     "fusion.epochs=0": ("override 'fusion.epochs=0'", "fusion.epochs: found 0", "above 0"),
     "fusion.epochs=": ("override 'fusion.epochs='", "found None", "a whole number"),
-    "fusion.alpha=nan": ("fusion.alpha: found nan", "a finite number"),
+    "fusion.alpha=.nan": ("fusion.alpha: found nan", "a finite number"),
     "fusion.alpha=[": ("override 'fusion.alpha=['", "not valid YAML"),
     "rows.1.seed=3": ("override 'rows.1.seed=3'", "rows.1", "an index from 0 to 0"),
     "rows=": ("override 'rows='", "rows: found nothing", "a list"),

@@ -82,7 +82,9 @@ def test_evaluate_gives_what_it_writes(
 
 def test_a_study_whose_images_are_gone(trained_study: Path, tmp_path: Path) -> None:
     out = copy_study(trained_study, tmp_path / "out", rows=["resnet/simpleAddition"])
-    study = fusionrun.open_study(out, "data.name=image_folder", f"data.root={tmp_path / 'no'}")
+    recipe = out / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("name: synthetic", "name: image_folder"))
+    study = fusionrun.open_study(out, f"data.root={tmp_path / 'no'}")
     with pytest.raises(fusionrun.DataError, match=str(tmp_path / "no")):
         study.load_data()
     with pytest.raises(fusionrun.LaunchError, match=str(tmp_path / "no")):

@@ -16,7 +16,7 @@ from fusionrun.common.text import nearest
 from fusionrun.common.typed_fields import flatten
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import Recipe, RecipeError
-from fusionrun.study.recipe_yaml import dump_recipe, load_recipe
+from fusionrun.study.recipe_yaml import dump_for_study, dump_recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -60,12 +60,12 @@ WRONG: list[tuple[str, str, str, str, str]] = [
     ("seed", "ten", "seed", "'ten' (text)", "a whole number"),
     ("seed", "'10'", "seed", "'10' (text)", "a whole number"),
     ("seed", "1.0", "seed", "1.0", "a whole number"),
-    ("seed", "yes", "seed", "True (true/false)", "a whole number"),
+    ("seed", "yes", "seed", "'yes' (text)", "a whole number"),
     ("seed", "null", "seed", "None (nothing)", "a whole number"),
     ("seed", "[1]", "seed", "[1] (a list)", "a whole number"),
     ("seed", "2026-01-02", "seed", "2026", "a whole number"),
     ("seed", "-1", "seed", "-1", "0 or more"),
-    ("seed", "0x10000000000000000", "seed", "18446744073709551616", "64 bits"),
+    ("seed", "18446744073709551616", "seed", "18446744073709551616", "64 bits"),
     ("output_dir", "3", "output_dir", "3 (a number)", "text"),
     ("output_dir", "{a: b}", "output_dir", "{'a': 'b'} (a mapping)", "text"),
     ("output_dir", "' '", "output_dir", "' '", "a folder"),
@@ -110,7 +110,7 @@ WRONG: list[tuple[str, str, str, str, str]] = [
     ("experts", "{lr: 0}", "experts.lr", "0.0", "above 0"),
     ("experts", "{lr: fast}", "experts.lr", "'fast'", "a number"),
     ("experts", "{lr: .nan}", "experts.lr", "nan", "finite"),
-    ("experts", "{lr: nan}", "experts.lr", "nan", "finite"),
+    ("experts", "{lr: nan}", "experts.lr", "'nan' (text)", "a number"),
     ("experts", "{lr: .inf}", "experts.lr", "inf", "finite"),
     ("experts", "{lr: 1e999}", "experts.lr", "inf", "finite"),
     ("experts", f"{{lr: {'9' * 400}}}", "experts.lr", "9999", "a number"),
@@ -119,10 +119,10 @@ WRONG: list[tuple[str, str, str, str, str]] = [
     ("fusion", "{alpha: [1.0]}", "fusion.alpha", "[1.0]", "a number"),
     ("fusion", "{alpha: true}", "fusion.alpha", "True", "a number"),
     ("fusion", "{epochs: 0}", "fusion.epochs", "0", "above 0"),
-    ("fusion", "{epochs: 1e2}", "fusion.epochs", "'1e2'", "a whole number"),
+    ("fusion", "{epochs: 1e2}", "fusion.epochs", "100.0", "a whole number"),
     ("fusion", "{batch_size: 1}", "fusion.batch_size", "1", "2 or more"),
     ("runtime", "{device: gpu}", "runtime.device", "'gpu'", "expected one of: auto, cpu, cuda"),
-    ("runtime", "{amp: on}", "runtime.amp", "True", "expected one of: auto, off"),
+    ("runtime", "{amp: on}", "runtime.amp", "'on'", "expected one of: auto, off"),
     ("runtime", "{threads: 0}", "runtime.threads", "0", "above 0"),
     ("checkpoint", "{every_minutes: 0}", "checkpoint.every_minutes", "0.0", "above 0"),
     ("logs", "{wandb: true}", "logs.wandb", "True", "expected one of: off, offline, online"),
@@ -224,9 +224,94 @@ def test_numbers_as_people_write_them(tmp_path: Path, written: str, meant: float
         assert type(recipe.experts.lr) is float
 
 
-@pytest.mark.parametrize("written", ["off", "'off'", "Off", "no", "false"])
+AMBIGUOUS = ["0042", "08", "0o42", "0x1F", "0b1", "1_000", "1:30", "1:00:00", "00:30", "1:30.5"]
+
+
+@pytest.mark.parametrize("written", [*AMBIGUOUS, "-0042", "~"])
+@pytest.mark.parametrize("key", ["seed", "fusion.alpha", "data.name", "models.resnet.width"])
+def test_a_number_is_what_everybody_reads(tmp_path: Path, key: str, written: str) -> None:
+    """YAML 1.1 reads 0042 as 34 and 1:30 as 90, YAML 1.2 as 42 and as text."""
+    *sections, last = key.split(".")
+    text = f"{{{last}: {written}}}" if sections else written
+    text = f"{{{sections[1]}: {text}}}" if len(sections) > 1 else text
+    place = f"{tmp_path / 'recipe.yaml'}: {key}: "
+    assert problem(tmp_path, text_of(**{key.split(".")[0]: text})).startswith(
+        f"{place}found {written}"
+    )
+    override = f"{key}={written}"
+    message = problem(tmp_path, text_of(), override)
+    assert message.startswith(f"override {override!r}: found {written}")
+    assert "write " in message
+
+
+@pytest.mark.parametrize("written", ["no", "on", "Yes", "2024-01-01", "1.5.2", "=", "12e", "y"])
+def test_text_stays_text(tmp_path: Path, written: str) -> None:
+    """YAML 1.1 makes booleans and dates of them."""
+    assert load(tmp_path, text_of(data=f"{{name: {written}}}")).data.name == written
+    assert load(tmp_path, text_of(), f"data.name={written}").data.name == written
+
+
+@pytest.mark.parametrize("written", ["yes", "No", "ON", "off", "y"])
+@pytest.mark.parametrize("key", ["data.download", "models.resnet.narrow"])
+def test_a_switch_is_true_or_false(tmp_path: Path, key: str, written: str) -> None:
+    if (key, written) == ("models.resnet.narrow", "y"):
+        return  # to no reader of YAML a boolean
+    message = problem(tmp_path, text_of(), f"{key}={written}")
+    assert f"found {written!r} (text), expected true or false" in message
+
+
+@pytest.mark.parametrize("word", [*AMBIGUOUS, "~", "1e3", "2024-01-01", "null", "=", "<<"])
+def test_any_text_survives_the_stored_recipe(tmp_path: Path, word: str) -> None:
+    recipe = load(tmp_path, text_of(models=f"{{resnet: {{kind: [{word!r}, x]}}}}"), "data.name=q")
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump_recipe(recipe))
+    assert load_recipe(copy) == recipe
+    assert load_recipe(copy).models == {"resnet": {"kind": [word, "x"]}}
+
+
+PATHS = ["output_dir", "data.root", "data.cache_dir", "data.splits_dir", "experts.checkpoint_dir"]
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_paths_are_read_as_a_shell_reads_them(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    section, _, last = key.rpartition(".")
+    for written, meant in [
+        ("$SCRATCH/x", "/scratch/me/x"),
+        ("${SCRATCH}_x", "/scratch/me_x"),
+        ("~/x", "/home/me/x"),
+        ("a~b", "a~b"),
+        ("./~/x", "./~/x"),
+        ("a$$b", "a$b"),
+    ]:
+        tree = {section: f"{{{last}: {written!r}}}"} if section else {key: repr(written)}
+        for recipe in (
+            load(tmp_path, text_of(**tree)),
+            load(tmp_path, text_of(), f"{key}={written}"),
+        ):
+            assert flatten(recipe)[key] == meant
+            copy = tmp_path / "copy.yaml"
+            copy.write_text(dump_recipe(recipe))
+            assert load_recipe(copy) == recipe
+    for written, found in [
+        ("$NOWHERE/x", "NOWHERE is not set"),
+        ("${NOWHERE}", "NOWHERE is not set"),
+        ("${SCRATCH:-x}", "expected $NAME or ${NAME}"),
+        ("$(pwd)/x", "expected $NAME or ${NAME}"),
+        ("~nobody-is-called-so/x", "~nobody-is-called-so is nobody's home"),
+        ("", "expected a path or null" if section else "(nothing)"),
+    ]:
+        message = problem(tmp_path, text_of(), f"{key}={written}")
+        assert message.startswith(f"override '{key}={written}': ")
+        assert found in message
+
+
+@pytest.mark.parametrize("written", ["off", "'off'", "Off", "false"])
 def test_off_is_off(tmp_path: Path, written: str) -> None:
-    # YAML 1.1 reads all but the quoted one as the boolean false
     recipe = load(tmp_path, text_of(logs=f"{{wandb: {written}}}", runtime=f"{{amp: {written}}}"))
     assert (recipe.logs.wandb, recipe.runtime.amp) == ("off", "off")
 
@@ -323,13 +408,12 @@ def test_a_recipe_is_a_mapping(tmp_path: Path, text: str) -> None:
         "seed: !!int ''",
         "seed: !!float q",
         "seed: !!timestamp x",
-        "seed: 2026-13-01",
         "? [1, 2]\n: 3",
         "? {a: 1}\n: 3",
         "--- 1\n--- 2",
         "seed: \0",
         "[" * 2_000,
-        "seed: 0x" + "f" * 5000,  # Python can hold the number, but refuses to print it
+        "seed: !!int 0x" + "f" * 5000,  # Python can hold the number, but refuses to print it
         "seed: " + "9" * 5000,
     ],
     ids=lambda text: repr(text[:30]),
@@ -341,7 +425,7 @@ def test_malformed_yaml_is_a_recipe_error(tmp_path: Path, text: str) -> None:
     assert problem(tmp_path, text_of(), f"seed={text}").startswith(f"override {f'seed={text}'!r}: ")
 
 
-@pytest.mark.parametrize("key", ["1", "null", "true", "1.5", "2026-01-02", "~"])
+@pytest.mark.parametrize("key", ["1", "null", "true", "1.5", "2026-01-02"])
 @pytest.mark.parametrize("section", ["", "fusion", "rows.0"])
 def test_keys_that_are_no_text_are_unknown_keys(tmp_path: Path, key: str, section: str) -> None:
     bad = f"{{{key}: 3}}"
@@ -560,7 +644,8 @@ def test_flags_stand_between_the_file_and_the_overrides(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ dump, load, flatten
 
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20)
-FOLDER = TEXT.filter(lambda text: bool(text.strip()))
+# but for what stands for another path: ~ and $VARIABLE
+FOLDER = TEXT.filter(lambda text: bool(text.strip()) and "$" not in text and text[0] != "~")
 POSITIVE = st.floats(min_value=1e-300, max_value=1e300)
 COUNT = st.integers(1, 2**62)
 FRACTION = st.floats(0.001, 0.999)
@@ -579,8 +664,8 @@ REQUIRED: dict[str, st.SearchStrategy[Any]] = {
 }
 DATA = {
     "name": TEXT,
-    "root": TEXT,
-    "cache_dir": st.none() | TEXT,
+    "root": FOLDER,
+    "cache_dir": st.none() | FOLDER,
     "download": st.booleans(),
     "val_fraction": FRACTION,
     "split": st.sampled_from(["iid", "non_iid"]),
@@ -602,7 +687,8 @@ def test_a_dumped_recipe_loads_to_the_same_value(
     tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]
 ) -> None:
     first, second = (tmp_path_factory.getbasetemp() / f"{name}.yaml" for name in ("one", "two"))
-    first.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8", newline="")
+    text = yaml.safe_dump(tree, allow_unicode=True, default_style='"')
+    first.write_text(text, encoding="utf-8", newline="")
     recipe = load_recipe(first)
     for section, value in tree.items():  # nothing is lost on the way in either
         if isinstance(value, dict) and section != "models":
@@ -643,3 +729,22 @@ def test_every_shipped_recipe_can_be_planned(tmp_path: Path, path: Path) -> None
     copy = tmp_path / "copy.yaml"
     copy.write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(copy) == recipe
+
+
+def test_the_recipe_of_a_study_is_that_of_the_study_where_it_lies_now(tmp_path: Path) -> None:
+    """Training goes on after a move; a copy of the file alone is a recipe like any other."""
+    words = ("output_dir=a", "data.splits_dir=a/splits", "data.root=../data", "plugins.x=x.py:X")
+    typed = load(tmp_path, text_of(), *words)
+    study = tmp_path / "b"
+    (study / ".fusionrun").mkdir(parents=True)
+    (study / "recipe.yaml").write_text(dump_for_study(typed))
+    (tmp_path / "mine.yaml").write_text(dump_for_study(typed))
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    assert recipe.output_dir == str(Path("a").absolute())
+    assert recipe.plugins == {"x": str(Path("x.py:X").absolute())}
+    moved = load_recipe(study / "recipe.yaml")
+    assert Path(moved.output_dir) == study
+    assert Path(moved.data.splits_dir or "") == study / "splits"
+    assert (moved.data.root, moved.plugins) == (recipe.data.root, recipe.plugins)
+    other = load_recipe(study / "recipe.yaml", ["output_dir=other", "data.root=here"])
+    assert (other.output_dir, other.data.root) == ("other", "here")

@@ -231,9 +231,6 @@ MISTAKES = [
     ("models.densenet.stem=10", "rows.1.fusion", "", "multiple of 8"),
     ("models.densenet.blocks=[1,1,1,1,1,1]", "data.image_size", "16x16", "densenet"),
     ("data.image_size=100000000000", "data.image_size", "100000000000", "resnet"),
-    ("output_dir=~nobody-is-called-so/out", "output_dir", "", ""),
-    ("data.root=~nobody-is-called-so", "data.root", "", ""),
-    ("data.cache_dir=~nobody-is-called-so", "data.cache_dir", "", ""),
 ]
 
 
