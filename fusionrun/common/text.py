@@ -70,6 +70,13 @@ def printable_path(path: str | Path) -> str:
     )
 
 
+def problem_of(error: BaseException) -> str:
+    """What an exception says to people; one of the system names its file, not its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or repr(error)
+
+
 def one_line(error: object) -> str:
     """A message of many lines as one."""
     return clipped(" ".join(str(error).split()))

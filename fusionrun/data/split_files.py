@@ -1,7 +1,9 @@
 """Splits written down and reused: two .npy files and a record of how all follows from them."""
 
 import contextlib
+import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +16,7 @@ from fusionrun.common.atomic_files import write_atomically, write_json
 from fusionrun.common.locks import locked
 from fusionrun.common.typed_fields import FieldError, plain, read_json, require
 from fusionrun.data.errors import SplitError
+from fusionrun.data.index_files import mismatch, read_indices, unfit
 from fusionrun.data.splits import (
     Indices,
     SplitRules,
@@ -28,6 +31,7 @@ FORMAT_VERSION = 1
 POOL_FILE = "expert_train_indices.npy"
 HOLDOUT_FILE = "fusion_holdout_indices.npy"
 META_FILE = "split_meta.json"
+OWN_META_FILE = "split_meta.fusionrun.json"  # where an earlier system has that name
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,44 @@ class StoredSplit:
     hash: str  # as `Splits.hash`
 
 
+def record_file(directory: Path) -> Path:
+    """Our record of the split in a folder, whether it's there or not.
+
+    An earlier system's preparation leaves a record called the same, which stays as it is.
+    """
+    path = directory / META_FILE
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # none, or a damaged one
+        return path
+    ours = not isinstance(tree, dict) or not tree.keys().isdisjoint(("format_version", "sha256"))
+    return path if ours else directory / OWN_META_FILE
+
+
 def stored_split(directory: Path) -> StoredSplit | None:
     """By the folder's record alone, no index is read; None where there is none that can be read."""
     try:
-        meta = read_json(directory / META_FILE, SplitMeta)
+        meta = read_json(record_file(directory), SplitMeta)
     except (OSError, FieldError):
         return None
     parts = {name: h for name, h in meta.sha256.items() if name not in ("holdout", "pool")}
     return StoredSplit(meta.fingerprint, hash_of_parts(parts))
+
+
+def load_splits(
+    directory: str | Path,
+    labels: npt.NDArray[Any],
+    rules: SplitRules,
+    *,
+    dataset_name: str,
+    fingerprint: str,
+) -> Splits:
+    """As `make_splits`, from what `directory` holds; nothing is written there, no lock either.
+
+    Raises SplitError if there is none, and as `load_or_create_splits`.
+    """
+    expected = _expected(labels, rules, dataset_name, fingerprint)
+    return _load(Path(directory), labels, rules, expected)
 
 
 def load_or_create_splits(
@@ -81,64 +115,84 @@ def load_or_create_splits(
     *,
     dataset_name: str,
     fingerprint: str,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Splits:
     """As `make_splits`, but reuse what `directory` holds, or write it there.
 
     The folder gets the pool and the holdout as .npy files and a record of how everything follows
     from them. Any number of processes may call this at once. Stored files are verified, never
-    overwritten. A lone fusion_holdout_indices.npy, as earlier systems left it, is adopted.
+    overwritten. The holdout that an earlier system left is adopted, and `progress` told so.
 
     Raises SplitError if the stored split is damaged, of other data or of other rules.
     """
-    directory = Path(directory).expanduser()
-    expected = {
-        "format_version": FORMAT_VERSION,
-        "dataset": dataset_name,
-        "fingerprint": fingerprint,
-        "total": len(labels),
-        **vars(rules),
-    }
+    directory = Path(directory)
+    expected = _expected(labels, rules, dataset_name, fingerprint)
     with contextlib.ExitStack() as stack:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(directory / ".splits.lock"))
         except OSError as error:
             # a finished split may be read from a folder that we may not write
-            if not (directory / META_FILE).is_file():
+            if not record_file(directory).is_file():
                 raise SplitError(
                     f"{directory}: cannot be written ({error.strerror}). Expected a folder for "
                     "the split files; set data.splits_dir to a writable one."
                 ) from error
-        if (directory / META_FILE).exists():
+        if record_file(directory).exists():
             return _load(directory, labels, rules, expected)
-        return _create(directory, labels, rules, expected)
+        return _create(directory, labels, rules, expected, progress)
 
 
 def copy_split_files(source: Path, target: Path) -> None:
     """What of the split is stored in the folder `source`, to the empty folder `target`."""
-    for name in (META_FILE, HOLDOUT_FILE, POOL_FILE):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    for path in [source / META_FILE, source / OWN_META_FILE, *_brought(source)]:
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
+
+
+def _brought(directory: Path) -> list[Path]:
+    """Files that hold a part of a split, or look so."""
+    found = [path for name in ("*holdout*", "expert_train*") for path in directory.glob(name)]
+    return [path for path in found if not path.name.startswith(".")]  # what a crash left
+
+
+def _expected(
+    labels: npt.NDArray[Any], rules: SplitRules, dataset_name: str, fingerprint: str
+) -> dict[str, Any]:
+    """What the record says if the split is the one wanted."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "dataset": dataset_name,
+        "fingerprint": fingerprint,
+        "total": len(labels),
+        **vars(rules),
+    }
 
 
 def _create(
-    directory: Path, labels: npt.NDArray[Any], rules: SplitRules, expected: dict[str, Any]
+    directory: Path,
+    labels: npt.NDArray[Any],
+    rules: SplitRules,
+    expected: dict[str, Any],
+    progress: Callable[[str], None],
 ) -> Splits:
     total = len(labels)
     adopted = (directory / HOLDOUT_FILE).exists()
     if adopted:
-        holdout = np.sort(_read_indices(directory / HOLDOUT_FILE, total))
+        _require_size(directory / META_FILE, total)
+        holdout = np.sort(read_indices(directory / HOLDOUT_FILE, total))
+        if len(holdout) == total:
+            raise mismatch(directory / HOLDOUT_FILE, "number of indices", total, f"below {total}")
     else:
+        _require_nothing_else(directory)
         holdout = draw_holdout(total, rules)
     pool = np.setdiff1d(np.arange(total), holdout)
-    if (directory / POOL_FILE).exists() and (
-        not adopted
-        or not np.array_equal(np.sort(_read_indices(directory / POOL_FILE, total)), pool)
-    ):
-        raise SplitError(
-            f"{directory / POOL_FILE}: found without {META_FILE}, and not the complement of "
-            f"{HOLDOUT_FILE}. Move this file away to have it written again, or set data.splits_dir "
-            "to another folder."
+    if (directory / POOL_FILE).exists():
+        _require_complement(directory / POOL_FILE, pool, holdout, total)
+    if adopted:
+        progress(
+            f"{directory}: adopted {HOLDOUT_FILE}: {len(holdout)} training images for fusion, the "
+            f"other {len(pool)} for the experts"
         )
     splits = make_splits(labels, rules, holdout)
     sets = {"holdout": holdout, "pool": pool, **splits.parts}
@@ -156,7 +210,7 @@ def _create(
             write_atomically(directory / HOLDOUT_FILE, lambda file: np.save(file, holdout))
         if not (directory / POOL_FILE).exists():
             write_atomically(directory / POOL_FILE, lambda file: np.save(file, pool))
-        write_json(directory / META_FILE, plain(meta))
+        write_json(record_file(directory), plain(meta))
     except OSError as error:
         raise SplitError(
             f"{directory}: the split cannot be written ({error.strerror}). "
@@ -165,38 +219,76 @@ def _create(
     return splits
 
 
+def _require_size(record: Path, total: int) -> None:
+    """Raise SplitError where an earlier system's record names another number of images."""
+    try:
+        tree = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    for name in ("total_len", "total", "num_samples", "n_samples"):
+        found = tree.get(name, total) if isinstance(tree, dict) else total
+        if isinstance(found, int) and found != total:
+            raise mismatch(record, name, found, f"{total}, the training images of this data set")
+
+
+def _require_nothing_else(directory: Path) -> None:
+    """Raise SplitError where a split is drawn anew although somebody seems to have brought one."""
+    found = _brought(directory)
+    if not found:
+        return
+    how = f"np.save({HOLDOUT_FILE!r}, indices) makes that of a list of them"
+    if found[0].name == POOL_FILE:
+        how = f"np.save({HOLDOUT_FILE!r}, np.setdiff1d(np.arange(N), pool)) makes it of the pool"
+    raise SplitError(
+        f"{found[0]}: found without {HOLDOUT_FILE}, by which a split is adopted. {how}; or set "
+        "data.splits_dir to another folder, where a new one is drawn."
+    )
+
+
+def _require_complement(path: Path, pool: Indices, holdout: Indices, total: int) -> None:
+    """Raise SplitError unless the file's indices are `pool`, which is all but the holdout."""
+    found = read_indices(path, total)
+    shared = len(np.intersect1d(found, holdout))
+    if shared:
+        raise mismatch(path, "samples shared with the holdout", shared, 0)
+    if len(found) != len(pool):
+        raise SplitError(
+            f"{path}: not the complement of {HOLDOUT_FILE}: it has {len(found)} of the other "
+            f"{len(pool)} images. Experts divide all of those; without this file in the folder "
+            "they are adopted."
+        )
+
+
 def _load(
     directory: Path, labels: npt.NDArray[Any], rules: SplitRules, expected: dict[str, Any]
 ) -> Splits:
-    path = directory / META_FILE
+    path = record_file(directory)
     try:
         meta = read_json(path, SplitMeta)
     except OSError as error:
-        raise _unfit(path, f"cannot be read ({error.strerror})") from error
+        raise unfit(path, f"cannot be read ({error.strerror})") from error
     except FieldError as error:
-        raise _unfit(path, str(error)) from None
+        raise unfit(path, str(error)) from None
     for field, value in expected.items():
         if getattr(meta, field) != value:
-            raise _mismatch(path, field, getattr(meta, field), value)
-    holdout = np.sort(_read_indices(directory / HOLDOUT_FILE, len(labels)))
-    pool = np.sort(_read_indices(directory / POOL_FILE, len(labels)))
+            raise mismatch(path, field, getattr(meta, field), value)
+    holdout = np.sort(read_indices(directory / HOLDOUT_FILE, len(labels)))
+    pool = np.sort(read_indices(directory / POOL_FILE, len(labels)))
     overlap = len(np.intersect1d(holdout, pool))
     if overlap:
-        raise _mismatch(directory / POOL_FILE, "samples shared with the holdout", overlap, 0)
+        raise mismatch(directory / POOL_FILE, "samples shared with the holdout", overlap, 0)
     for name, file, indices in (("holdout", HOLDOUT_FILE, holdout), ("pool", POOL_FILE, pool)):
         if len(indices) != meta.sizes.get(name):
-            raise _mismatch(
+            raise mismatch(
                 directory / file, "number of indices", len(indices), meta.sizes.get(name)
             )
         if hash_indices(indices) != meta.sha256.get(name):
-            raise _mismatch(
-                directory / file, "sha256", hash_indices(indices), meta.sha256.get(name)
-            )
+            raise mismatch(directory / file, "sha256", hash_indices(indices), meta.sha256.get(name))
     splits = make_splits(labels, rules, holdout)
     for name, indices in splits.parts.items():
         if hash_indices(indices) != meta.sha256.get(name):
             # the labels are covered by the fingerprint, so this is the record or numpy's generator
-            raise _mismatch(
+            raise mismatch(
                 path,
                 f"sha256.{name}",
                 meta.sha256.get(name),
@@ -204,35 +296,3 @@ def _load(
                 f"this is {np.__version__})",
             )
     return splits
-
-
-def _mismatch(path: Path, field: str, found: object, expected: object) -> SplitError:
-    return _unfit(path, f"{field} is {found!r}, expected {expected!r}")
-
-
-def _unfit(path: Path, problem: str) -> SplitError:
-    return SplitError(
-        f"{path}: {problem}. These splits belong to other data or settings, or are damaged. Use "
-        "what they were made with, or set data.splits_dir to another folder, where new ones are "
-        "made (experts trained on the old ones must then be trained again)."
-    )
-
-
-def _read_indices(path: Path, total: int) -> Indices:
-    """One stored set: unique integers in 0..total-1, in any order."""
-    try:
-        indices = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise _mismatch(path, "content", str(error), "an .npy file of indices") from error
-    if not isinstance(indices, np.ndarray) or indices.ndim != 1 or indices.dtype.kind not in "iu":
-        found = f"{getattr(indices, 'dtype', '?')} {getattr(indices, 'shape', '?')}"
-        raise _mismatch(path, "array", found, "integers, one dimension")
-    if not len(indices):
-        raise _mismatch(path, "number of indices", 0, "at least 1")
-    if indices.min() < 0 or indices.max() >= total:
-        limits = f"{indices.min()}..{indices.max()}"
-        raise _mismatch(path, "range of indices", limits, f"0..{total - 1}")
-    if len(np.unique(indices)) != len(indices):
-        repeated = len(indices) - len(np.unique(indices))
-        raise _mismatch(path, "number of repeated indices", repeated, 0)
-    return indices.astype(np.int64)

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from fusionrun.data.errors import DataError
-from fusionrun.data.split_files import StoredSplit, load_or_create_splits, stored_split
+from fusionrun.data.split_files import (
+    StoredSplit,
+    copy_split_files,
+    load_or_create_splits,
+    load_splits,
+    stored_split,
+)
 from fusionrun.data.splits import SplitError, SplitRules
 from tests.unit.data.test_splits import labels_of, same, split
 
@@ -20,13 +26,23 @@ POOL, HOLDOUT, META = (
 )
 
 
-def load(directory, labels=None, *, dataset_name="toy", fingerprint="abc", **rules):
-    return load_or_create_splits(
+def load(
+    directory,
+    labels=None,
+    *,
+    dataset_name="toy",
+    fingerprint="abc",
+    by=load_or_create_splits,
+    progress=None,
+    **rules,
+):
+    return by(
         directory,
         labels_of() if labels is None else labels,
         SplitRules(**{"seed": 42, **rules}),
         dataset_name=dataset_name,
         fingerprint=fingerprint,
+        **({} if progress is None else {"progress": progress}),
     )
 
 
@@ -125,7 +141,6 @@ DAMAGES = {
     "json list": (lambda d: (d / META).write_text("[]"), META, "found a list"),
     "newer format": (lambda d: edit_meta(d, format_version=99), META, "format_version is 99"),
     "no hashes": (lambda d: edit_meta(d, sha256=None), META, "sha256"),
-    "foreign record": (lambda d: (d / META).write_text('{"total": 1000}'), META, "format_version"),
 }
 
 
@@ -215,6 +230,77 @@ def test_an_adopted_file_must_fit_the_data(tmp_path):
         load(tmp_path)
     assert not (tmp_path / META).exists()
     assert not (tmp_path / POOL).exists()
+
+
+EARLIER_RECORD = {"dataset": "X", "subset": "train", "total_len": 1000, "generated_at_unix": 17e8}
+
+
+def test_the_folder_of_an_earlier_systems_preparation_is_adopted(tmp_path):
+    """Both parts and a record of its own, which has our record's name and stays as it is."""
+    holdout = np.arange(0, 1000, 5)
+    np.save(tmp_path / HOLDOUT, holdout)
+    np.save(tmp_path / POOL, np.setdiff1d(np.arange(1000), holdout)[::-1])
+    (tmp_path / META).write_text(json.dumps(EARLIER_RECORD))
+    brought = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    said = []
+    splits = load(tmp_path, progress=said.append)
+    assert "200 training images for fusion, the other 800 for the experts" in said[0]
+    assert np.array_equal(np.union1d(splits.fusion_train, splits.fusion_val), holdout)
+    assert {path: path.read_bytes() for path in brought} == brought
+    assert stored_split(tmp_path).hash == splits.hash
+    assert same(load(tmp_path, progress=said.append), splits) and len(said) == 1
+    (tmp_path / "copy").mkdir()
+    copy_split_files(tmp_path, tmp_path / "copy")
+    assert stored_split(tmp_path / "copy").hash == splits.hash
+
+
+def brought(directory, *, pool=None, record=None):
+    np.save(directory / HOLDOUT, np.arange(0, 1000, 5))
+    if pool is not None:
+        np.save(directory / POOL, pool)
+    if record is not None:
+        (directory / META).write_text(json.dumps(record))
+
+
+REFUSED = {
+    "other data": (lambda d: brought(d, record={"total_len": 50_000}), META, "total_len is 50000"),
+    "overlap": (lambda d: brought(d, pool=np.arange(1000)), POOL, "with the holdout is 200"),
+    "part": (lambda d: brought(d, pool=np.arange(1, 1000, 5)), POOL, "200 of the other 800"),
+    "everything": (lambda d: np.save(d / HOLDOUT, np.arange(1000)), HOLDOUT, "below 1000"),
+    "text": (
+        lambda d: (d / "fusion_holdout_indices.txt").write_text("1\n2\n"),
+        "holdout",
+        "np.save",
+    ),
+    "npz": (lambda d: np.savez(d / "holdout.npz", np.arange(5)), "holdout.npz", "np.save"),
+    "json": (lambda d: (d / "my_holdout.json").write_text("[1, 2]"), "my_holdout.json", "np.save"),
+    "pool": (lambda d: np.save(d / POOL, np.arange(800)), POOL, "np.setdiff1d"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_adopted_is_refused_and_stays(tmp_path, name):
+    """Drawing another split beside it would put the experts' images into the holdout."""
+    bring, file, message = REFUSED[name]
+    bring(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SplitError) as error:
+        load(tmp_path)
+    assert file in str(error.value) and message in str(error.value)
+    assert "elete" not in str(error.value) and "emove" not in str(error.value)
+    (tmp_path / ".splits.lock").unlink()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_split_is_read_without_leaving_a_trace(tmp_path):
+    first = load(tmp_path)
+    (tmp_path / ".splits.lock").unlink()
+    before = sorted(tmp_path.iterdir())
+    assert same(load(tmp_path, by=load_splits), first)
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(SplitError, match="No such file"):
+        load(tmp_path / "none", by=load_splits)
+    assert not (tmp_path / "none").exists()
 
 
 # ---------------------------------------------------------------- several processes, bad folders
