@@ -3,12 +3,12 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from fusionrun.common.distributed import read_rank_info
+from fusionrun.common.file_paths import expanded_path
 from fusionrun.common.text import nearest
 from fusionrun.common.typed_fields import read_json
 from fusionrun.components.store import load_model, load_single
@@ -68,7 +68,8 @@ class OpenStudy:
                 raise ValueError(f"{self!r}: no row {row!r}; {nearest(row, by_name)}")
             row = found
         directory = self.paths.row(row.model, row.variant).directory
-        return load_single(directory) if row.is_single else load_model(directory)
+        load = load_single if row.is_single else load_model
+        return load(directory, self.recipe.plugins.values())
 
     def load_data(self) -> Dataset:
         """The images and labels of the study; its `test_images` are uint8, as `predict` takes them.
@@ -77,15 +78,17 @@ class OpenStudy:
         """
         return load_images(self._study, progress=lambda text: None)
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self, *, output: str | os.PathLike[str] | None = None) -> Evaluation:
         """Measure every finished row beside its alternatives, as the command does.
 
-        Writes evaluation.*, results.* and the rows' predictions. What can't be measured is among
-        the returned `failures`. Raises LaunchError when data or device isn't there.
+        Writes evaluation.*, results.* and the rows' predictions, to the study or to the folder
+        `output`. What can't be measured is among the returned `failures`. Raises LaunchError when
+        data, split or device isn't there, or nothing can be written.
         """
+        study = self._study.measured_in(None if output is None else expanded_path(output))
         with process_as_found():
-            evaluate_study(self._study, read_rank_info(os.environ), Console(quiet=True))
-        return read_json(self.paths.evaluation("json"), Evaluation)
+            evaluate_study(study, read_rank_info({}), Console(quiet=True))
+        return read_json(study.layout.evaluation("json"), Evaluation)
 
 
 def open_study(output_dir: str | os.PathLike[str], *overrides: str) -> OpenStudy:
@@ -93,7 +96,7 @@ def open_study(output_dir: str | os.PathLike[str], *overrides: str) -> OpenStudy
 
     `overrides` are key=value for where things lie now, e.g. data.root=/data. Raises RecipeError.
     """
-    return OpenStudy(stored_study(Path(output_dir).expanduser(), overrides))
+    return OpenStudy(stored_study(expanded_path(output_dir), overrides))
 
 
 def evaluate(output_dir: str | os.PathLike[str], *overrides: str) -> Evaluation:

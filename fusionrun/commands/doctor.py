@@ -4,7 +4,6 @@ import argparse
 
 from fusionrun.commands.options import OVERRIDES, Verbs, make_console, recipe_and_overrides
 from fusionrun.common.distributed import RankInfo
-from fusionrun.common.exit_status import ExitStatus
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.shipped_recipes import find_recipe
@@ -30,15 +29,13 @@ def add_parser(verbs: Verbs) -> None:
 
 
 def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
-    """Check and estimate; under torchrun one process does it for all."""
+    """Check and estimate."""
     recipe_word, overrides = recipe_and_overrides(options.words)
     if recipe_word is None:
         raise RecipeError("doctor needs a RECIPE")
     if options.ranks < 1 or not options.seconds > 0:
         raise RecipeError("--ranks and --seconds: expected a number above 0")
     recipe = load_recipe(find_recipe(recipe_word), overrides)
-    if rank_info.rank > 0:
-        return ExitStatus.DONE
     from fusionrun.doctor.doctor import doctor
     from fusionrun.study.planning import plan_study
 

@@ -1,9 +1,15 @@
 """`fusionrun evaluate`: saved models beside their cheap alternatives."""
 
 import argparse
-from pathlib import Path
 
-from fusionrun.commands.options import Verbs, make_console
+from fusionrun.commands.options import (
+    OUTPUT,
+    PLACES,
+    Verbs,
+    make_console,
+    path,
+    study_and_overrides,
+)
 from fusionrun.common.distributed import RankInfo
 from fusionrun.study.recipe_yaml import load_stored
 
@@ -19,14 +25,17 @@ def add_parser(verbs: Verbs) -> None:
         "which the next time is used again. Exit status: 0 all rows measured, 1 could not start or "
         "write, 2 wrong recipe or command line, 3 not all rows.",
     )
-    verb.add_argument("output_dir", metavar="OUTPUT_DIR")
+    verb.add_argument("words", nargs="+", metavar="OUTPUT_DIR key=value", help=PLACES)
+    verb.add_argument("--output", type=path, metavar="DIR", help=OUTPUT)
     verb.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     """Measure the finished rows of the output directory."""
-    recipe, name = load_stored(Path(options.output_dir))
+    folder, overrides = study_and_overrides(options.words, "evaluate")
+    recipe, name = load_stored(folder, overrides)
     from fusionrun.evaluation.evaluate import evaluate
     from fusionrun.study.planning import plan_study
 
-    return evaluate(plan_study(recipe, name), rank_info, make_console())
+    study = plan_study(recipe, name).measured_in(options.output)
+    return evaluate(study, rank_info, make_console())

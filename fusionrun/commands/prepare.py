@@ -5,6 +5,7 @@ import argparse
 from fusionrun.commands.options import OVERRIDES, Verbs, recipe_and_overrides
 from fusionrun.common.distributed import LaunchError, RankInfo
 from fusionrun.common.exit_status import ExitStatus
+from fusionrun.common.text import problem_of
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.shipped_recipes import find_recipe
@@ -15,7 +16,10 @@ def add_parser(verbs: Verbs) -> None:
         "prepare",
         help="fetch or check the data, write the splits",
         description="Load the recipe's data set (fetching it when data.download is true), prepare "
-        "its cache and write the splits that `train` uses.",
+        "its cache (data.cache_dir) and write the splits that `train` uses (data.splits_dir, "
+        "default OUTPUT_DIR/splits): two .npy files of indices and split_meta.json.",
+        epilog="Exit status: 0 all is there, 1 the data can't be had, the splits there are of "
+        "other data, or nothing can be written, 2 wrong recipe or command line.",
     )
     verb.add_argument("words", nargs="+", metavar="RECIPE key=value", help=OVERRIDES)
     verb.set_defaults(run=run)
@@ -35,7 +39,7 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     try:
         data, splits = load_data(study, lambda text: print(text, flush=True))
     except (DataError, OSError) as error:
-        raise LaunchError(str(error)) from None
+        raise LaunchError(problem_of(error)) from None
     for note in data.notes:
         print(note)
     experts = ", ".join(str(len(part)) for part in splits.expert_train)

@@ -3,7 +3,14 @@
 import argparse
 from pathlib import Path
 
-from fusionrun.commands.options import OVERRIDES, Verbs, make_console, recipe_and_overrides
+from fusionrun.commands.options import (
+    OUTPUT,
+    OVERRIDES,
+    Verbs,
+    make_console,
+    path,
+    recipe_and_overrides,
+)
 from fusionrun.common.distributed import RankInfo
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe, load_stored
@@ -20,7 +27,13 @@ def add_parser(verbs: Verbs) -> None:
         "is not touched. Writes preview.json and preview.md. Exit status: 0 all architectures "
         "ranked, 1 could not start or write, 2 wrong recipe or command line, 3 not all.",
     )
-    verb.add_argument("words", nargs="+", metavar="RECIPE_or_OUTPUT_DIR key=value", help=OVERRIDES)
+    verb.add_argument(
+        "words",
+        nargs="+",
+        metavar="RECIPE_or_OUTPUT_DIR key=value",
+        help=f"{OVERRIDES}; of an OUTPUT_DIR only where things lie and runtime.*",
+    )
+    verb.add_argument("--output", type=path, metavar="DIR", help=OUTPUT)
     verb.add_argument("--seeds", type=int, default=3, help="trainings of each fusion (default 3)")
     verb.add_argument("--epochs", type=int, default=30, help="of each training (default 30)")
     verb.set_defaults(run=run)
@@ -41,5 +54,11 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     from fusionrun.evaluation.preview import preview
     from fusionrun.study.planning import plan_study
 
-    study = plan_study(recipe, recipe_word)
-    return preview(study, rank_info, make_console(), seeds=options.seeds, epochs=options.epochs)
+    return preview(
+        plan_study(recipe, recipe_word).measured_in(options.output),
+        rank_info,
+        make_console(),
+        seeds=options.seeds,
+        epochs=options.epochs,
+        new_splits=not folder.is_dir(),
+    )

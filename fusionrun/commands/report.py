@@ -1,9 +1,8 @@
 """`fusionrun report`: a page from what was measured."""
 
 import argparse
-from pathlib import Path
 
-from fusionrun.commands.options import Verbs
+from fusionrun.commands.options import PLACES, Verbs, folders_and_overrides, path
 from fusionrun.common.distributed import LaunchError, RankInfo
 from fusionrun.common.exit_status import ExitStatus
 
@@ -16,28 +15,30 @@ def add_parser(verbs: Verbs) -> None:
         "report.md, report.csv and report.tex from what `evaluate` left in OUTPUT_DIR. Several "
         "directories are compared side by side in files of their own, comparison.html and the like "
         "in the current folder; each study's report stays as it is.",
+        epilog="Exit status: 0 written, 1 nothing was measured or can be written, 2 wrong command "
+        "line.",
     )
-    verb.add_argument("output_dirs", nargs="+", metavar="OUTPUT_DIR")
+    verb.add_argument("words", nargs="+", metavar="OUTPUT_DIR key=value", help=PLACES)
     verb.add_argument(
         "--output",
+        type=path,
         metavar="FILE.html",
-        help="another name of the page, or a folder; the tables go beside it",
+        help="another name of the page, or a folder; the tables go beside it. What evaluate and "
+        "robustness wrote there with --output is shown",
     )
     verb.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
-    """Write the page; under torchrun one process does it for all."""
-    if rank_info.rank > 0:
-        return ExitStatus.DONE
+    """Write the page."""
     from fusionrun.report.load import ReportError
     from fusionrun.report.write import write_report
 
-    folders = [Path(folder) for folder in options.output_dirs]
+    folders, overrides = folders_and_overrides(options.words, "report")
     try:
-        written = write_report(folders, Path(options.output) if options.output else None)
+        written = write_report(folders, options.output, overrides)
     except ReportError as error:
         raise LaunchError(str(error)) from None
-    for path in written:
-        print(path)
+    for file in written:
+        print(file)
     return ExitStatus.DONE

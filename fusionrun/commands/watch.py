@@ -1,9 +1,8 @@
 """`fusionrun watch`: the live table from another shell or a login node."""
 
 import argparse
-from pathlib import Path
 
-from fusionrun.commands.options import Verbs
+from fusionrun.commands.options import Verbs, path
 from fusionrun.common.distributed import RankInfo
 
 
@@ -15,7 +14,7 @@ def add_parser(verbs: Verbs) -> None:
         "machine that sees the folder; waits for one to begin. Off a terminal it's one summary. "
         "The exit status is the launch's.",
     )
-    verb.add_argument("output_dir", metavar="OUTPUT_DIR")
+    verb.add_argument("output_dir", type=path, metavar="OUTPUT_DIR")
     verb.set_defaults(run=run)
 
 
@@ -23,4 +22,4 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     """Show the table until the launch ends."""
     from fusionrun.monitor.watch import watch
 
-    return watch(Path(options.output_dir))
+    return watch(options.output_dir)

@@ -6,12 +6,20 @@ Loading one runs the file, as importing it would, once a process.
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 
 def is_plugin(name: object) -> bool:
     return isinstance(name, str) and ":" in name
+
+
+def where_now(source: str, plugins: Iterable[str]) -> str:
+    """The one of `plugins` that has this one's name, wherever its file lies by now; or itself."""
+    name = source.rpartition(":")[2]
+    same = (each for each in plugins if each.rpartition(":")[2] == name)
+    return next(same, source) if is_plugin(source) else source
 
 
 def load_plugin(source: str) -> object:

@@ -1,28 +1,21 @@
 """One model of components that different rows or runs trained: found, verified, joined, saved."""
 
 import contextlib
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from fusionrun.common.atomic_files import write_atomically
-from fusionrun.common.text import clipped, nearest, shown
-from fusionrun.common.version import __version__
+from fusionrun.common.file_paths import expanded_path
+from fusionrun.common.text import clipped, nearest, problem_of, shown
 from fusionrun.components.manifest import (
-    ComponentFile,
     Manifest,
     component_paths,
     file_hash,
     manifest_of,
     read_manifest,
-    write_manifest,
 )
 from fusionrun.components.store import (
     ComponentInfo,
@@ -31,7 +24,6 @@ from fusionrun.components.store import (
     load_expert,
     load_fusion_module,
     load_global_head,
-    state_hash,
 )
 from fusionrun.fusions import FusionModel, FusionModule
 from fusionrun.study.paths import RowFiles
@@ -46,14 +38,13 @@ KEYS = {
     "global_head": "a row's folder or a file",
     "evaluate": "a study's output directory",
 }
-LOADERS = {
+LOADERS: Mapping[str, Callable[[Path], nn.Module]] = {
     "expert": load_expert,
     "fusion_module": load_fusion_module,
     "global_head": load_global_head,
 }
 # what components say of themselves and must agree on
 SHARED = ("num_classes", "classes", "feature_dim", "image_size", "mean", "std")
-NOT_MEASURED: Mapping[str, Any] = {"validation": {}, "test": {}, "evaluated_on": None}
 
 
 @dataclass(frozen=True)
@@ -118,9 +109,9 @@ def blame(plan: Plan, field: str) -> Iterator[None]:
     """What can't be used is the mistake of the manifest's field that names it: a RecipeError."""
     try:
         yield
-    # RuntimeError: the home of an unknown user; ValueError: modules that don't fit each other
-    except (CheckpointError, RecipeError, OSError, RuntimeError, ValueError) as error:
-        raise RecipeError(f"{plan.path}: {field}: {clipped(str(error))}") from None
+    # ValueError: an unset variable or an unknown user, modules that don't fit each other
+    except (CheckpointError, RecipeError, OSError, ValueError) as error:
+        raise RecipeError(f"{plan.path}: {field}: {clipped(problem_of(error))}") from None
 
 
 def require_new(folder: Path) -> None:
@@ -160,13 +151,13 @@ def _file(plan: Plan, field: str, component: str) -> Path:
     """What the field names itself, or that component of the row that it names."""
     text = getattr(plan, field)
     with blame(plan, field):
-        path = Path(text).expanduser()
+        path = expanded_path(text)
         return path if path.is_file() else component_paths(_row(text)[0], 0)[component]
 
 
 def _row(text: str) -> tuple[RowFiles, Manifest]:
     """(files, manifest) of the row whose folder that is. Raises CheckpointError."""
-    folder = Path(text).expanduser()
+    folder = expanded_path(text)
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise CheckpointError(f"{folder}: found {found} there, expected a row's folder")
@@ -176,7 +167,7 @@ def _row(text: str) -> tuple[RowFiles, Manifest]:
 
 def _load(plan: Plan, field: str, path: Path, kind: str) -> Part:
     with blame(plan, field):
-        path = path.expanduser()
+        path = expanded_path(path)
         info, _ = load_component(path, kind)
         manifest = manifest_of(path)
         return Part(
@@ -211,50 +202,3 @@ def _flat(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
-
-
-def save_assembled(
-    assembled: Assembled, directory: Path, measured: Mapping[str, Any] = NOT_MEASURED
-) -> None:
-    """Copies of the components, then the manifest that vouches for them. Raises OSError.
-
-    `measured` has the accuracies on `validation` and `test` in percent, and what they were
-    `evaluated_on`.
-    """
-    files = RowFiles(directory, csv=Path())
-    first, fusion, parts = assembled.experts[0], assembled.fusion, assembled.parts
-    copies = component_paths(files, len(assembled.experts))
-    origins, components = {}, {}
-    for part, (name, path) in zip(parts, copies.items(), strict=True):
-        with part.path.open("rb") as content:
-            write_atomically(path, partial(shutil.copyfileobj, content))
-        said = ("model", "fusion", "expert", "epoch", "val_accuracy")
-        origins[name] = {
-            "file": str(part.path),
-            "sha256": part.sha256,
-            "row": part.row,
-            **{key: getattr(part.info, key) for key in said},
-        }
-        components[name] = ComponentFile(
-            str(path.relative_to(directory)), part.sha256, path.stat().st_size
-        )
-    manifest = Manifest(
-        model="+".join(dict.fromkeys(part.info.model for part in assembled.experts)),
-        fusion=fusion.info.fusion,
-        num_experts=len(assembled.experts),
-        **{name: getattr(first.info, name) for name in SHARED},
-        val_accuracy=measured["validation"].get("fused"),
-        settings={},
-        weights=state_hash(assembled.model.state_dict()),
-        validation=measured["validation"],
-        test=measured["test"],
-        assembled={
-            "by": str(assembled.plan.path),
-            "at": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
-            "versions": {"fusionrun": __version__, "torch": torch.__version__},
-            "from": origins,
-            "evaluated_on": measured["evaluated_on"],
-        },
-        components=components,
-    )
-    write_manifest(files.manifest, manifest)

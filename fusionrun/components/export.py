@@ -86,7 +86,9 @@ def export(directory: Path, format_name: str, output: Path | None) -> Exported:
     model = Deployed(load_model(directory), info.mean, info.std).eval()
     size, generator = info.image_size, torch.Generator().manual_seed(SEED)
     batches = [torch.rand(n, 3, size, size, generator=generator) for n in BATCHES]
-    path = output or directory / f"model{chosen.suffix}"
+    path = output or directory
+    if path.is_dir() or not path.suffix:
+        path /= f"model{chosen.suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder, torch.no_grad():
         written = Path(folder) / f"model{chosen.suffix}"

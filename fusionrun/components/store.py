@@ -10,7 +10,7 @@ else is needed; what doesn't fit is refused with what was found and what was exp
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionrun.common.image_classifier import TrainedOn
+from fusionrun.common.plugins import where_now
 from fusionrun.common.text import shown
 from fusionrun.common.typed_fields import FieldError, build
 from fusionrun.components.manifest import (
@@ -121,21 +122,24 @@ def load_component(path: str | Path, component: str) -> tuple[ComponentInfo, dic
     return info, payload["state_dict"]
 
 
-def load_expert(path: str | Path) -> Expert:
-    """The expert saved at `path`, on the CPU in evaluation mode. Raises CheckpointError."""
+def load_expert(path: str | Path, plugins: Collection[str] = ()) -> Expert:
+    """The expert saved at `path`, on the CPU in evaluation mode.
+
+    `plugins`, each FILE.py:NAME, tell where a user's own parts lie by now. Raises CheckpointError.
+    """
     info, weights = load_component(path, "expert")
     with _fitting(path):
-        expert = build_expert(info.model, info.num_classes, **info.arguments)
+        expert = build_expert(where_now(info.model, plugins), info.num_classes, **info.arguments)
     load_checked_state(expert, weights, path)
     expert.know(TrainedOn(tuple(info.classes), tuple(info.mean), tuple(info.std), info.image_size))
     return expert.eval()
 
 
-def load_fusion_module(path: str | Path) -> FusionModule:
+def load_fusion_module(path: str | Path, plugins: Collection[str] = ()) -> FusionModule:
     """The fusion module saved at `path`: features (N, E, D) -> (N, D). Raises CheckpointError."""
     info, weights = load_component(path, "fusion_module")
     with _fitting(path):
-        fusion = build_fusion(info.fusion, info.num_experts, info.feature_dim)
+        fusion = build_fusion(where_now(info.fusion, plugins), info.num_experts, info.feature_dim)
     load_checked_state(fusion, weights, path)
     return fusion.eval()
 
@@ -149,7 +153,7 @@ def load_global_head(path: str | Path) -> nn.Linear:
     return head.eval()
 
 
-def load_model(directory: str | Path) -> FusionModel:
+def load_model(directory: str | Path, plugins: Collection[str] = ()) -> FusionModel:
     """The fusion model whose components lie in `directory`, verified against its manifest.
 
     Raises CheckpointError when a file is missing, changed since it was saved, or doesn't fit.
@@ -159,8 +163,8 @@ def load_model(directory: str | Path) -> FusionModel:
     if manifest.fusion == SINGLE:
         raise CheckpointError(f"{directory}: holds a single network; load_expert({files.network})")
     verify(files, manifest, component_paths(files, manifest.num_experts))
-    experts = [load_expert(files.expert(k)) for k in range(manifest.num_experts)]
-    fusion = load_fusion_module(files.fusion_module)
+    experts = [load_expert(files.expert(k), plugins) for k in range(manifest.num_experts)]
+    fusion = load_fusion_module(files.fusion_module, plugins)
     head = load_global_head(files.global_head)
     with _fitting(files.manifest):
         model = FusionModel(experts, fusion, manifest.num_classes)
@@ -168,11 +172,11 @@ def load_model(directory: str | Path) -> FusionModel:
     return model.eval()
 
 
-def load_single(directory: str | Path) -> Expert:
+def load_single(directory: str | Path, plugins: Collection[str] = ()) -> Expert:
     """As `load_model`, of a row that is one network."""
     files = RowFiles(Path(directory), csv=Path())
     verify(files, read_manifest(files.manifest), {"network": files.network})
-    return load_expert(files.network)
+    return load_expert(files.network, plugins)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Batches made on the device that holds the data set; the step never waits for the host."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fusionrun.common.progress import told
 from fusionrun.common.seeds import derive_seed
 from fusionrun.data.augmentation.batch import augment, check_images, one_hot
 from fusionrun.data.augmentation.policies import Augmentation
+from fusionrun.data.datasets.request import say_nothing
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ResidentLoader:
     share them; batches are made on `images.device`. `indices` picks the samples. Order and
     augmentation follow from the seed given to an epoch alone, so an epoch can be entered at any
     step. A last batch of a single sample joins the one before it: batch normalisation cannot
-    train on one.
+    train on one. `progress` is told how far a pass without augmentation is.
 
     Raises ValueError for arguments that do not fit together.
     """
@@ -55,6 +57,7 @@ class ResidentLoader:
         std: Sequence[float],
         augmentation: Augmentation,
         channels_last: bool = False,
+        progress: Callable[[str], None] = say_nothing,
     ) -> None:
         check_images(images, labels)
         if labels.device != images.device:
@@ -75,6 +78,7 @@ class ResidentLoader:
         self.num_classes = num_classes
         self.batch_size = batch_size
         self.augmentation = augmentation
+        self._progress = progress
         self._images, self._labels = images, labels
         self._indices: npt.NDArray[np.int64] = np.ascontiguousarray(indices, dtype=np.int64)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -129,7 +133,7 @@ class ResidentLoader:
     def evaluation_batches(self) -> Iterator[Batch]:
         """Every sample once, in the order of `indices`, as it is; targets are one-hot."""
         order = self._to_device(self._indices)
-        for first, end in self._bounds:
+        for first, end in told(self._bounds, f"{self.num_images} images", self._progress):
             chosen = order[first:end]
             labels = self._labels.index_select(0, chosen)
             images = self._normalised(self._images.index_select(0, chosen))

@@ -23,7 +23,7 @@ from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.study import Study
 from fusionrun.tables.terminal import terminal_table
 
-OK, FAILED, INTERRUPTED = 0, 1, 130  # exit statuses
+OK, FAILED = 0, 1  # exit statuses
 
 LONG_SECONDS = 30 * 86400  # a launch that takes longer was hardly meant
 
@@ -37,17 +37,13 @@ def doctor(
     kind of task. Nothing is written but the data set's cache and a scratch folder, which goes.
     """
     rank_info = replace(rank_info, rank=0, world_size=ranks, local_rank=0, local_world_size=ranks)
-    try:
-        with (
-            console.status("checking") as status,
-            tempfile.TemporaryDirectory(prefix="fusionrun-doctor-") as scratch,
-        ):
-            findings, numbers = run_all_checks(
-                study, rank_info, Path(scratch), seconds, lambda text: status.update(Text(text))
-            )
-    except KeyboardInterrupt:
-        console.print("interrupted; nothing was changed")
-        return INTERRUPTED
+    with (
+        console.status("checking") as status,
+        tempfile.TemporaryDirectory(prefix="fusionrun-doctor-") as scratch,
+    ):
+        findings, numbers = run_all_checks(
+            study, rank_info, Path(scratch), seconds, lambda text: status.update(Text(text))
+        )
     console.print(terminal_table(tables.findings_table(study.name, findings)))
     if numbers is not None and numbers.seconds != 0:
         console.print(terminal_table(tables.estimates_table(numbers), console.width))

@@ -1,18 +1,19 @@
 """An assembled model on a study's images, beside the alternatives that its experts are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group
 
 from fusionrun.common.distributed import RankInfo
+from fusionrun.common.file_paths import expanded_path
 from fusionrun.common.typed_fields import build
 from fusionrun.components.assemble import Assembled, blame, check_equal
 from fusionrun.evaluation.accuracies import accuracies_by_method
 from fusionrun.evaluation.alternatives import METHODS
-from fusionrun.evaluation.measuring import open_study
+from fusionrun.evaluation.measuring import say
+from fusionrun.evaluation.opening import open_study
 from fusionrun.evaluation.predictions import head_logits
 from fusionrun.evaluation.schema import Difference
 from fusionrun.evaluation.statistics.metrics import accuracy
@@ -29,15 +30,17 @@ NOTE = (
 )
 
 
-def measure_assembled(assembled: Assembled, folder: str, rank_info: RankInfo) -> dict[str, Any]:
+def measure_assembled(
+    assembled: Assembled, folder: str, rank_info: RankInfo, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """What the manifest says of the model's accuracy on the study in `folder`, in percent.
 
     Raises RecipeError where that study can't be opened or has images that the components don't
     take, LaunchError, DataError and OSError.
     """
     with blame(assembled.plan, "evaluate"):
-        study = stored_study(Path(folder).expanduser())
-    context = open_study(study, rank_info)
+        study = stored_study(expanded_path(folder), overrides)
+    context = open_study(study, rank_info, say)
     _check_data(assembled, context)
     context.settle(assembled.model)
     validation, test = (

@@ -6,11 +6,12 @@ from pathlib import Path
 from rich.console import Console
 
 from fusionrun.common.distributed import RankInfo
+from fusionrun.common.progress import Progress
 from fusionrun.components.manifest import Manifest
 from fusionrun.evaluation import results, results_tables, tables
 from fusionrun.evaluation.answers import Controls
 from fusionrun.evaluation.comparison import compare_row
-from fusionrun.evaluation.measuring import load_row, measure_study, noted, run_header, say
+from fusionrun.evaluation.measuring import load_row, measure_study, noted, run_header
 from fusionrun.evaluation.predictions import Predictions, current_predictions
 from fusionrun.evaluation.schema import Evaluation, FailedRow, RowResult
 from fusionrun.evaluation.statistics.cost import logged_training, measure_cost
@@ -41,6 +42,7 @@ def evaluate_rows(context: RunContext) -> Evaluation:
     failures: dict[str, FailedRow] = {}
     controls = Controls()
     latest: Predictions | None = None
+    progress = Progress(len(context.study.rows), context.progress)
     # controls first: the rows are compared with them
     for row in sorted(context.study.rows, key=lambda row: not (row.control or row.is_single)):
         with noted(row, failures):
@@ -53,6 +55,7 @@ def evaluate_rows(context: RunContext) -> Evaluation:
                 measured[row.name] = evaluate_row(
                     context, row, manifest, model, predictions, controls
                 )
+        progress.done_with(row.name)
     entries: dict[str, RowResult | FailedRow] = {**measured, **failures}
     tasks = [row.name for row in context.study.rows]
     return Evaluation(
@@ -78,15 +81,15 @@ def evaluate_row(
     cost = measure_cost(context, row, model)
     assert manifest.epoch is not None  # only an assembled model has none, which is no row's
     result = compare_row(row, predictions, controls.of(row), epoch=manifest.epoch, cost=cost)
-    path = context.study.layout.row(row.model, row.variant).manifest
+    path = context.study.layout.measured_row(row.model, row.variant) / "manifest.json"
     results.update_manifest(path, manifest, predictions, result)
     seconds, shown = time.monotonic() - started, digits(len(predictions.test.labels))
-    say(f"[{row.name}] fused {result.fused.top1:.{shown}f} %, took {seconds:.0f} s")
+    context.progress(f"[{row.name}] fused {result.fused.top1:.{shown}f} %, took {seconds:.0f} s")
     return result
 
 
 def write(study: Study, evaluation: Evaluation) -> Path:
-    """Everything that `evaluate` leaves in the output directory; returns the whole of it."""
+    """Everything that `evaluate` leaves in one folder; returns the whole of it."""
     tables.write(study.layout, evaluation)
     results_tables.write_results(study.layout, results.collect_results(study))
     return study.layout.evaluation("json")

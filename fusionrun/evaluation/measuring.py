@@ -10,17 +10,18 @@ from typing import Any, Protocol, TypeVar
 import torch
 from rich.console import Console, RenderableType
 
-from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
+from fusionrun.common.distributed import LaunchError, RankInfo
 from fusionrun.common.exit_status import ExitStatus
+from fusionrun.common.text import problem_of
 from fusionrun.common.version import __version__
 from fusionrun.components.manifest import Manifest, read_manifest
-from fusionrun.components.starting_experts import with_expert_notes
 from fusionrun.components.store import load_model, load_single
 from fusionrun.data.errors import DataError
+from fusionrun.evaluation.opening import open_study, require_writable
 from fusionrun.evaluation.schema import FORMAT, DataInfo, FailedRow, name_row
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
-from fusionrun.study.context import RunContext, open_context
+from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
 from fusionrun.training.checkpoint import CheckpointError
@@ -46,6 +47,7 @@ def measure_study(
     measure: Callable[[RunContext], R],
     write: Callable[[Study, R], Path],
     show: Callable[[R], RenderableType],
+    new_splits: bool = False,
 ) -> int:
     """Open the study, `measure` it, `write` and `show` what was found; returns 0, or 3: failures.
 
@@ -53,21 +55,14 @@ def measure_study(
     isn't there, or results can't be written.
     """
     try:
-        results = measure(open_study(study, rank_info))
+        require_writable(study.layout.measured)
+        results = measure(open_study(study, rank_info, say, new_splits=new_splits))
         path = write(study, results)
     except (DataError, OSError) as error:
-        raise LaunchError(str(error)) from None
+        raise LaunchError(problem_of(error)) from None
     console.print(show(results))
     console.print(f"all of it: {path}", markup=False, soft_wrap=True)
     return ExitStatus.ROW_FAILED if results.failures else ExitStatus.DONE
-
-
-def open_study(study: Study, rank_info: RankInfo) -> RunContext:
-    """The study's data and splits on this rank's device. Raises DataError, LaunchError."""
-    runtime = study.recipe.runtime
-    device = choose_device(rank_info, runtime.device)
-    threads = divide_threads(rank_info, runtime.threads)
-    return with_expert_notes(open_context(study, device, threads, progress=say))
 
 
 def say(text: str) -> None:
@@ -80,7 +75,7 @@ def run_header(context: RunContext) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "study": study.name,
-        "output_dir": str(study.layout.output_dir),
+        "output_dir": str(study.layout.output_dir.absolute()),
         "evaluated": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
         "data": DataInfo(
             name=data.name,
@@ -102,8 +97,9 @@ def noted(row: Row, failures: dict[str, FailedRow]) -> Iterator[None]:
     try:
         yield
     except ROW_PROBLEMS as error:
-        say(f"fusionrun: {row.name}: {error}")
-        failures[row.name] = FailedRow(**name_row(row), problem=str(error) or repr(error))
+        problem = problem_of(error)
+        say(f"fusionrun: {row.name}: {problem}")
+        failures[row.name] = FailedRow(**name_row(row), problem=problem)
 
 
 def load_row(context: RunContext, row: Row) -> tuple[Manifest, FusionModel | Expert]:
@@ -112,6 +108,7 @@ def load_row(context: RunContext, row: Row) -> tuple[Manifest, FusionModel | Exp
     manifest = read_manifest(files.manifest)
     task = context.study.row_task(row)
     context.identity(task).require_same(files.manifest, manifest.settings)
-    model = load_single(files.directory) if row.is_single else load_model(files.directory)
+    load = load_single if row.is_single else load_model
+    model = load(files.directory, context.study.recipe.plugins.values())
     context.settle(model)
     return manifest, model

@@ -1,7 +1,7 @@
 """What the networks of a row answer, image by image: computed once, kept beside its manifest."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -45,6 +45,7 @@ class Origin(NamedTuple):
     weights: str  # hash of the row's weights
     experts: tuple[str, ...]  # sha256 of the files of the experts before fusion training
     data: str  # the data set's fingerprint
+    split: str  # its hash: which training images are validation's
 
 
 class HeadLogits(NamedTuple):
@@ -81,7 +82,9 @@ def find_origin(context: RunContext, model: str, network: FusionModel | Expert) 
         if not path.is_file():
             raise CheckpointError(f"{path}: no such checkpoint; the row began with this expert")
     hashes = tuple(file_hash(path) for path in paths)
-    return Origin(state_hash(network.state_dict()), hashes, context.data.fingerprint)
+    return Origin(
+        state_hash(network.state_dict()), hashes, context.data.fingerprint, context.split_hash
+    )
 
 
 def current_predictions(
@@ -91,19 +94,24 @@ def current_predictions(
 
     `latest` may know the experts before fusion training. Raises ROW_PROBLEMS.
     """
-    path = context.study.layout.row(row.model, row.variant).predictions
+    layout = context.study.layout
+    places = [
+        each.predictions(row.model, row.variant)
+        for each in (layout, replace(layout, elsewhere=None))
+    ]
     origin = find_origin(context, row.model, model)
     validation = torch.from_numpy(context.splits.fusion_val)
     labels, val_labels = context.data.test_labels, context.data.train_labels[validation]
-    predictions, problem = load_predictions(path, origin, labels, val_labels)
-    if problem:
-        say(f"[{row.name}] {problem}; computed again")
-    if predictions is None:
-        say(f"[{row.name}] {len(labels)} test and {len(val_labels)} validation images ...")
-        predictions = predict(context, row, model, origin, latest)
-        save_predictions(path, predictions)
-    else:
-        say(f"[{row.name}] {path} is up to date")
+    for path in dict.fromkeys(places):
+        predictions, problem = load_predictions(path, origin, labels, val_labels)
+        if predictions is not None:
+            say(f"[{row.name}] {path} is up to date")
+            return predictions
+        if problem:
+            say(f"[{row.name}] {problem}; computed again")
+    say(f"[{row.name}] {len(labels)} test and {len(val_labels)} validation images ...")
+    predictions = predict(context, row, model, origin, latest)
+    save_predictions(places[0], predictions)
     return predictions
 
 
@@ -254,5 +262,6 @@ def _from_arrays(arrays: dict[str, Array]) -> Predictions:
         for split in ("", "val_")
     )
     experts = tuple(str(expert) for expert in arrays["experts"])
-    origin = Origin(str(arrays["weights"]), experts, str(arrays["data"]))
+    split = str(arrays["split"]) if "split" in arrays else ""  # "": of an older version
+    origin = Origin(str(arrays["weights"]), experts, str(arrays["data"]), split)
     return Predictions(origin, test, validation, *(tensors[name] for name in INSIDE))

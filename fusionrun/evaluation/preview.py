@@ -7,91 +7,44 @@ test set is not touched.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from operator import itemgetter
-from pathlib import Path
 
 from rich.console import Console
-from rich.console import Group as Lines
-from rich.text import Text
 
-from fusionrun.common.atomic_files import write_json, write_text
 from fusionrun.common.distributed import RankInfo
-from fusionrun.common.typed_fields import plain
+from fusionrun.common.progress import Progress
+from fusionrun.common.text import problem_of
 from fusionrun.components.starting_experts import load_experts
-from fusionrun.evaluation.alternatives import METHODS
 from fusionrun.evaluation.frozen_features import Given, extract, train_fusion
 from fusionrun.evaluation.measuring import ROW_PROBLEMS, measure_study, run_header, say
-from fusionrun.evaluation.schema import RunHeader
+from fusionrun.evaluation.preview_results import (
+    FailedModel,
+    FusionPreview,
+    ModelPreview,
+    Preview,
+    tables,
+    write_preview,
+)
 from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.evaluation.statistics.seeds import spread
 from fusionrun.fusions import FUSIONS
 from fusionrun.study.context import RunContext
 from fusionrun.study.study import Study
 from fusionrun.tables import headline
-from fusionrun.tables.markdown import markdown_table
-from fusionrun.tables.table import Column, Table
-from fusionrun.tables.terminal import terminal_table
 from fusionrun.training.scores import mix_probabilities
 
-TITLE = "Fusions on the features of frozen experts"
-LEGEND = (
-    "Validation accuracy in percent, mean ± sample standard deviation over seeds. "
-    f"{headline.GAIN}: points over the mean of the frozen experts' probabilities on the same "
-    "images. Epochs and best expert were chosen on them, too, which flatters both a little. "
-    "Experts that train with their fusion can change the order."
-)
 
-
-@dataclass(frozen=True)
-class FusionPreview:
-    """A fusion over the seeds; one with a problem has no numbers."""
-
-    fusion: str
-    problem: str = ""
-    accuracies: tuple[float, ...] = ()  # of each seed
-    epochs: tuple[int, ...] = ()  # the best one of each seed
-    mean: float | None = None
-    deviation: float | None = None
-    seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class ModelPreview:
-    """An architecture's experts, and its fusions, the best first."""
-
-    model: str
-    problem: str
-    images: int  # of training
-    mean_probabilities: float
-    best_expert: float
-    fusions: tuple[FusionPreview, ...]
-
-
-@dataclass(frozen=True)
-class FailedModel:
-    """An architecture whose experts can't be had."""
-
-    model: str
-    problem: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preview(RunHeader):
-    """preview.json, format 1. Accuracies are percent; None is what was not measured."""
-
-    epochs: int  # of each training
-    seeds: tuple[int, ...]
-    models: tuple[ModelPreview | FailedModel, ...]
-
-    @property
-    def failures(self) -> tuple[FailedModel, ...]:
-        return tuple(model for model in self.models if isinstance(model, FailedModel))
-
-
-def preview(study: Study, rank_info: RankInfo, console: Console, *, seeds: int, epochs: int) -> int:
+def preview(
+    study: Study,
+    rank_info: RankInfo,
+    console: Console,
+    *,
+    seeds: int,
+    epochs: int,
+    new_splits: bool = False,
+) -> int:
     """Rank the fusions for each of the study's architectures; returns 0, or 3 where one has none.
 
+    `new_splits` may be drawn for somebody's experts with which nothing was trained yet.
     Raises LaunchError when the data or the device isn't there, or results can't be written.
     """
 
@@ -102,7 +55,13 @@ def preview(study: Study, rank_info: RankInfo, console: Console, *, seeds: int, 
         return Preview(**run_header(context), epochs=epochs, seeds=numbers, models=models)
 
     return measure_study(
-        study, rank_info, console, measure=measure, write=write_preview, show=tables
+        study,
+        rank_info,
+        console,
+        measure=measure,
+        write=write_preview,
+        show=tables,
+        new_splits=new_splits,
     )
 
 
@@ -116,13 +75,19 @@ def preview_model(
         train = extract(context, experts, context.splits.fusion_train)
         validation = extract(context, experts, context.splits.fusion_val)
     except ROW_PROBLEMS as error:
-        say(f"fusionrun: {model}: {error}")
-        return FailedModel(model, str(error) or repr(error))
+        say(f"fusionrun: {model}: {problem_of(error)}")
+        return FailedModel(model, problem_of(error))
     images = len(train.labels) + len(validation.labels)
     say(f"[{model}] features of {images} images, took {time.monotonic() - started:.0f} s")
     given = Given(context, model, experts, train, validation)
     names = dict.fromkeys([*FUSIONS, *(r.fusion for r in context.study.rows if not r.is_single)])
-    fusions = [preview_fusion(given, name, seeds, epochs) for name in names]
+    progress, fusions = Progress(len(names), say), []
+    shown = headline.digits(len(validation.labels))
+    for name in names:
+        fusions.append(preview_fusion(given, name, seeds, epochs))
+        mean = fusions[-1].mean
+        found = "not measured" if mean is None else f"{mean:.{shown}f} %"
+        progress.done_with(f"{model}, {name}: {found}")
     fusions.sort(key=lambda fusion: fusion.mean or 0.0, reverse=True)
     alone = [accuracy(logits, validation.labels) for logits in validation.logits.unbind(dim=1)]
     return ModelPreview(
@@ -141,82 +106,8 @@ def preview_fusion(given: Given, fusion: str, seeds: Sequence[int], epochs: int)
     try:
         found = [train_fusion(given, fusion, seed, epochs) for seed in seeds]
     except ROW_PROBLEMS as error:  # a fusion may not take this feature size
-        say(f"fusionrun: {given.model}, {fusion}: {error}")
-        return FusionPreview(fusion, str(error) or repr(error))
+        say(f"fusionrun: {given.model}, {fusion}: {problem_of(error)}")
+        return FusionPreview(fusion, problem_of(error))
     accuracies, best_epochs = zip(*found, strict=True)
     over, seconds = spread(accuracies), time.monotonic() - started
-    shown = headline.digits(len(given.validation.labels))
-    say(f"[{given.model}] {fusion}: {over.mean:.{shown}f} %, took {seconds:.0f} s")
     return FusionPreview(fusion, "", accuracies, best_epochs, over.mean, over.deviation, seconds)
-
-
-COLUMNS = (
-    Column("model", "text", itemgetter(0)),
-    Column("fusion", "text", itemgetter(1)),
-    Column("validation", "written", itemgetter(2)),
-    Column(headline.GAIN, "written", itemgetter(3)),
-    Column("seeds", "written", itemgetter(4)),
-    Column("seconds", "written", itemgetter(5)),
-)
-
-
-def write_preview(study: Study, found: Preview) -> Path:
-    """preview.json and preview.md; returns the one that has everything."""
-    parts = [
-        f"# {TITLE}\n\n{found.study}, {found.evaluated}: {found.data.name}, "
-        f"{found.data.val_images} validation images, {found.epochs} epochs, seeds "
-        f"{', '.join(map(str, found.seeds))}.\n",
-        markdown_table(Table(TITLE, COLUMNS, lines(found))),
-        f"{LEGEND}\n",
-        "".join(f"- {line}\n" for line in problems(found)),
-    ]
-    write_json(study.layout.preview("json"), plain(found))
-    write_text(study.layout.preview("md"), "\n".join(part for part in parts if part))
-    return study.layout.preview("json")
-
-
-def tables(found: Preview) -> Lines:
-    """For the terminal."""
-    table = terminal_table(Table(TITLE, COLUMNS, lines(found), LEGEND))
-    return Lines(table, *(Text(line) for line in problems(found)))
-
-
-def lines(found: Preview) -> list[tuple[str | None, ...]]:
-    """By COLUMNS; among the fusions what they have to beat."""
-    drawn: list[tuple[str | None, ...]] = []
-    shown = headline.digits(found.data.val_images)
-    for model in found.models:
-        if isinstance(model, FailedModel):
-            drawn.append((model.model, *[None] * 5))
-            continue
-        bar, best = model.mean_probabilities, model.best_expert
-        mean_label, best_label = (
-            METHODS[k].label for k in (headline.AVERAGING, headline.BEST_EXPERT)
-        )
-        ranked: list[tuple[float, tuple[str | None, ...]]] = []
-        for of in model.fusions:
-            cells: tuple[str | None, ...] = (of.fusion, *[None] * 4)
-            if of.mean is not None and of.seconds is not None:
-                mean = spread(of.accuracies).text(shown)
-                over, seconds = headline.signed(of.mean - bar, shown), f"{of.seconds:.0f}"
-                cells = (of.fusion, mean, over, str(len(of.accuracies)), seconds)
-            ranked.append((of.mean or 0.0, cells))
-        ranked.append((bar, (mean_label, f"{bar:.{shown}f}", "", "", "")))
-        over = headline.signed(best - bar, shown)
-        ranked.append((best, (best_label, f"{best:.{shown}f}", over, "", "")))
-        ranked.sort(key=lambda pair: pair[0], reverse=True)
-        drawn += [(model.model, *cells) for _, cells in ranked]
-    return drawn
-
-
-def problems(found: Preview) -> list[str]:
-    few = headline.too_few(found.data.val_images)
-    said = [f"Warning: {few}."] if few else []
-    for model in found.models:
-        if isinstance(model, FailedModel):
-            said.append(f"{model.model}: not measured: {model.problem}")
-            continue
-        for of in model.fusions:
-            if of.problem:
-                said.append(f"{model.model}, {of.fusion}: not measured: {of.problem}")
-    return said

@@ -83,8 +83,10 @@ def collect_results(study: Study) -> list[Result]:
     """A result for every row of the study; rows without a manifest have no numbers."""
     results = []
     for row in study.rows:
+        path = study.layout.measured_row(row.model, row.variant) / "manifest.json"
+        own = study.layout.row(row.model, row.variant).manifest
         try:
-            manifest = read_manifest(study.layout.row(row.model, row.variant).manifest)
+            manifest = read_manifest(path if path.is_file() else own)
         except CheckpointError:
             results.append(Result(**name_row(row)))
             continue

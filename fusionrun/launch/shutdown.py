@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from fusionrun.common.distributed import RankInfo
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.common.locks import locked
+from fusionrun.common.text import problem_of
 from fusionrun.evaluation.results import Result, collect_results
 from fusionrun.evaluation.results_tables import write_results
 from fusionrun.monitor.gather import StatusGather
@@ -173,5 +174,5 @@ def store_results(study: Study) -> list[Result]:
             write_results(study.layout, results)
             return results
     except (OSError, RecipeError) as error:
-        print(f"fusionrun: results could not be written: {error}", file=sys.stderr)
+        print(f"fusionrun: results could not be written: {problem_of(error)}", file=sys.stderr)
         return collect_results(study)

@@ -16,14 +16,20 @@ COMPARISON = "comparison.html"  # of several studies, in the current folder
 WRITERS = {"html": as_html, "md": as_markdown, "csv": as_csv, "tex": as_latex}
 
 
-def write_report(folders: Sequence[Path], output: Path | None = None) -> list[Path]:
+def write_report(
+    folders: Sequence[Path], output: Path | None = None, overrides: Sequence[str] = ()
+) -> list[Path]:
     """The page and beside it .md, .csv and .tex; returns where they are.
 
     The page is report.html in the study's folder, of several studies comparison.html in the
-    current one. `output` is another name of it, or another folder. Raises ReportError.
+    current one. `output` is another name of it, or another folder, where measurements of these
+    studies may lie too. `overrides` say where things lie by now. Raises ReportError.
     """
     page = choose_page(folders, output)
-    studies = [read_study(f, label) for f, label in zip(folders, _labels(folders), strict=True)]
+    studies = [
+        read_study(folder, label, page.parent, overrides)
+        for folder, label in zip(folders, _labels(folders), strict=True)
+    ]
     document = compose(studies)
     written = []
     for suffix, write in WRITERS.items():

@@ -1,14 +1,13 @@
 """Every finished row of a study, measured on noisy, corrupted and OOD images."""
 
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fusionrun.common.progress import Progress
 from fusionrun.data.datasets.subset import stratified_subset
 from fusionrun.data.loader import Batch
 from fusionrun.evaluation.measuring import noted, run_header, say
@@ -46,7 +45,7 @@ def measure(context: RunContext, options: RobustnessOptions) -> Robustness:
     ood_sets = load_ood_sets(context, options.ood, len(chosen))
     failures: Failures = {}
     rows = load_rows(context, failures)
-    progress = Progress(number_of_conditions(folder) + len(ood_sets))
+    progress = Progress(number_of_conditions(folder) + len(ood_sets), say)
     for condition, batches in image_conditions(context, chosen, folder):
         for each, logits in answers(context, rows, failures, batches):
             with noted(each.row, failures):
@@ -117,15 +116,3 @@ def answers(
     for each in rows:
         if each.row.name not in failures:
             yield each, torch.cat(logits.pop(each.row.name)).cpu()
-
-
-class Progress:
-    """A line for every step that is done."""
-
-    def __init__(self, steps: int) -> None:
-        self.started, self.done, self.steps = time.monotonic(), 0, steps
-
-    def done_with(self, what: str) -> None:
-        self.done += 1
-        left = (time.monotonic() - self.started) / self.done * (self.steps - self.done)
-        say(f"[{self.done}/{self.steps}] {what}; about {timedelta(seconds=round(left))} left")

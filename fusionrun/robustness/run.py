@@ -6,6 +6,7 @@ from rich.console import Console
 
 from fusionrun.common.atomic_files import write_json, write_text
 from fusionrun.common.distributed import LaunchError, RankInfo
+from fusionrun.common.text import problem_of
 from fusionrun.common.typed_fields import plain
 from fusionrun.data.errors import DataError
 from fusionrun.evaluation.measuring import measure_study
@@ -29,7 +30,7 @@ def robustness(
     try:
         check_corrupted(study, options.corrupted)
     except DataError as error:
-        raise LaunchError(str(error)) from None
+        raise LaunchError(problem_of(error)) from None
     return measure_study(
         study,
         rank_info,

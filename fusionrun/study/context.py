@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
 from fusionrun.data.datasets import Dataset, Survey, load_dataset, survey_dataset
+from fusionrun.data.datasets.request import say_nothing
 from fusionrun.data.loader import ResidentLoader
-from fusionrun.data.split_files import load_or_create_splits
+from fusionrun.data.split_files import load_or_create_splits, load_splits
 from fusionrun.data.split_notes import absent_classes
 from fusionrun.data.splits import SplitRules, Splits
 from fusionrun.study.study import Study
@@ -38,6 +39,7 @@ class RunContext:
     split_hash: str  # of the study's splits, also where the doctor works on less
     launch: Mapping[str, Any]  # who works here, for the manifests
     stop_requested: Callable[[], bool]
+    progress: Callable[[str], None] = say_nothing  # told of passes that take long
 
     @property
     def bf16(self) -> bool:
@@ -73,6 +75,7 @@ class RunContext:
             std=self.data.std,
             augmentation=augmentation,
             channels_last=self.study.recipe.runtime.channels_last,
+            progress=self.progress,
         )
 
     def identity(self, task: Task, starting_weights: Sequence[str] = ()) -> Identity:
@@ -102,8 +105,9 @@ def open_context(
     progress: Callable[[str], None],
     launch: Mapping[str, Any] = MappingProxyType({}),
     stop_requested: Callable[[], bool] = lambda: False,
+    new_splits: bool = True,
 ) -> RunContext:
-    """Load the study's data onto the device. Raises DataError."""
+    """Load the study's data onto the device, its splits as `load_data` does. Raises DataError."""
     if device.type == "cuda":
         torch.cuda.set_device(device)  # from here on this process holds memory there
     deterministic = study.recipe.runtime.deterministic
@@ -111,7 +115,7 @@ def open_context(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not deterministic
-    data, splits = load_data(study, progress)
+    data, splits = load_data(study, progress, new_splits=new_splits)
     return RunContext(
         study=study,
         device=device,
@@ -126,30 +130,31 @@ def open_context(
     )
 
 
-def load_data(study: Study, progress: Callable[[str], None]) -> tuple[Dataset, Splits]:
-    """The study's data set and its splits, made if they aren't there. Raises DataError.
+def load_data(
+    study: Study, progress: Callable[[str], None], *, new_splits: bool = True
+) -> tuple[Dataset, Splits]:
+    """The study's data set and its splits; where none are, `new_splits` makes them.
 
-    The notes are those of both.
+    The notes are those of both. Raises DataError.
     """
     data = study.recipe.data
     dataset = load_images(study, progress)
-    splits = load_or_create_splits(
-        study.splits_dir,
-        dataset.train_labels.numpy(),
-        SplitRules(
-            seed=data.seed,
-            holdout_fraction=data.holdout_fraction,
-            val_fraction=data.val_fraction,
-            num_experts=study.recipe.experts.count,
-            kind=data.split,
-            shared_fraction=data.shared_fraction,
-            unique_fraction=data.unique_fraction,
-        ),
-        dataset_name=dataset.name,
-        fingerprint=dataset.fingerprint,
+    labels = dataset.train_labels.numpy()
+    rules = SplitRules(
+        seed=data.seed,
+        holdout_fraction=data.holdout_fraction,
+        val_fraction=data.val_fraction,
+        num_experts=study.recipe.experts.count,
+        kind=data.split,
+        shared_fraction=data.shared_fraction,
+        unique_fraction=data.unique_fraction,
     )
-    labels = (dataset.train_labels.numpy(), dataset.test_labels.numpy())
-    absent = absent_classes(*labels, dataset.classes, splits)
+    about = {"dataset_name": dataset.name, "fingerprint": dataset.fingerprint}
+    if new_splits:
+        splits = load_or_create_splits(study.splits_dir, labels, rules, **about, progress=progress)
+    else:
+        splits = load_splits(study.splits_dir, labels, rules, **about)
+    absent = absent_classes(labels, dataset.test_labels.numpy(), dataset.classes, splits)
     return replace(dataset, notes=(*dataset.notes, *absent)), splits
 
 

@@ -38,11 +38,6 @@ class RowFiles:
     def checkpoint(self) -> Path:
         return self.directory / "checkpoint.pth"
 
-    @property
-    def predictions(self) -> Path:
-        """Answers on the test and validation images, for `evaluate`."""
-        return self.directory / "predictions.npz"
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -54,6 +49,12 @@ class Layout:
 
     output_dir: Path
     launch: str = ""
+    elsewhere: Path | None = None  # where what is measured goes; None: to the study
+
+    @property
+    def measured(self) -> Path:
+        """The folder of what is measured of the study, and of nothing that it is."""
+        return self.elsewhere or self.output_dir
 
     @property
     def recipe(self) -> Path:
@@ -141,20 +142,28 @@ class Layout:
     def tensorboard(self, task: str) -> Path:
         return self.output_dir / "tensorboard" / task
 
+    def measured_row(self, model: str, variant: str) -> Path:
+        """The folder of a row's answers, and of its manifest with what is measured today."""
+        return self.measured / f"{model}_fusions" / variant
+
+    def predictions(self, model: str, variant: str) -> Path:
+        """A row's answers on the test and validation images, for `evaluate`."""
+        return self.measured_row(model, variant) / "predictions.npz"
+
     def results(self, suffix: str) -> Path:
-        return self.output_dir / f"results.{suffix}"
+        return self.measured / f"results.{suffix}"
 
     def evaluation(self, suffix: str) -> Path:
-        return self.output_dir / f"evaluation.{suffix}"
+        return self.measured / f"evaluation.{suffix}"
 
     def robustness(self, suffix: str) -> Path:
-        return self.output_dir / f"robustness.{suffix}"
+        return self.measured / f"robustness.{suffix}"
 
     def preview(self, suffix: str) -> Path:
-        return self.output_dir / f"preview.{suffix}"
+        return self.measured / f"preview.{suffix}"
 
     def report(self, suffix: str) -> Path:
-        return self.output_dir / f"report.{suffix}"
+        return self.measured / f"report.{suffix}"
 
 
 def expert_file(checkpoint_dir: Path, model: str, k: int) -> Path:

@@ -40,6 +40,10 @@ class Study:
     rows: tuple[Row, ...]
     tasks: tuple[Task, ...]  # of this launch; a filter can leave some rows' out
 
+    def measured_in(self, folder: Path | None) -> "Study":
+        """The same study, of which what is measured goes to `folder`; None: to its own."""
+        return replace(self, layout=replace(self.layout, elsewhere=folder))
+
     def only(self, rows: Collection[Row]) -> "Study":
         """The same study for a launch that works on `rows` alone, and on the experts they need."""
         kept = [task for task in self.row_tasks if task.row in rows]
@@ -71,8 +75,12 @@ class Study:
         return self.only(rows)
 
     def source(self, name: str) -> str:
-        """What a name of the recipe stands for: FILE.py:NAME of a plug-in, or itself."""
-        return self.recipe.plugins.get(name, name)
+        """What a name of the recipe stands for: itself, or FILE.py:NAME of a plug-in.
+
+        The file's whole path: components keep it, and are loaded from any folder.
+        """
+        plugin = self.recipe.plugins.get(name)
+        return name if plugin is None else str(Path(plugin).absolute())
 
     def model_arguments(self, model: str) -> dict[str, Any]:
         return self.recipe.models.get(model, {})

@@ -23,5 +23,14 @@ def test_the_example_of_the_documents_runs(parts: Path) -> None:
     expert = load_expert(row / "experts/expert_1_best.pth")
     features, logits = expert(torch.rand(2, 3, 32, 32))
     assert (features.shape, logits.shape) == ((2, 32), (2, 2))
-    again = alone("evaluate", "runs/own", cwd=folder)
+    (folder / "elsewhere").mkdir()
+    again = alone("evaluate", "../runs/own", cwd=folder / "elsewhere")
+    assert again.returncode == 0, again.stderr
+    (folder / "my_parts.py").rename(folder / "elsewhere/parts.py")
+    (folder / "runs/own").rename(folder / "elsewhere/own")
+    lost = alone("evaluate", "own", cwd=folder / "elsewhere")
+    assert lost.returncode == 2 and "plugins." in lost.stderr, lost.stderr
+    names = {"patches": "Patches", "gated": "Gated", "stripes": "stripes"}
+    found = [f"plugins.{name}=parts.py:{source}" for name, source in names.items()]
+    again = alone("evaluate", "own", *found, cwd=folder / "elsewhere")
     assert again.returncode == 0, again.stderr

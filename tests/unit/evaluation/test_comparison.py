@@ -35,7 +35,7 @@ from fusionrun.study.rows import Row
 from fusionrun.training.scores import log_probabilities
 
 N, V, E, C = 400, 150, 3, 7
-ORIGIN = Origin("w", ("a", "b", "c"), "d")
+ORIGIN = Origin("w", ("a", "b", "c"), "d", "s")
 SKILL = (1.2, 0.8, 1.5, 1.0)  # of the fused head and the experts
 
 

@@ -500,7 +500,7 @@ def test_damaged_and_foreign_predictions_are_computed_anew(
         assert all((again[name] == before[name]).all() for name in again)
 
 
-ORIGIN = Origin("w", ("a", "b"), "d")
+ORIGIN = Origin("w", ("a", "b"), "d", "s")
 
 
 @pytest.mark.parametrize(
@@ -511,6 +511,7 @@ ORIGIN = Origin("w", ("a", "b"), "d")
         (ORIGIN._replace(experts=("a",)), [0, 1, 2], [3, 4], "other experts"),
         (ORIGIN._replace(experts=("b", "a")), [0, 1, 2], [3, 4], "other experts"),
         (ORIGIN._replace(data="e"), [0, 1, 2], [3, 4], "other data"),
+        (ORIGIN._replace(split="t"), [0, 1, 2], [3, 4], "other split"),
         (ORIGIN, [0, 1, 2, 3], [3, 4], "3 labels"),
         (ORIGIN, [0, 1, 3], [3, 4], "3 labels"),
         (ORIGIN, [0, 1, 2], [4, 3], "2 labels"),

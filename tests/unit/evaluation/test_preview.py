@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fusionrun.cli import main
 from fusionrun.components.starting_experts import load_experts
 from fusionrun.components.store import load_expert
-from fusionrun.evaluation import frozen_features, measuring
+from fusionrun.evaluation import frozen_features, opening
 from fusionrun.evaluation.frozen_features import Extracted, Given, extract, train_fusion
 from fusionrun.fusions import FUSIONS
 from fusionrun.study.context import RunContext, open_context
@@ -222,7 +222,7 @@ def test_it_never_looks_at_the_test_set(
         images, labels = data.test_images.to("meta"), data.test_labels.to("meta")
         return replace(context, data=replace(data, test_images=images, test_labels=labels))
 
-    monkeypatch.setattr(measuring, "open_context", blind)
+    monkeypatch.setattr(opening, "open_context", blind)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert main(["preview", str(out), "--seeds", "2", "--epochs", "3"]) == 0
     assert without_clocks(tree_of(out)) == without_clocks(tree_of(previewed))

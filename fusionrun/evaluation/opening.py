@@ -1,0 +1,78 @@
+"""Opening a study that is there already, to measure it: nothing of it is made or changed."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
+from fusionrun.components.manifest import read_manifest
+from fusionrun.components.starting_experts import with_expert_notes
+from fusionrun.data.split_files import stored_split
+from fusionrun.study.context import RunContext, open_context
+from fusionrun.study.paths import expert_file
+from fusionrun.study.study import Study
+from fusionrun.study.tasks import ExpertTask
+from fusionrun.training.checkpoint import CheckpointError, peek
+from fusionrun.training.identity import SPLIT
+
+
+def require_writable(folder: Path) -> None:
+    """Raise LaunchError, before hours are spent, where nothing can be written below `folder`."""
+    place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+        return
+    found = f"{place} is read-only" if place.is_dir() else f"{place} is a file"
+    raise LaunchError(f"{folder}: can't be written ({found}); --output DIR names another folder")
+
+
+def open_study(
+    study: Study,
+    rank_info: RankInfo,
+    progress: Callable[[str], None],
+    *,
+    new_splits: bool = False,
+) -> RunContext:
+    """The study's data and splits on this rank's device.
+
+    Nothing is made that belongs to the study, but for `new_splits` of one that trained nothing yet.
+    Raises DataError, LaunchError.
+    """
+    runtime = study.recipe.runtime
+    device = choose_device(rank_info, runtime.device)
+    threads = divide_threads(rank_info, runtime.threads)
+    expected = trained_split(study)
+    if expected is not None or not new_splits:
+        _require_split(study.splits_dir, expected)
+        new_splits = False
+    context = open_context(study, device, threads, progress=progress, new_splits=new_splits)
+    return with_expert_notes(replace(context, progress=progress))
+
+
+def trained_split(study: Study) -> str | None:
+    """The hash of the split that the study's rows and experts say they were trained on."""
+    for row in study.rows:
+        with suppress(CheckpointError):
+            manifest = read_manifest(study.layout.row(row.model, row.variant).manifest)
+            if SPLIT in manifest.settings:
+                return str(manifest.settings[SPLIT])
+    experts = (task for task in study.tasks if isinstance(task, ExpertTask))
+    for path in (expert_file(study.checkpoint_dir, e.model, e.expert) for e in experts):
+        settings = (peek(path) or {}).get("settings") if path.is_file() else None
+        if isinstance(settings, dict) and SPLIT in settings:
+            return str(settings[SPLIT])
+    return None
+
+
+def _require_split(folder: Path, expected: str | None) -> None:
+    """Raise LaunchError unless the folder has the split of hash `expected`; None: any."""
+    found = stored_split(folder)
+    if found is not None and expected in (None, found.hash):
+        return
+    there = "no split that can be read" if found is None else f"the split {found.hash}"
+    wanted = f"the split {expected}, on which it was trained" if expected else "the study's split"
+    raise LaunchError(
+        f"{folder}: found {there}, expected {wanted}. Name the folder that has it with "
+        "data.splits_dir=DIR; nothing makes it again"
+    )
