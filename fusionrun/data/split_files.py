@@ -162,11 +162,16 @@ def _expected(
     """What the record says if the split is the one wanted."""
     return {
         "format_version": FORMAT_VERSION,
-        "dataset": dataset_name,
+        "dataset": _plain_name(dataset_name),
         "fingerprint": fingerprint,
         "total": len(labels),
         **vars(rules),
     }
+
+
+def _plain_name(dataset: str) -> str:
+    """A plug-in's without its file, which may lie elsewhere by now; the fingerprint tells more."""
+    return dataset.rpartition(":")[2]
 
 
 def _create(
@@ -269,9 +274,10 @@ def _load(
         raise unfit(path, f"cannot be read ({error.strerror})") from error
     except FieldError as error:
         raise unfit(path, str(error)) from None
+    found = {**vars(meta), "dataset": _plain_name(meta.dataset)}
     for field, value in expected.items():
-        if getattr(meta, field) != value:
-            raise mismatch(path, field, getattr(meta, field), value)
+        if found[field] != value:
+            raise mismatch(path, field, found[field], value)
     holdout = np.sort(read_indices(directory / HOLDOUT_FILE, len(labels)))
     pool = np.sort(read_indices(directory / POOL_FILE, len(labels)))
     overlap = len(np.intersect1d(holdout, pool))

@@ -149,7 +149,7 @@ def load_data(
         shared_fraction=data.shared_fraction,
         unique_fraction=data.unique_fraction,
     )
-    about = {"dataset_name": dataset.name, "fingerprint": dataset.fingerprint}
+    about = {"dataset_name": study.source(data.name), "fingerprint": dataset.fingerprint}
     if new_splits:
         splits = load_or_create_splits(study.splits_dir, labels, rules, **about, progress=progress)
     else:
@@ -161,7 +161,8 @@ def load_data(
 def load_images(study: Study, progress: Callable[[str], None]) -> Dataset:
     """The study's data set. Raises DataError."""
     name, arguments = _data_arguments(study)
-    return load_dataset(name, **arguments, progress=progress)
+    dataset = load_dataset(name, **arguments, progress=progress)
+    return replace(dataset, name=study.recipe.data.name)  # a plug-in's, not its file's
 
 
 def survey_images(study: Study) -> Survey:

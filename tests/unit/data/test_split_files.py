@@ -111,6 +111,14 @@ def test_a_split_of_something_else_is_refused(tmp_path, changes, field, found):
     assert "elete" not in message  # an adopted holdout can't be made again
 
 
+def test_a_plugin_is_the_same_wherever_its_file_lies(tmp_path):
+    first = load(tmp_path, dataset_name="my_parts.py:stripes")
+    edit_meta(tmp_path, dataset="my_parts.py:stripes")  # as earlier versions stored it
+    assert same(load(tmp_path, dataset_name="/elsewhere/parts.py:stripes"), first)
+    with pytest.raises(SplitError, match="dataset is 'stripes', expected 'dots'"):
+        load(tmp_path, dataset_name="my_parts.py:dots")
+
+
 def edit_meta(directory, **fields):
     meta = json.loads((directory / META).read_text())
     (directory / META).write_text(json.dumps({**meta, **fields}))
