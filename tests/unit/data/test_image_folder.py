@@ -272,4 +272,5 @@ def test_one_damaged_file_costs_no_second_copy(tmp_path):
     data = load_dataset("image_folder", root=root, image_size=512)
     peak = peak_memory(cpu)
     bytes_of_images = data.train_images.numel() + data.test_images.numel()
-    assert peak - before < 1.2 * bytes_of_images
+    working = 64 * 2**20  # blocks of the threads, counting greys: the same for any data set
+    assert peak - before < 1.2 * bytes_of_images + working < 2 * bytes_of_images
