@@ -264,9 +264,36 @@ def _require_complement(path: Path, pool: Indices, holdout: Indices, total: int)
         )
 
 
-def _load(
-    directory: Path, labels: npt.NDArray[Any], rules: SplitRules, expected: dict[str, Any]
-) -> Splits:
+def require_fitting_split(
+    directory: Path,
+    rules: SplitRules,
+    *,
+    dataset_name: str,
+    at_most: int | None,
+    fingerprint: str | None,
+) -> bool:
+    """Whether `directory` holds a split, as far as shows before the data is loaded.
+
+    The training set has `at_most` images; None: it's not known yet, as with the fingerprint.
+    Raises SplitError as `load_or_create_splits`.
+    """
+    record = record_file(directory)
+    if not record.exists():
+        if not (directory / HOLDOUT_FILE).exists():
+            _require_nothing_else(directory)
+        elif at_most is not None:
+            read_indices(directory / HOLDOUT_FILE, at_most)
+        return False
+    known = {} if fingerprint is None else {"fingerprint": fingerprint}
+    about = {"format_version": FORMAT_VERSION, "dataset": _plain_name(dataset_name)}
+    meta, _ = _stored(directory, {**about, **known, **vars(rules)})
+    if at_most is not None and meta.total > at_most:
+        raise mismatch(record, "total", meta.total, at_most)
+    return True
+
+
+def _stored(directory: Path, expected: dict[str, Any]) -> tuple[SplitMeta, Indices]:
+    """The record in `directory`, if it says what is `expected`, and the holdout."""
     path = record_file(directory)
     try:
         meta = read_json(path, SplitMeta)
@@ -278,8 +305,8 @@ def _load(
     for field, value in expected.items():
         if found[field] != value:
             raise mismatch(path, field, found[field], value)
-    holdout = np.sort(read_indices(directory / HOLDOUT_FILE, len(labels)))
-    pool = np.sort(read_indices(directory / POOL_FILE, len(labels)))
+    holdout = np.sort(read_indices(directory / HOLDOUT_FILE, meta.total))
+    pool = np.sort(read_indices(directory / POOL_FILE, meta.total))
     overlap = len(np.intersect1d(holdout, pool))
     if overlap:
         raise mismatch(directory / POOL_FILE, "samples shared with the holdout", overlap, 0)
@@ -290,12 +317,19 @@ def _load(
             )
         if hash_indices(indices) != meta.sha256.get(name):
             raise mismatch(directory / file, "sha256", hash_indices(indices), meta.sha256.get(name))
+    return meta, holdout
+
+
+def _load(
+    directory: Path, labels: npt.NDArray[Any], rules: SplitRules, expected: dict[str, Any]
+) -> Splits:
+    meta, holdout = _stored(directory, expected)
     splits = make_splits(labels, rules, holdout)
     for name, indices in splits.parts.items():
         if hash_indices(indices) != meta.sha256.get(name):
             # the labels are covered by the fingerprint, so this is the record or numpy's generator
             raise mismatch(
-                path,
+                record_file(directory),
                 f"sha256.{name}",
                 meta.sha256.get(name),
                 f"{hash_indices(indices)} (written with numpy {meta.numpy}, "

@@ -1,21 +1,12 @@
 """The study: its data, splits, experts and earlier results are what they should be."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
-from fusionrun.common.text import NOT_AVAILABLE, plural
-from fusionrun.components.read_checkpoint import load_expert_weights
-from fusionrun.components.store import ComponentInfo
+from fusionrun.common.text import plural
 from fusionrun.data.datasets import Dataset
 from fusionrun.data.split_files import HOLDOUT_FILE, META_FILE
 from fusionrun.data.splits import Splits
-from fusionrun.launch.preflight import (
-    REPLACE_EXPERT,
-    Finding,
-    expert_paths,
-    missing_experts,
-    split_message,
-)
+from fusionrun.launch.checks.finding import Finding, split_message
 from fusionrun.launch.resume import is_done, require_own, resume_path
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.stored import join_stored
@@ -69,62 +60,7 @@ def check_splits(study: Study, splits: Splits) -> Iterator[Finding]:
     yield Finding("splits", "pass", found)
 
 
-# ---------------------------------------------------------------- experts and earlier results
-
-
-def check_experts(study: Study, data: Dataset) -> Iterator[Finding]:
-    """Every expert that is there loads, fits, and was trained for this data."""
-    for model, paths in expert_paths(study).items():
-        present = [path for path in paths if path.exists()]
-        expert = study.build_expert(model, len(data.classes))
-        loaded, others = [], []  # how good each of ours says it is; whence the others are
-        for path in present:
-            try:
-                file = load_expert_weights(expert, path)
-            except CheckpointError as error:
-                yield Finding("experts", "fail", str(error), REPLACE_EXPERT)
-                continue
-            if file.about is None:
-                others.append(file.origin)
-                loaded.append(NOT_AVAILABLE)
-                continue
-            yield from _check_origin(path, file.about, data)
-            loaded.append(f"{file.about.val_accuracy:.1f} %")
-        if loaded:
-            found = f"{model}: {len(loaded)} fit, validation {', '.join(loaded)}"
-            yield Finding("experts", "pass", "; ".join([found, *dict.fromkeys(others)]))
-    yield from missing_experts(study)
-
-
-def _check_origin(path: Path, about: ComponentInfo, data: Dataset) -> Iterator[Finding]:
-    """What an expert's file of ours says of its training against this study's data."""
-    side = data.train_images.shape[-1]
-    if about.classes != list(data.classes):
-        theirs = _some(about.classes)
-        found = f"{path}: was trained for other classes: {theirs}; here {_some(data.classes)}"
-        yield Finding("experts", "fail", found, "use experts of this data set, or train them again")
-        return
-    normalised = [*about.mean, *about.std]
-    ours = [*data.mean, *data.std]
-    if any(abs(a - b) > 1e-3 for a, b in zip(normalised, ours, strict=True)):
-        found = (
-            f"{path}: was trained on inputs normalised with {_listed(normalised)} (mean, then "
-            f"std), this study uses {_listed(ours)}"
-        )
-        yield Finding(
-            "experts", "warn", found, "is it of the same data? It starts worse than it was"
-        )
-    if about.image_size != side:
-        found = f"{path}: was trained on {about.image_size}x{about.image_size} images, here"
-        yield Finding("experts", "warn", f"{found} {side}x{side}", "it starts worse than it was")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(str, names[:3])) + (f", ... ({len(names)})" if len(names) > 3 else "")
-
-
-def _listed(numbers: Sequence[float]) -> str:
-    return " ".join(f"{number:.4g}" for number in numbers)
+# ---------------------------------------------------------------- earlier results
 
 
 def finished_epochs(study: Study) -> tuple[dict[str, int], list[Finding]]:

@@ -15,10 +15,12 @@ from fusionrun.data.datasets import DataError
 from fusionrun.data.split_files import copy_split_files
 from fusionrun.data.splits import SplitError
 from fusionrun.doctor import tables
-from fusionrun.doctor.checks import check_data, check_experts, check_splits, finished_epochs
+from fusionrun.doctor.checks import check_data, check_splits, finished_epochs
 from fusionrun.doctor.estimate import Estimate, estimate
-from fusionrun.doctor.machine import check_machine, launch_devices
-from fusionrun.launch.preflight import Finding, check_expert_files, run_checks, split_message
+from fusionrun.doctor.experts import examine_experts
+from fusionrun.doctor.machine import launch_devices, machine_checks
+from fusionrun.launch.checks.finding import Check, Finding, run_checks, split_message
+from fusionrun.launch.preflight import preflight_checks
 from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.study import Study
 from fusionrun.tables.terminal import terminal_table
@@ -58,16 +60,30 @@ def run_all_checks(
     seconds: float,
     progress: Callable[[str], None],
 ) -> tuple[list[Finding], Estimate | None]:
-    """All findings, and the estimate where data and device are there to make one."""
+    """All findings, and the estimate where data and device are there to make one.
+
+    First the list that `train` begins with, then what takes longer.
+    """
     ranks = rank_info.local_world_size
     threads = divide_threads(rank_info, study.recipe.runtime.threads)
     devices = launch_devices(study, rank_info)
-    findings = check_machine(study, ranks, devices)
-    checks = StudyChecks(study, threads, devices, scratch, progress)
-    findings += run_checks([("data", checks.load)])
-    findings += run_checks([("experts", checks.experts), ("earlier results", checks.earlier)])
-    findings += run_checks([("time", lambda: checks.time(ranks, seconds))])
-    return findings, checks.estimate
+    # as `train` has it, which doesn't fail by a check that breaks
+    findings = run_checks(preflight_checks(study, rank_info), broken="warn")
+    failed = {finding.name for finding in findings if finding.state == "fail"}
+    slower = StudyChecks(study, threads, devices, scratch, progress)
+    checks = machine_checks(devices) if "device" not in failed else []
+    if not failed & {"data", "splits", "memory"}:
+        checks += [Check("data", slower.load), Check("experts", slower.experts)]
+    checks += [
+        Check("earlier results", slower.earlier),
+        Check("time", lambda: slower.time(ranks, seconds)),
+    ]
+    more = run_checks(checks)
+    # what both looked at is told by the second look, which has loaded it
+    again = {f.name for f in more} & {"data", "splits", "experts"}
+    findings = [f for f in findings if f.state == "fail" or f.name not in again]
+    told = {f.found for f in findings}
+    return [*findings, *(f for f in more if f.found not in told)], slower.estimate
 
 
 class StudyChecks:
@@ -110,11 +126,9 @@ class StudyChecks:
         yield from check_splits(self._study, context.splits)
 
     def experts(self) -> Iterator[Finding]:
-        if self._context is None:
-            yield from check_expert_files(self._study)
-            return
-        self._progress("reading the experts")
-        yield from check_experts(self._study, self._context.data)
+        if self._context is not None:
+            self._progress("reading the experts")
+            yield from examine_experts(self._context)
 
     def earlier(self) -> list[Finding]:
         self._progress("reading what earlier launches left")

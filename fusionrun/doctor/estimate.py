@@ -12,7 +12,8 @@ from fusionrun.common.distributed import usable_cpus
 from fusionrun.common.memory import free_memory
 from fusionrun.common.text import plural, size
 from fusionrun.doctor.step_timing import Timing, time_task
-from fusionrun.launch.preflight import Finding, split_message, weight_bytes
+from fusionrun.launch.checks.finding import Finding, split_message
+from fusionrun.launch.checks.folders import weight_bytes
 from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
 from fusionrun.study.schedule import simulate

@@ -9,34 +9,21 @@ from torch import Tensor, nn
 
 from fusionrun.common.distributed import LaunchError, RankInfo, choose_device
 from fusionrun.common.text import plural, size
-from fusionrun.launch.preflight import (
-    Finding,
-    check_device,
-    check_disk,
-    check_folders,
-    check_threads,
-    run_checks,
-)
+from fusionrun.launch.checks.finding import Check, Finding
 from fusionrun.study.study import Study
 
 COMPUTE_TOLERANCE = 1e-3  # relative to the norm; TF32 convolutions stay below it
 COMPUTE_REPEATS = 5
 
 
-def check_machine(study: Study, ranks: int, devices: Sequence[torch.device]) -> list[Finding]:
-    """Whether `ranks` ranks of a launch can work here, on these `devices`."""
-    return run_checks(
-        [
-            ("write permission", lambda: check_folders(study)),
-            ("disk space", lambda: check_disk(study, ranks)),
-            ("port", check_port),
-            ("CPU threads", lambda: check_threads(study, ranks)),
-            ("load", check_load),
-            ("device", lambda: check_device(study, ranks)),
-            ("GPU memory", lambda: check_gpu_memory(devices)),
-            ("compute", lambda: check_compute(devices)),
-        ]
-    )
+def machine_checks(devices: Sequence[torch.device]) -> list[Check]:
+    """What only the doctor looks at: whether the machine's `devices` compute right, and now."""
+    return [
+        Check("port", check_port),
+        Check("load", check_load),
+        Check("GPU memory", lambda: check_gpu_memory(devices), needs=("device",)),
+        Check("compute", lambda: check_compute(devices), needs=("device",)),
+    ]
 
 
 def launch_devices(study: Study, rank_info: RankInfo) -> list[torch.device]:

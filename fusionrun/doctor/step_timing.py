@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionrun.common.memory import peak_memory, reset_peak
-from fusionrun.launch.preflight import expert_paths
+from fusionrun.launch.checks.expert_files import expert_paths
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.train_task import train_expert, train_row
 from fusionrun.logs.text import TaskLog

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from fusionrun.common.text import NOT_AVAILABLE, duration, plural, size
 from fusionrun.doctor.estimate import Estimate, RowEstimate
 from fusionrun.doctor.step_timing import Timing
-from fusionrun.launch.preflight import Finding
+from fusionrun.launch.checks.finding import Finding
 from fusionrun.tables.table import Cell, Column, Table
 
-STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 NOTE = (
     "experts: those still to train, and the time of each (shared by the rows of a model); epoch, "

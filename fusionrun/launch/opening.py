@@ -53,7 +53,7 @@ def open_launch(
         asked = _with_stored_rows(study, in_use=can_lock and not is_alone(study.layout))
     if is_first_attempt:  # what has run once needs no second look
         require_own(asked)  # before anything is locked: a refused launch leaves no trace
-        require_startable(asked, rank_info, _say)
+        require_startable(asked, rank_info)
     study.layout.state.mkdir(parents=True, exist_ok=True)
     patience = PATIENCE if is_first_attempt else RESTART_PATIENCE
     started = None

@@ -1,6 +1,5 @@
 """How a launch begins: it belongs to its output directory, nobody else works on its rows."""
 
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, e
 from fusionrun.common.locks import Lock
 from fusionrun.common.typed_fields import build, plain
 from fusionrun.launch.opening import Opened, open_launch
+from fusionrun.launch.preflight import require_startable
 from fusionrun.launch.row_locks import join_claim, process_name, release
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import Recipe, RecipeError
@@ -50,10 +50,11 @@ def open_session(
     device, own = torch.device("cpu"), Opened()
     claim = None
     try:
-        device = choose_device(rank_info, study.recipe.runtime.device)
-        _check_packages(study)
         if rank_info.rank == 0:
             own, study, claim = open_launch(study, rank_info, only_failed, check_stop)
+        elif rank_info.local_rank == 0 and rank_info.restarts == 0:  # of another machine
+            require_startable(study, rank_info)
+        device = choose_device(rank_info, study.recipe.runtime.device)
     except (RecipeError, IdentityError) as error:
         own = Opened(str(error), is_recipe=True)
     except LaunchError as error:
@@ -62,7 +63,8 @@ def open_session(
         own = Opened(f"{error.filename or study.layout.output_dir}: {error.strerror or error}")
     own = replace(own, process=process_name(rank_info))
     words = exchange(store, rank_info, "session", json.dumps(plain(own)), check_stop)
-    told = [build(Opened, json.loads(text)) for text in words]
+    # messages may have several lines, and paths may be no text
+    told = [build(Opened, json.loads(text), strict=False) for text in words]
     for rank, each in enumerate(told):
         if each.problem:
             if claim is not None:
@@ -81,13 +83,3 @@ def _as_told(study: Study, told: Opened) -> Study:
         study = plan_study(build(Recipe, json.loads(told.recipe)), study.name)
     layout = replace(study.layout, launch=told.launch)
     return replace(study.with_tasks(told.tasks), layout=layout)
-
-
-def _check_packages(study: Study) -> None:
-    """Weights & Biases isn't among the requirements: whoever asks for it brings it."""
-    mode = study.recipe.logs.wandb
-    if mode != "off" and importlib.util.find_spec("wandb") is None:
-        raise LaunchError(
-            f"{study.name}: logs.wandb is {mode}, but the package isn't installed; "
-            f"run `pip install wandb`, or set logs.wandb=off"
-        )

@@ -1,19 +1,17 @@
 """What a running task tells the world: status record, CSV, TensorBoard, W&B, text log."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusionrun.common.memory import peak_memory
-from fusionrun.logs.background import BackgroundLog, RunLog
+from fusionrun.launch.checks.doubts import doubt
+from fusionrun.launch.run_logs import open_run_logs
+from fusionrun.logs.background import BackgroundLog
 from fusionrun.logs.csv import EXPERT_COLUMNS, row_columns, write_csv
-from fusionrun.logs.tensorboard import TensorBoardLog
 from fusionrun.logs.text import TaskLog
-from fusionrun.logs.wandb import WandbLog, run_id
-from fusionrun.logs.wandb_access import effective_mode
 from fusionrun.monitor.record import Activity, Outcome, Record, known
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
@@ -106,6 +104,11 @@ class TaskReporter:
                 self.warn(f"{path}: {error.strerror or error}; the training goes on")
             self._csv_failed = True
 
+    def answered(self, source: str, logits: Tensor, labels: Tensor) -> None:
+        """Warn of an expert from `source` whose logits (N, C) on validation fit ill."""
+        if found := doubt(logits.argmax(dim=1), labels, logits.shape[1]):
+            self.warn(f"{source.partition(' (')[0]}: {found}")
+
     def warn(self, text: str) -> None:
         """What the person should know, though the training goes on."""
         self._log.line(f"warning: {text}")
@@ -171,33 +174,7 @@ class TaskReporter:
         """TensorBoard and W&B as the recipe wants them; the first call opens them."""
         if self._run_logs is not None:
             return self._run_logs
-        study, task = self._study, self._task
-        fields: Mapping[str, Any] = study.identity(task).fields
-        self._run_logs = []
-
-        def tensorboard() -> RunLog:
-            lines = "\n".join(f"    {key}: {value}" for key, value in fields.items())
-            directory = study.layout.tensorboard(task.name)
-            return TensorBoardLog(directory, first_epoch, {"recipe": lines})
-
-        def wandb(mode: Literal["offline", "online"]) -> RunLog:
-            about = task.row.variant if isinstance(task, RowTask) else task.name
-            record = study.layout.wandb_run(task.model, about)
-            return WandbLog(
-                study.layout.output_dir,
-                task=task.name,
-                model=task.model,
-                mode=mode,
-                settings=fields,
-                run_id=run_id(record, resumed=first_epoch > 1),
-            )
-
-        mode = effective_mode(study.recipe.logs.wandb)
-        if study.recipe.logs.tensorboard:
-            self._run_logs.append(BackgroundLog("TensorBoard", tensorboard, self.warn))
-        if mode != "off":
-            open_wandb = partial(wandb, mode)
-            self._run_logs.append(BackgroundLog("Weights & Biases", open_wandb, self.warn))
+        self._run_logs = open_run_logs(self._study, self._task, first_epoch, self.warn)
         if self._run_logs and first_epoch == 1 and self.sample is not None:
             side_by_side = torch.cat(list(self.sample()), dim=2)
             for log in self._run_logs:

@@ -61,9 +61,10 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
             reporter.message(f"starts from {source}")
         trainer = row_trainer(context, task, reporter, experts, sources)
         # read before training changes them: the alternative that costs no fusion training at all
-        for expert in experts:
+        for expert, source in zip(experts, sources, strict=True):
             logits, labels = collect_logits(expert, trainer.loaders.validation, bf16=context.bf16)
             before.append(accuracy(logits[:, 0], labels))
+            reporter.answered(source, logits[:, 0], labels)
     passes = 1 if row.is_single else 2  # of tuned experts in the fused model, of those before
     reporter.test_share = passes * len(context.data.test_labels) / reporter.val_images
     best = trainer.run()

@@ -126,5 +126,5 @@ def read_outcome(path: Path) -> Outcome | None:
     """The outcome at `path`, or None where there is none that can be read."""
     try:
         return read_json(path, Outcome)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None

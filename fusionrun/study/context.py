@@ -17,6 +17,7 @@ from fusionrun.data.loader import ResidentLoader
 from fusionrun.data.split_files import load_or_create_splits, load_splits
 from fusionrun.data.split_notes import absent_classes
 from fusionrun.data.splits import SplitRules, Splits
+from fusionrun.study.recipe import Recipe
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import Task
 from fusionrun.training.identity import FINGERPRINT, SPLIT, THREADS, WEIGHTS, Identity
@@ -137,25 +138,33 @@ def load_data(
 
     The notes are those of both. Raises DataError.
     """
-    data = study.recipe.data
     dataset = load_images(study, progress)
     labels = dataset.train_labels.numpy()
-    rules = SplitRules(
-        seed=data.seed,
-        holdout_fraction=data.holdout_fraction,
-        val_fraction=data.val_fraction,
-        num_experts=study.recipe.experts.count,
-        kind=data.split,
-        shared_fraction=data.shared_fraction,
-        unique_fraction=data.unique_fraction,
-    )
-    about = {"dataset_name": study.source(data.name), "fingerprint": dataset.fingerprint}
+    rules = split_rules(study.recipe)
+    about = {
+        "dataset_name": study.source(study.recipe.data.name),
+        "fingerprint": dataset.fingerprint,
+    }
     if new_splits:
         splits = load_or_create_splits(study.splits_dir, labels, rules, **about, progress=progress)
     else:
         splits = load_splits(study.splits_dir, labels, rules, **about)
     absent = absent_classes(labels, dataset.test_labels.numpy(), dataset.classes, splits)
     return replace(dataset, notes=(*dataset.notes, *absent)), splits
+
+
+def split_rules(recipe: Recipe) -> SplitRules:
+    """How the recipe wants its training set divided."""
+    data = recipe.data
+    return SplitRules(
+        seed=data.seed,
+        holdout_fraction=data.holdout_fraction,
+        val_fraction=data.val_fraction,
+        num_experts=recipe.experts.count,
+        kind=data.split,
+        shared_fraction=data.shared_fraction,
+        unique_fraction=data.unique_fraction,
+    )
 
 
 def load_images(study: Study, progress: Callable[[str], None]) -> Dataset:

@@ -25,6 +25,7 @@ TESTED_BY: dict[str, str] = {
     "experts/*.py": "unit/experts/test_experts.py",
     "fusions/*.py": "unit/fusions/test_fusions.py",
     "launch/*.py": "integration/test_launch.py",
+    "launch/checks/*.py": "unit/launch/test_preflight.py",
     "logs/*.py": "unit/logs/test_logs.py",
     "monitor/*.py": "unit/monitor/test_live.py",
     "report/*.py": "unit/report/test_report.py",

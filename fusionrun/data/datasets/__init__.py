@@ -159,7 +159,8 @@ def survey_dataset(name: str, **arguments: Any) -> Survey:
     survey = SURVEYS.get(name)
     if survey is None:
         return Survey(name)
-    found = survey(_request(**arguments))
+    request = _request(**arguments)
+    found = replace(survey(request), cache_dir=request.cache_dir)
     train, test = arguments.get("train_images"), arguments.get("test_images")
     if name == "synthetic" or (train is None and test is None):
         return found
@@ -170,6 +171,7 @@ def survey_dataset(name: str, **arguments: Any) -> Survey:
         train_images=found.train_images if train is None else train,
         test_images=found.test_images if test is None else test,
         shared=False,  # what is taken of the images is a copy
+        fingerprint=None,
     )
 
 

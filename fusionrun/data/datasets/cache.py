@@ -176,9 +176,9 @@ def load_or_build(
     return ready
 
 
-def is_ready(folder: Path, source_key: str) -> bool:
-    """Whether `load_or_build` has only to map what is there."""
-    return _open(folder, source_key)[0] is not None
+def ready_arrays(folder: Path, source_key: str) -> Arrays | None:
+    """What `load_or_build` has only to map; None where it must build first."""
+    return _open(folder, source_key)[0]
 
 
 def _too_large(folder: Path) -> DataError:

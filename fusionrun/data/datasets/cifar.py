@@ -14,8 +14,8 @@ from fusionrun.data.datasets.cache import (
     Arrays,
     Triple,
     content_fingerprint,
-    is_ready,
     load_or_build,
+    ready_arrays,
 )
 from fusionrun.data.datasets.request import Request
 from fusionrun.data.datasets.survey import Survey, image_bytes, require_disk, require_memory
@@ -52,10 +52,10 @@ def survey_cifar10(request: Request) -> Survey:
 
 def _survey(name: str, request: Request) -> Survey:
     _check_size(name, request)
-    ready = is_ready(request.cache_dir / name, SOURCE_KEY)
+    ready = ready_arrays(request.cache_dir / name, SOURCE_KEY)
     notes: tuple[str, ...] = ()
     need = image_bytes(60_000, 32)
-    if not ready:
+    if ready is None:
         from torchvision import datasets
 
         source = datasets.CIFAR100 if name == "cifar100" else datasets.CIFAR10
@@ -71,7 +71,9 @@ def _survey(name: str, request: Request) -> Survey:
         50_000,
         10_000,
         image_size=32,
-        ready=ready,
+        ready=ready is not None,
+        class_count=100 if name == "cifar100" else 10,
+        fingerprint=None if ready is None else ready.fingerprint,
         cache_bytes=0 if ready else need,
         notes=notes,
     )

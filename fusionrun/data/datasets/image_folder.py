@@ -15,8 +15,8 @@ from fusionrun.data.datasets.cache import (
     ImageFile,
     channel_statistics,
     content_fingerprint,
-    is_ready,
     load_or_build,
+    ready_arrays,
 )
 from fusionrun.data.datasets.decode import Decoded, decode_images
 from fusionrun.data.datasets.folder_layout import LAYOUT
@@ -58,9 +58,9 @@ def load_image_folder(request: Request) -> Arrays:
 def survey_image_folder(request: Request) -> Survey:
     """From the listing. Raises DataError for what is wrong with it, and for lack of room."""
     listing = _list(request)
-    ready = is_ready(_cache_folder(request), listing.key)
+    ready = ready_arrays(_cache_folder(request), listing.key)
     need = _bytes(listing, request)
-    if not ready:
+    if ready is None:
         require_disk("image_folder", need, request.cache_dir)
         require_known_range(_sample(listing), request.value_range)
     return Survey(
@@ -69,7 +69,8 @@ def survey_image_folder(request: Request) -> Survey:
         len(listing.test.paths),
         classes=listing.classes,
         image_size=request.image_size,
-        ready=ready,
+        ready=ready is not None,
+        fingerprint=None if ready is None else ready.fingerprint,
         cache_bytes=0 if ready else need,
         notes=listing.notes,
     )

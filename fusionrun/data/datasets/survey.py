@@ -20,7 +20,14 @@ class Survey:
     shared: bool = True  # mapped by all processes of a machine; else each holds its own
     ready: bool = False  # nothing has to be fetched or decoded first
     cache_bytes: int = 0  # that preparing it will write to its cache
+    cache_dir: Path | None = None  # where
     notes: tuple[str, ...] = ()
+    class_count: int | None = None  # where the names are still unknown
+    fingerprint: str | None = None  # as the loaded set's, where its cache says so
+
+    @property
+    def num_classes(self) -> int | None:
+        return self.class_count if self.classes is None else len(self.classes)
 
     @property
     def train_bytes(self) -> int | None:

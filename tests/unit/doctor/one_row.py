@@ -15,7 +15,7 @@ from rich.console import Console
 from fusionrun.common.distributed import RankInfo, read_rank_info
 from fusionrun.doctor import estimate
 from fusionrun.doctor.step_timing import Timing
-from fusionrun.launch.preflight import Finding
+from fusionrun.launch.checks.finding import Finding
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.train_task import train_expert, train_row
 from fusionrun.logs.text import TaskLog

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from fusionrun.components.store import load_component
-from fusionrun.doctor import checks, doctor, estimate
-from fusionrun.launch import preflight
-from fusionrun.launch.preflight import Finding
+from fusionrun.doctor import checks, doctor, estimate, experts
+from fusionrun.launch.checks.finding import Finding
 from fusionrun.study.context import open_context
 from fusionrun.study.paths import expert_file
 from fusionrun.study.study import Study
@@ -104,7 +103,6 @@ def test_overlaps_are_proven_not_assumed(trained: Path) -> None:
 
 def test_experts_that_fit(trained: Path) -> None:
     study = copy_of(trained)
-    assert states(preflight.check_expert_files(study)) == ["pass"]
     findings = [finding for finding in examine(study) if finding.name == "experts"]
     assert states(findings) == ["pass"] and findings[0].found.startswith("resnet: 2 fit, valid")
 
@@ -113,8 +111,6 @@ def test_a_truncated_expert(trained: Path) -> None:
     study = copy_of(trained)
     path = expert_file(study.checkpoint_dir, "resnet", 1)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    quick, _ = preflight.check_expert_files(study)
-    assert quick.state == "warn" and str(path) in quick.found and quick.advice
     failed, fine = (finding for finding in examine(study) if finding.name == "experts")
     assert failed.state == "fail" and str(path) in failed.found and "move it away" in failed.advice
     assert fine.found.startswith("resnet: 1 fit")
@@ -135,7 +131,7 @@ def test_an_expert_of_other_data(
     study = copy_of(trained)
     data = open_context(study, CPU, 1, progress=lambda text: None).data
     change(expert_file(study.checkpoint_dir, "resnet", 0), **values)
-    finding = next(iter(checks.check_experts(study, data)))
+    finding = next(iter(experts.check_experts(study, data)))
     assert finding.state == state and found in finding.found and finding.advice
 
 
@@ -144,12 +140,12 @@ def test_a_bare_state_dict_is_fine_where_it_fits(trained: Path) -> None:
     data = open_context(study, CPU, 1, progress=lambda text: None).data
     path = expert_file(study.checkpoint_dir, "resnet", 0)
     checkpoint.save(path, load_component(path, "expert")[1])
-    (finding,) = checks.check_experts(study, data)
+    (finding,) = experts.check_experts(study, data)
     assert finding.state == "pass" and "n/a" in finding.found
     weights = checkpoint.load(path)
     weights["classifier.weight"] = weights["classifier.weight"][:, :-1]
     checkpoint.save(path, weights)
-    assert "found shape" in next(iter(checks.check_experts(study, data))).found
+    assert "found shape" in next(iter(experts.check_experts(study, data))).found
 
 
 def test_a_finished_study_has_nothing_left_to_do(trained: Path) -> None:

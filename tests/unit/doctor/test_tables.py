@@ -3,7 +3,7 @@
 import pytest
 
 from fusionrun.doctor.tables import estimates_table, findings_table, verdict
-from fusionrun.launch.preflight import Finding
+from fusionrun.launch.checks.finding import Finding
 from fusionrun.study.context import RunContext
 from fusionrun.tables.terminal import terminal_table
 from tests.unit.doctor.one_row import drawn, estimate_with, fixed_timing

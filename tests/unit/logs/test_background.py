@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusionrun.launch import task_reporter
+from fusionrun.launch import run_logs
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.logs.background import BackgroundLog
 from fusionrun.logs.text import TaskLog
@@ -119,7 +119,7 @@ def test_charts_that_fail_stand_in_the_log_and_the_table(
     from dataclasses import replace
 
     recipe = replace(study.recipe, logs=replace(study.recipe.logs, tensorboard=True))
-    monkeypatch.setattr(task_reporter, "TensorBoardLog", lambda *_: Charts(2))
+    monkeypatch.setattr(run_logs, "TensorBoardLog", lambda *_: Charts(2))
     record, history = Record(), make_history(5, RATES)
     with reporting(replace(study, recipe=recipe), record) as reporter:
         for epoch in (1, 2, 3):

@@ -1,0 +1,98 @@
+"""The experts that a study starts from: loaded, and asked on some validation images."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from fusionrun.common.text import NOT_AVAILABLE
+from fusionrun.components.read_checkpoint import load_expert_weights
+from fusionrun.components.store import ComponentInfo
+from fusionrun.data.datasets import Dataset
+from fusionrun.launch.checks.doubts import doubt
+from fusionrun.launch.checks.expert_files import (
+    REPLACE_EXPERT,
+    expert_paths,
+    missing_experts,
+    shortened,
+)
+from fusionrun.launch.checks.finding import Finding
+from fusionrun.study.context import EVALUATION_BATCH, RunContext
+from fusionrun.study.study import Study
+from fusionrun.training.checkpoint import CheckpointError
+from fusionrun.training.inference import collect_logits
+
+ANSWERED_IMAGES = 512  # of validation, by every expert: a few seconds on a CPU
+COMPARE_CLASSES = "compare the order of its classes with that of data.root's folders"
+
+
+def examine_experts(context: RunContext) -> Iterator[Finding]:
+    """What their files hold, and how they answer."""
+    yield from check_experts(context.study, context.data)
+    yield from check_answers(context)
+
+
+def check_experts(study: Study, data: Dataset) -> Iterator[Finding]:
+    """Every expert that is there loads, fits, and was trained for this data."""
+    for model, paths in expert_paths(study).items():
+        present = [path for path in paths if path.exists()]
+        expert = study.build_expert(model, len(data.classes))
+        loaded, others = [], []  # how good each of ours says it is; whence the others are
+        for path in present:
+            try:
+                file = load_expert_weights(expert, path)
+            except CheckpointError as error:
+                yield Finding("experts", "fail", str(error), REPLACE_EXPERT)
+                continue
+            if file.about is None:
+                others.append(file.origin)
+                loaded.append(NOT_AVAILABLE)
+                continue
+            yield from _check_origin(path, file.about, data)
+            loaded.append(f"{file.about.val_accuracy:.1f} %")
+        if loaded:
+            found = f"{model}: {len(loaded)} fit, validation {', '.join(loaded)}"
+            yield Finding("experts", "pass", "; ".join([found, *dict.fromkeys(others)]))
+    yield from missing_experts(study)
+
+
+def check_answers(context: RunContext) -> Iterator[Finding]:
+    """Whether experts that are there answer better than chance, on some hundred images."""
+    study, classes = context.study, len(context.data.classes)
+    validation = context.splits.fusion_val[:ANSWERED_IMAGES]
+    loader = context.loader(validation, EVALUATION_BATCH)
+    for model, paths in expert_paths(study).items():
+        expert = study.build_expert(model, classes)
+        context.settle(expert)
+        for path in filter(Path.exists, paths):
+            with suppress(CheckpointError):  # the check before this one has said it
+                load_expert_weights(expert, path)
+                logits, labels = collect_logits(expert, loader, bf16=context.bf16)
+                if found := doubt(logits[:, 0].argmax(dim=1), labels, classes):
+                    yield Finding("experts", "warn", f"{path}: {found}", COMPARE_CLASSES)
+
+
+def _check_origin(path: Path, about: ComponentInfo, data: Dataset) -> Iterator[Finding]:
+    """What an expert's file of ours says of its training against this study's data."""
+    side = data.train_images.shape[-1]
+    if about.classes != list(data.classes):
+        theirs = shortened(about.classes)
+        found = f"{path}: was trained for other classes: {theirs}; here {shortened(data.classes)}"
+        yield Finding("experts", "fail", found, "use experts of this data set, or train them again")
+        return
+    normalised = [*about.mean, *about.std]
+    ours = [*data.mean, *data.std]
+    if any(abs(a - b) > 1e-3 for a, b in zip(normalised, ours, strict=True)):
+        found = (
+            f"{path}: was trained on inputs normalised with {_listed(normalised)} (mean, then "
+            f"std), this study uses {_listed(ours)}"
+        )
+        yield Finding(
+            "experts", "warn", found, "is it of the same data? It starts worse than it was"
+        )
+    if about.image_size != side:
+        found = f"{path}: was trained on {about.image_size}x{about.image_size} images, here"
+        yield Finding("experts", "warn", f"{found} {side}x{side}", "it starts worse than it was")
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return " ".join(f"{number:.4g}" for number in numbers)

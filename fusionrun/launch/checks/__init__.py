@@ -1,0 +1,1 @@
+"""What a launch needs, a file a subject; preflight.py has the list."""

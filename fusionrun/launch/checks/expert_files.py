@@ -1,0 +1,113 @@
+"""The experts' files, by what stands in them, without reading their weights."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fusionrun.common.text import plural
+from fusionrun.components.mismatch import mismatch
+from fusionrun.components.read_checkpoint import expert_in
+from fusionrun.data.datasets import Survey
+from fusionrun.launch.checks.finding import Finding
+from fusionrun.launch.resume import is_reusable
+from fusionrun.study.paths import expert_file
+from fusionrun.study.study import Study
+from fusionrun.training.checkpoint import CheckpointError, load, peek
+
+REPLACE_EXPERT = "put the right file there, or move it away to have that expert trained"
+
+
+def check_expert_files(study: Study, survey: Survey) -> Iterator[Finding]:
+    """Those that are there are of their architecture, for this data, and differ.
+
+    Only of models of which a row is still to be trained; no row needs the others.
+    """
+    open_models = {task.model for task in study.row_tasks if not is_reusable(study, task)}
+    fit = 0
+    broken: dict[str, list[Path]] = {}  # by what is wrong with them
+    for model, paths in expert_paths(study).items():
+        loaded: dict[Path, Mapping[str, Tensor]] = {}
+        for path in paths if model in open_models else []:
+            if not path.exists():
+                continue
+            try:
+                loaded[path] = _weights(study, model, path, survey)
+            except CheckpointError as error:
+                broken.setdefault(str(error).removeprefix(f"{path}: "), []).append(path)
+        fit += len(loaded)
+        yield from same_weights(loaded)
+    for problem, (first, *more) in broken.items():
+        also = f" ({', '.join(path.name for path in more)} as well)" if more else ""
+        yield Finding("experts", "fail", f"{first}{also}: {problem}", REPLACE_EXPERT)
+    if fit:
+        yield Finding("experts", "pass", f"{fit} are there")
+    yield from missing_experts(study)
+
+
+def _weights(study: Study, model: str, path: Path, survey: Survey) -> dict[str, Tensor]:
+    """The file's, left on the disk; none where only the data's own code knows its classes.
+
+    Raises CheckpointError when they can't be the expert's.
+    """
+    payload = peek(path)
+    if payload is None:
+        payload = load(path)  # says what is wrong with it
+    if survey.num_classes is None:
+        return {}
+    with torch.device("meta"):
+        expert = study.build_expert(model, survey.num_classes)
+    file = expert_in(payload, path, expert)
+    problem = mismatch(expert, file.weights)
+    if problem:
+        raise CheckpointError(f"{path}: {problem}")
+    if file.about and survey.classes and tuple(file.about.classes) != survey.classes:
+        raise CheckpointError(
+            f"{path}: was trained for other classes: {shortened(file.about.classes)}; here "
+            f"{shortened(survey.classes)}"
+        )
+    return file.weights
+
+
+def same_weights(loaded: Mapping[Path, Mapping[str, Tensor]]) -> Iterator[Finding]:
+    """A warning for each two experts that are one: only as much is read as tells them apart."""
+    for (first, one), (second, other) in combinations(loaded.items(), 2):
+        if one and one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one):
+            found = f"{first} and {second.name} have the same weights"
+            yield Finding(
+                "experts", "warn", found, "a fusion of one expert with itself gains little"
+            )
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first of many names, and how many there are."""
+    return ", ".join(map(str, names[:3])) + (f", ... ({len(names)})" if len(names) > 3 else "")
+
+
+def missing_experts(study: Study) -> Iterator[Finding]:
+    """What will be trained; a warning where the recipe says that experts are somewhere."""
+    paths = expert_paths(study)
+    missing = {model: sum(not path.exists() for path in paths[model]) for model in paths}
+    if not any(missing.values()):
+        return
+    epochs = plural(study.recipe.experts.epochs, "epoch")
+    which = ", ".join(f"{count} {model}" for model, count in missing.items() if count)
+    found = f"to be trained, {epochs} each: {which}"
+    named = study.recipe.experts.checkpoint_dir is not None
+    begun = (study.layout.state / "experts").is_dir()  # this study trains them into that folder
+    if named and not begun and sum(missing.values()) == sum(map(len, paths.values())):
+        found = f"none in {study.checkpoint_dir}; {found}"
+        yield Finding("experts", "warn", found, "if you have them, check experts.checkpoint_dir")
+    else:
+        yield Finding("experts", "pass", found)
+
+
+def expert_paths(study: Study) -> dict[str, list[Path]]:
+    """{architecture: its experts' files}."""
+    count = study.recipe.experts.count
+    return {
+        model: [expert_file(study.checkpoint_dir, model, k) for k in range(count)]
+        for model in dict.fromkeys(task.model for task in study.tasks)
+    }
