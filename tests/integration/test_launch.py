@@ -191,7 +191,9 @@ def test_launch_sh_fails_one_row_and_trains_the_others(four_ranks: Path, tmp_pat
             target.write_bytes(source.read_bytes())
     broken = experts / "resnet/expert_1_best.pth"
     whole = broken.read_bytes()
-    broken.write_bytes(whole[: len(whole) // 2])
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1  # which only reading all of it shows
+    broken.write_bytes(flipped)
     rows = "rows=[{model: resnet, fusion: concatenation}, {model: resnext, fusion: concatenation}]"
     words = [write_recipe(tmp_path), rows, f"experts.checkpoint_dir={experts}"]
     failed = launch_sh(*words, cwd=tmp_path, RANKS="2")

@@ -95,19 +95,23 @@ def test_a_study_that_cannot_start(folder: Path) -> None:
 
 
 def test_a_row_that_fails(folder: Path) -> None:
-    """The experts are found, but are somebody else's and don't fit."""
+    """The experts are found and fit, but only reading their weights shows what is wrong."""
     path = write_recipe(folder)
     checkpoints = folder / "experts" / "resnet"
     checkpoints.mkdir(parents=True)
+    broken = fusionrun.build_expert("resnet", 4, width=8, blocks=[1]).state_dict()
+    broken["classifier.bias"] = torch.full((4,), torch.nan)
     for k in range(2):
-        torch.save({"weight": torch.zeros(1)}, checkpoints / f"expert_{k}_best.pth")
+        torch.save(broken, checkpoints / f"expert_{k}_best.pth")
     rows = "rows=[{model: resnet, fusion: concatenation}, {model: resnext, fusion: concatenation}]"
     for k in range(2):
         (folder / "experts" / "resnext").mkdir(exist_ok=True)
         expert = fusionrun.build_expert("resnext", 4, depth=11, cardinality=2, base_width=4, stem=4)
         torch.save(expert.state_dict(), folder / "experts" / "resnext" / f"expert_{k}_best.pth")
     words = (rows, "logs.tensorboard=false", f"experts.checkpoint_dir={folder / 'experts'}")
-    with pytest.raises(fusionrun.TaskError, match=r"task-0-resnet-concatenation: .*lacks") as found:
+    with pytest.raises(
+        fusionrun.TaskError, match=r"task-0-resnet-concatenation: .*not finite"
+    ) as found:
         fusionrun.train(path, *words)
     assert "1 failed" in str(found.value) and "resnext" not in str(found.value)
     study = fusionrun.open_study("out")
