@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     0 is returned: torchrun would start workers again that failed on purpose.
     """
     # a shell inside a launch hands its RANK on to verbs that have nothing to do with it
-    trains = arguments[:1] == ["train"]
+    trains = list(arguments[:1]) == ["train"]
     environ = os.environ if trains else {}
     try:
         rank_info = read_rank_info(environ)

@@ -201,7 +201,8 @@ def _master() -> tuple[str, int]:
     """Where torchrun says that rank 0 is. Raises LaunchError when it doesn't."""
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
-            raise LaunchError(f"{name}: not set although WORLD_SIZE is; start with torchrun")
+            size = os.environ["WORLD_SIZE"]
+            raise LaunchError(f"{name}: not set although WORLD_SIZE is {size}; start with torchrun")
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 

@@ -76,7 +76,7 @@ def _say(text: str) -> None:
 
 
 def _claim(study: Study, rank_info: RankInfo, only_failed: bool) -> tuple[Opened, Study, Claim]:
-    """As `_open`, while the recipe is locked. Raises BusyError."""
+    """As `open_launch`, while the recipe is locked. Raises BusyError."""
     is_first_attempt = rank_info.restarts == 0
     # another launch may just have added some
     asked = _with_stored_rows(study, in_use=not is_alone(study.layout))

@@ -63,7 +63,7 @@ def make_data_set(folder: Path) -> Path:
     load_or_build(
         folder / "cifar100",
         "official archive",
-        lambda: arrays,
+        lambda folder: arrays,
         name="cifar100",
         progress=lambda message: None,
     )

@@ -27,6 +27,7 @@ from fusionrun.cli import main
 from fusionrun.components.store import ComponentInfo, save_component
 from fusionrun.experts import Expert, build_expert
 from fusionrun.launch import opening
+from fusionrun.monitor.watch import watch
 from fusionrun.study.recipe_yaml import dump_recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -381,7 +382,10 @@ def test_the_study_of_a_launch_that_has_only_just_begun_counts(
     assert main(["train", "recipe.yaml", *other, "--epochs", "1"]) == 0
 
 
-def test_nothing_to_watch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_to_watch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(watch.__kwdefaults__, "wait_seconds", 0.5)
     Path("empty").mkdir()
     Path("broken").mkdir()
     Path("broken/status.json").write_text("{")
@@ -389,7 +393,9 @@ def test_nothing_to_watch(capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("nowhere", "empty", "broken", "recipe.yaml"):
         assert main(["watch", folder]) == 1
         output = capsys.readouterr()
-        assert f"{folder}/status.json" in output.err and not output.out
+        assert f"{folder}/status.json" in output.err
+        waits = folder in ("nowhere", "empty")
+        assert ("waits for one to begin" in output.out) == waits, output.out
         assert len(output.err.splitlines()) == 1
     assert tree() == before
 

@@ -99,7 +99,9 @@ def test_what_was_written_before_is_read(tmp_path: Path) -> None:
 
 
 def test_it_is_written_in_the_same_words(tmp_path: Path) -> None:
-    assert json.loads(json.dumps(plain(read(tmp_path, OLD)))) == OLD
+    written = json.loads(json.dumps(plain(read(tmp_path, OLD))))
+    assert written["data"].pop("notes") == []  # what was written before has none
+    assert written == OLD
 
 
 def test_a_wrong_field_is_named_by_its_word_on_disk(tmp_path: Path) -> None:
