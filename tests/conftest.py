@@ -1,11 +1,21 @@
 """Shared by all tests: one torch thread, and the tiny studies that are trained once a session."""
 
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.tiny import OWN_PARTS, train_tiny
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_are_heard() -> None:
+    """Also under nohup or behind a shell's `&`: what is ignored there each launch would ignore."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual)
 
 
 @pytest.fixture(autouse=True, scope="session")
