@@ -32,22 +32,25 @@ def load_experts(context: RunContext, model: str) -> tuple[list[Expert], list[st
 
 
 def with_expert_notes(context: RunContext) -> RunContext:
-    """The context, among whose notes stands what it took to read other people's experts."""
-    notes = []
-    for model in dict.fromkeys(task.model for task in context.study.row_tasks):
-        folder = expert_file(context.study.checkpoint_dir, model, 0).parent
+    """The context, among whose notes stands what the rows' experts are that others trained.
+
+    That is what it took to read them, and of ours what this recipe would train otherwise.
+    """
+    notes, study = [], context.study
+    for model in dict.fromkeys(task.model for task in study.row_tasks):
         with torch.device("meta"):
-            expert = context.study.build_expert(model, len(context.data.classes))
-        paths = [
-            expert_file(context.study.checkpoint_dir, model, k)
-            for k in range(context.study.recipe.experts.count)
-        ]
-        origins = Counter(
-            file.origin for path in paths if (file := peek_expert(expert, path)) and file.notes
-        )
-        notes += [
-            f"{folder}: {plural(count, 'expert')} {origin}" for origin, count in origins.items()
-        ]
+            expert = study.build_expert(model, len(context.data.classes))
+        told: Counter[str] = Counter()
+        for k in range(study.recipe.experts.count):
+            file = peek_expert(expert, expert_file(study.checkpoint_dir, model, k))
+            if file is not None and file.notes:
+                told[file.origin] += 1
+            elif file is not None and file.about is not None and file.about.settings:
+                identity = context.identity(study.expert_task(model, k))
+                if others := identity.differences(file.about.settings):
+                    told[f"trained with other settings ({'; '.join(others)})"] += 1
+        folder = expert_file(study.checkpoint_dir, model, 0).parent
+        notes += [f"{folder}: {plural(count, 'expert')} {text}" for text, count in told.items()]
     return replace(context, data=replace(context.data, notes=(*context.data.notes, *notes)))
 
 

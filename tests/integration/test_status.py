@@ -14,6 +14,8 @@ WORDS = (
     "rows=[{model: resnet, fusion: concatenation}]",
     "data.test_images=20000",
     "data.val_fraction=0.5",
+    "experts.epochs=30",  # of which the file shows some on their way
+    "fusion.epochs=12",
     "status.every_seconds=0.05",
     "logs.tensorboard=false",
 )

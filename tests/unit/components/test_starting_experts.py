@@ -1,5 +1,6 @@
 """What a study starts from, and what of it is said."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,3 +38,15 @@ def test_other_peoples_experts_are_the_same_experts(trained_study: Path, tmp_pat
         f"{study.checkpoint_dir}/resnet: 2 experts not saved by fusionrun: under 'model'; without "
         f"'module.' in its names; left out settings, classes"
     )
+
+
+def test_experts_of_another_recipe_are_told(trained_study: Path, tmp_path: Path) -> None:
+    """Ours, in a folder that the user names, from fewer epochs: free to be used, never unsaid."""
+    stored = stored_study(copy_study(trained_study, tmp_path / "out"))
+    folder = stored.checkpoint_dir
+    experts = replace(stored.recipe.experts, epochs=9, checkpoint_dir=str(folder))
+    study = replace(stored, recipe=replace(stored.recipe, experts=experts))
+    context = open_context(study, torch.device("cpu"), 1, progress=lambda text: None)
+    notes = with_expert_notes(context).data.notes
+    text = "2 experts trained with other settings (experts.epochs: 2 there, 9 in this recipe)"
+    assert f"{folder}/resnet: {text}" in notes
