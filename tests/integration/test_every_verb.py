@@ -13,6 +13,8 @@ from fusionrun.cli import main
 from tests.integration.test_read_only_study import assemble_words, contents
 from tests.tiny import copy_study, write_recipe
 
+pytestmark = pytest.mark.slow
+
 ROW = "resnet_fusions/simpleAddition"
 # of each verb: its words, and what it is doing when it is stopped
 VERBS: dict[str, tuple[list[str], str]] = {

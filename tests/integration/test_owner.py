@@ -18,6 +18,8 @@ from fusionrun.training.identity import weights_in
 from tests.chaos import command_line, descendants
 from tests.tiny import ROOT, TINY, alone, environment, write_recipe
 
+pytestmark = pytest.mark.slow
+
 TWO_ROWS = """
 output_dir: out
 rows:

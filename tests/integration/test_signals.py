@@ -135,6 +135,8 @@ import os, signal
 from torch import nn
 from fusionrun import Expert
 
+pytestmark = pytest.mark.slow
+
 class Fragile(Expert):
     """Its native code says why it gives up, and ends the process; as a driver does."""
 
