@@ -113,7 +113,7 @@ def join(rank_info: RankInfo, between_polls: Callable[[], None] = lambda: None) 
     else:
         store = _tcp_store(rank_info, between_polls)
     # else gloo listens where the host's own name leads
-    interface = "lo" if rank_info.is_on_one_machine else _interface_towards(*_master())
+    interface = "lo" if rank_info.is_on_one_machine else _interface_towards(*_master(rank_info))
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     exchange(store, rank_info, "joined", "", between_polls, limit_seconds=JOIN_SECONDS)
@@ -179,7 +179,7 @@ def _tcp_store(rank_info: RankInfo, between_polls: Callable[[], None]) -> "Store
     """Rank 0's store, on the address alone that torchrun gave it; on one machine on loopback."""
     import torch.distributed as dist
 
-    host, port = _master()
+    host, port = _master(rank_info)
     if rank_info.is_on_one_machine:
         host = "127.0.0.1"
     is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -197,12 +197,14 @@ def _tcp_store(rank_info: RankInfo, between_polls: Callable[[], None]) -> "Store
     return store
 
 
-def _master() -> tuple[str, int]:
+def _master(rank_info: RankInfo) -> tuple[str, int]:
     """Where torchrun says that rank 0 is. Raises LaunchError when it doesn't."""
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
-            size = os.environ["WORLD_SIZE"]
-            raise LaunchError(f"{name}: not set although WORLD_SIZE is {size}; start with torchrun")
+            raise LaunchError(
+                f"{name}: not set although WORLD_SIZE is {rank_info.world_size}; start with "
+                "torchrun"
+            )
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
