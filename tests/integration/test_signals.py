@@ -18,6 +18,8 @@ from fusionrun.launch.shutdown import is_suspended
 from tests.chaos import descendants
 from tests.tiny import ROOT, environment, launch_sh, write_recipe
 
+pytestmark = pytest.mark.slow
+
 ROWS = "rows=[{model: resnet, fusion: concatenation}, {model: resnext, fusion: concatenation}]"
 LONG = (ROWS, "logs.tensorboard=false", "fusion.epochs=300", "checkpoint.every_epochs=1000")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -134,8 +136,6 @@ FRAGILE = '''
 import os, signal
 from torch import nn
 from fusionrun import Expert
-
-pytestmark = pytest.mark.slow
 
 class Fragile(Expert):
     """Its native code says why it gives up, and ends the process; as a driver does."""
