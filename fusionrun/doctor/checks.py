@@ -27,7 +27,7 @@ def check_data(data: Dataset) -> Iterator[Finding]:
     )
     yield Finding("data", "pass", found)
     for note in data.notes:
-        yield Finding("data", "warn", note, "mend the data, or know it when you read the results")
+        yield Finding("data", "warn", note, "fix the data, or know it when you read the results")
 
 
 def check_splits(study: Study, splits: Splits) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from fusionrun.launch.checks.expert_files import (
     REPLACE_EXPERT,
     expert_paths,
     missing_experts,
-    shortened,
+    other_classes,
 )
 from fusionrun.launch.checks.finding import Finding
 from fusionrun.study.context import EVALUATION_BATCH, RunContext
@@ -74,10 +74,9 @@ def check_answers(context: RunContext) -> Iterator[Finding]:
 def _check_origin(path: Path, about: ComponentInfo, data: Dataset) -> Iterator[Finding]:
     """What an expert's file of ours says of its training against this study's data."""
     side = data.train_images.shape[-1]
-    if about.classes != list(data.classes):
-        theirs = shortened(about.classes)
-        found = f"{path}: was trained for other classes: {theirs}; here {shortened(data.classes)}"
-        yield Finding("experts", "fail", found, "use experts of this data set, or train them again")
+    if found := other_classes(about, data.classes):
+        advice = "use experts of this data set, or train them again"
+        yield Finding("experts", "fail", f"{path}: {found}", advice)
         return
     normalised = [*about.mean, *about.std]
     ours = [*data.mean, *data.std]

@@ -1,4 +1,4 @@
-"""What goes wrong in a launch and a person can mend, and how it's said."""
+"""What goes wrong in a launch and a person can fix, and how it's said."""
 
 from fusionrun.common.distributed import LaunchError
 from fusionrun.data.errors import DataError

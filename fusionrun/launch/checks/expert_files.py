@@ -10,6 +10,7 @@ from torch import Tensor
 from fusionrun.common.text import plural
 from fusionrun.components.mismatch import mismatch
 from fusionrun.components.read_checkpoint import expert_in
+from fusionrun.components.store import ComponentInfo
 from fusionrun.data.datasets import Survey
 from fusionrun.launch.checks.finding import Finding
 from fusionrun.launch.resume import is_reusable
@@ -63,11 +64,8 @@ def _weights(study: Study, model: str, path: Path, survey: Survey) -> dict[str, 
     problem = mismatch(expert, file.weights)
     if problem:
         raise CheckpointError(f"{path}: {problem}")
-    if file.about and survey.classes and tuple(file.about.classes) != survey.classes:
-        raise CheckpointError(
-            f"{path}: was trained for other classes: {shortened(file.about.classes)}; here "
-            f"{shortened(survey.classes)}"
-        )
+    if file.about and survey.classes and (found := other_classes(file.about, survey.classes)):
+        raise CheckpointError(f"{path}: {found}")
     return file.weights
 
 
@@ -81,7 +79,14 @@ def same_weights(loaded: Mapping[Path, Mapping[str, Tensor]]) -> Iterator[Findin
             )
 
 
-def shortened(names: Sequence[str]) -> str:
+def other_classes(about: ComponentInfo, classes: Sequence[str]) -> str:
+    """How the classes of an expert of ours differ from the data's; "" where they don't."""
+    if list(about.classes) == list(classes):
+        return ""
+    return f"was trained for other classes: {_shortened(about.classes)}; here {_shortened(classes)}"
+
+
+def _shortened(names: Sequence[str]) -> str:
     """The first of many names, and how many there are."""
     return ", ".join(map(str, names[:3])) + (f", ... ({len(names)})" if len(names) > 3 else "")
 
