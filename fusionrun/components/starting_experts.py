@@ -11,7 +11,6 @@ from fusionrun.components.read_checkpoint import load_expert_weights, peek_exper
 from fusionrun.components.store import ComponentInfo, state_hash
 from fusionrun.experts import Expert
 from fusionrun.study.context import RunContext
-from fusionrun.study.paths import expert_file
 from fusionrun.study.study import Study
 from fusionrun.training.identity import HASH_DIGITS, Identity, of_data
 
@@ -20,7 +19,7 @@ def load_experts(context: RunContext, model: str) -> tuple[list[Expert], list[st
     """The experts as their own training left them, and where each comes from."""
     experts, sources = [], []
     for k in range(context.study.recipe.experts.count):
-        path = expert_file(context.study.checkpoint_dir, model, k)
+        path = context.study.expert_file(model, k)
         expert = context.study.build_expert(model, len(context.data.classes))
         file = load_expert_weights(expert, path)
         identity = context.identity(context.study.expert_task(model, k))
@@ -42,14 +41,14 @@ def with_expert_notes(context: RunContext) -> RunContext:
             expert = study.build_expert(model, len(context.data.classes))
         told: Counter[str] = Counter()
         for k in range(study.recipe.experts.count):
-            file = peek_expert(expert, expert_file(study.checkpoint_dir, model, k))
+            file = peek_expert(expert, study.expert_file(model, k))
             if file is not None and file.notes:
                 told[file.origin] += 1
             elif file is not None and file.about is not None and file.about.settings:
                 identity = context.identity(study.expert_task(model, k))
                 if others := identity.differences(file.about.settings):
                     told[f"trained with other settings ({'; '.join(others)})"] += 1
-        folder = expert_file(study.checkpoint_dir, model, 0).parent
+        folder = study.expert_file(model, 0).parent
         notes += [f"{folder}: {plural(count, 'expert')} {text}" for text, count in told.items()]
     return replace(context, data=replace(context.data, notes=(*context.data.notes, *notes)))
 

@@ -11,7 +11,6 @@ from fusionrun.components.manifest import read_manifest
 from fusionrun.components.starting_experts import with_expert_notes
 from fusionrun.data.split_files import stored_split
 from fusionrun.study.context import RunContext, open_context
-from fusionrun.study.paths import expert_file
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask
 from fusionrun.training.checkpoint import CheckpointError, peek
@@ -58,7 +57,7 @@ def trained_split(study: Study) -> str | None:
             if SPLIT in manifest.settings:
                 return str(manifest.settings[SPLIT])
     experts = (task for task in study.tasks if isinstance(task, ExpertTask))
-    for path in (expert_file(study.checkpoint_dir, e.model, e.expert) for e in experts):
+    for path in (study.expert_file(each.model, each.expert) for each in experts):
         settings = (peek(path) or {}).get("settings") if path.is_file() else None
         if isinstance(settings, dict) and SPLIT in settings:
             return str(settings[SPLIT])

@@ -25,7 +25,6 @@ from fusionrun.evaluation.statistics.expert_contributions import (
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel, FusionOutput
 from fusionrun.study.context import EVALUATION_BATCH, RunContext
-from fusionrun.study.paths import expert_file
 from fusionrun.study.rows import Row
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.inference import collect_logits
@@ -77,7 +76,7 @@ class Predictions:
 def find_origin(context: RunContext, model: str, network: FusionModel | Expert) -> Origin:
     """Where answers of this row, as its files are now, come from. Raises CheckpointError."""
     experts = len(network.experts) if isinstance(network, FusionModel) else 0
-    paths = [expert_file(context.study.checkpoint_dir, model, k) for k in range(experts)]
+    paths = [context.study.expert_file(model, k) for k in range(experts)]
     for path in paths:
         if not path.is_file():
             raise CheckpointError(f"{path}: no such checkpoint; the row began with this expert")

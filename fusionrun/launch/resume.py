@@ -15,7 +15,6 @@ from fusionrun.components.starting_experts import require_origin
 from fusionrun.components.store import peek_info, state_hash
 from fusionrun.data.split_files import stored_split
 from fusionrun.monitor.record import Outcome, read_outcome
-from fusionrun.study.paths import expert_file
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, Task
 from fusionrun.tables.headline import AVERAGING
@@ -31,7 +30,7 @@ def is_done(study: Study, task: Task) -> bool:
     CheckpointError when its manifest can't be read.
     """
     if isinstance(task, ExpertTask):
-        return expert_file(study.checkpoint_dir, task.model, task.expert).exists()
+        return study.expert_file(task.model, task.expert).exists()
     manifest = study.layout.row(task.model, task.row.variant).manifest
     if not manifest.is_file():
         return False
@@ -79,7 +78,7 @@ def require_own_experts(study: Study) -> None:
     data = _known_of_data(study)
     for task in study.tasks:
         if isinstance(task, ExpertTask):
-            path = expert_file(study.checkpoint_dir, task.model, task.expert)
+            path = study.expert_file(task.model, task.expert)
             identity, trains_some = study.identity(task, data), _trains_some(study, task.model)
             require_origin(study, identity, path, peek_info(path), trains_some=trains_some)
 
@@ -106,8 +105,7 @@ def expert_weights(study: Study, model: str) -> list[str] | None:
     with torch.device("meta"):
         expert = study.build_expert(model, study.recipe.data.num_classes)
     files = [
-        peek_expert(expert, expert_file(study.checkpoint_dir, model, k))
-        for k in range(study.recipe.experts.count)
+        peek_expert(expert, study.expert_file(model, k)) for k in range(study.recipe.experts.count)
     ]
     hashes = [state_hash(file.weights)[:HASH_DIGITS] for file in files if file is not None]
     return hashes if len(hashes) == len(files) else None
@@ -120,7 +118,7 @@ def as_found(study: Study, task: Task, before: Outcome | None) -> Outcome:
     """
     before = before or Outcome("done")
     if isinstance(task, ExpertTask):
-        saved = peek_info(expert_file(study.checkpoint_dir, task.model, task.expert))
+        saved = peek_info(study.expert_file(task.model, task.expert))
         epoch, accuracy = (saved.epoch, saved.val_accuracy) if saved else (None, None)
         experts, averaging, images = None, None, None
     else:

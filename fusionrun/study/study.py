@@ -11,6 +11,7 @@ from fusionrun.common.text import nearest
 from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
 from fusionrun.experts import Expert, build_expert
 from fusionrun.fusions import FusionModule, build_fusion
+from fusionrun.study import paths
 from fusionrun.study.defaults import (
     EXPERT_DEFAULTS,
     FUSION_DEFAULTS,
@@ -21,7 +22,6 @@ from fusionrun.study.defaults import (
     adapted_rates,
 )
 from fusionrun.study.identity import identity_of_task
-from fusionrun.study.paths import Layout
 from fusionrun.study.recipe import ExpertsConfig, FusionConfig, Recipe, RecipeError
 from fusionrun.study.rows import Row
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
@@ -34,7 +34,7 @@ class Study:
 
     name: str
     recipe: Recipe
-    layout: Layout
+    layout: paths.Layout
     checkpoint_dir: Path  # of the experts before fusion
     splits_dir: Path
     rows: tuple[Row, ...]
@@ -81,6 +81,10 @@ class Study:
         """
         plugin = self.recipe.plugins.get(name)
         return name if plugin is None else str(Path(plugin).absolute())
+
+    def expert_file(self, model: str, k: int) -> Path:
+        """The checkpoint of expert `k` before fusion; where it will be, if there is none yet."""
+        return paths.expert_file(self.checkpoint_dir, model, k)
 
     def model_arguments(self, model: str) -> dict[str, Any]:
         return self.recipe.models.get(model, {})

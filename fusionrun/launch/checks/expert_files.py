@@ -14,7 +14,6 @@ from fusionrun.components.store import ComponentInfo
 from fusionrun.data.datasets import Survey
 from fusionrun.launch.checks.finding import Finding
 from fusionrun.launch.resume import is_reusable
-from fusionrun.study.paths import expert_file
 from fusionrun.study.study import Study
 from fusionrun.training.checkpoint import CheckpointError, load, peek
 
@@ -113,6 +112,6 @@ def expert_paths(study: Study) -> dict[str, list[Path]]:
     """{architecture: its experts' files}."""
     count = study.recipe.experts.count
     return {
-        model: [expert_file(study.checkpoint_dir, model, k) for k in range(count)]
+        model: [study.expert_file(model, k) for k in range(count)]
         for model in dict.fromkeys(task.model for task in study.tasks)
     }
