@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusionrun.experts import BUILDERS, build_expert
 from fusionrun.fusions import FUSIONS, FusionModel, build_fusion
+from fusionrun.study.recipe_yaml import load_recipe
+from tests.tiny import ROOT
 
 TINY: dict[str, dict[str, Any]] = {  # lists, as they come from YAML
     "densenet": {"growth": 8, "stem": 16, "blocks": [2, 2, 2, 2]},
@@ -42,6 +44,17 @@ def tiny_model(expert: str, fusion: str, num_experts: int = 2, seed: int = 0) ->
     torch.manual_seed(seed)
     experts = [build_expert(expert, CLASSES, **TINY.get(expert, {})) for _ in range(num_experts)]
     return FusionModel(experts, build_fusion(fusion, num_experts, experts[0].feature_dim), CLASSES)
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
+def test_every_architecture_of_a_shipped_recipe_takes_every_fusion(recipe: str) -> None:
+    """Somebody tries another fusion there first; TransformerBase divides D among its heads."""
+    models = load_recipe(ROOT / "configs" / recipe).models
+    with torch.device("meta"):
+        for name in BUILDERS:
+            expert = build_expert(name, CLASSES, **models.get(name, {}))
+            for fusion in FUSIONS:
+                build_fusion(fusion, 4, expert.feature_dim)
 
 
 @every_pair
