@@ -1,10 +1,9 @@
 """The experts that a study starts from: loaded, and asked on some validation images."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from fusionrun.common.text import NOT_AVAILABLE
+from fusionrun.common.text import plural
 from fusionrun.components.read_checkpoint import load_expert_weights
 from fusionrun.components.store import ComponentInfo
 from fusionrun.data.datasets import Dataset
@@ -17,7 +16,6 @@ from fusionrun.launch.checks.expert_files import (
 )
 from fusionrun.launch.checks.finding import Finding
 from fusionrun.study.context import EVALUATION_BATCH, RunContext
-from fusionrun.study.study import Study
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.inference import collect_logits
 
@@ -26,49 +24,36 @@ COMPARE_CLASSES = "compare the order of its classes with that of data.root's fol
 
 
 def examine_experts(context: RunContext) -> Iterator[Finding]:
-    """What their files hold, and how they answer."""
-    yield from check_experts(context.study, context.data)
-    yield from check_answers(context)
-
-
-def check_experts(study: Study, data: Dataset) -> Iterator[Finding]:
-    """Every expert that is there loads, fits, and was trained for this data."""
+    """Every expert that is there loads, fits, was trained for this data, and answers as if so."""
+    study, data = context.study, context.data
+    validation = context.splits.fusion_val[:ANSWERED_IMAGES]
+    loader = context.loader(validation, EVALUATION_BATCH)
     for model, paths in expert_paths(study).items():
-        present = [path for path in paths if path.exists()]
         expert = study.build_expert(model, len(data.classes))
-        loaded, others = [], []  # how good each of ours says it is; whence the others are
-        for path in present:
+        context.settle(expert)
+        accuracies, others = [], []  # how good each is; whence those are that aren't ours
+        for path in filter(Path.exists, paths):
             try:
                 file = load_expert_weights(expert, path)
             except CheckpointError as error:
                 yield Finding("experts", "fail", str(error), REPLACE_EXPERT)
                 continue
+            origin = [] if file.about is None else list(_check_origin(path, file.about, data))
+            yield from origin
+            if any(finding.state == "fail" for finding in origin):
+                continue
             if file.about is None:
                 others.append(file.origin)
-                loaded.append(NOT_AVAILABLE)
-                continue
-            yield from _check_origin(path, file.about, data)
-            loaded.append(f"{file.about.val_accuracy:.1f} %")
-        if loaded:
-            found = f"{model}: {len(loaded)} fit, validation {', '.join(loaded)}"
+            logits, labels = collect_logits(expert, loader, bf16=context.bf16)
+            answers = logits[:, 0].argmax(dim=1)
+            accuracies.append(f"{100 * float((answers == labels).float().mean()):.0f}")
+            if found := doubt(answers, labels, len(data.classes)):
+                yield Finding("experts", "warn", f"{path}: {found}", COMPARE_CLASSES)
+        if accuracies:
+            found = f"{model}: {len(accuracies)} fit, right on {', '.join(accuracies)} %"
+            found = f"{found} of {plural(len(validation), 'validation image')}"
             yield Finding("experts", "pass", "; ".join([found, *dict.fromkeys(others)]))
     yield from missing_experts(study)
-
-
-def check_answers(context: RunContext) -> Iterator[Finding]:
-    """Whether experts that are there answer better than chance, on some hundred images."""
-    study, classes = context.study, len(context.data.classes)
-    validation = context.splits.fusion_val[:ANSWERED_IMAGES]
-    loader = context.loader(validation, EVALUATION_BATCH)
-    for model, paths in expert_paths(study).items():
-        expert = study.build_expert(model, classes)
-        context.settle(expert)
-        for path in filter(Path.exists, paths):
-            with suppress(CheckpointError):  # the check before this one has said it
-                load_expert_weights(expert, path)
-                logits, labels = collect_logits(expert, loader, bf16=context.bf16)
-                if found := doubt(logits[:, 0].argmax(dim=1), labels, classes):
-                    yield Finding("experts", "warn", f"{path}: {found}", COMPARE_CLASSES)
 
 
 def _check_origin(path: Path, about: ComponentInfo, data: Dataset) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """Data, splits, experts and earlier results: what passes, and what doesn't."""
 
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -104,7 +105,17 @@ def test_overlaps_are_proven_not_assumed(trained: Path) -> None:
 def test_experts_that_fit(trained: Path) -> None:
     study = copy_of(trained)
     findings = [finding for finding in examine(study) if finding.name == "experts"]
-    assert states(findings) == ["pass"] and findings[0].found.startswith("resnet: 2 fit, valid")
+    assert states(findings) == ["pass"] and findings[0].found.startswith("resnet: 2 fit, right")
+
+
+def test_two_experts_of_the_same_weights_are_a_warning(trained: Path) -> None:
+    study = copy_of(trained)
+    first, second = (expert_file(study.checkpoint_dir, "resnet", k) for k in range(2))
+    shutil.copy(first, second)
+    shutil.rmtree("out/resnet_fusions")
+    warned, fit = (finding for finding in examine(study) if finding.name == "experts")
+    assert warned.state == "warn" and f"{first} and {second.name} have the same" in warned.found
+    assert fit.state == "pass" and fit.found.startswith("resnet: 2 fit")
 
 
 def test_a_truncated_expert(trained: Path) -> None:
@@ -129,23 +140,23 @@ def test_an_expert_of_other_data(
     values: dict[str, Any], state: str, found: str, trained: Path
 ) -> None:
     study = copy_of(trained)
-    data = open_context(study, CPU, 1, progress=lambda text: None).data
+    context = open_context(study, CPU, 1, progress=lambda text: None)
     change(expert_file(study.checkpoint_dir, "resnet", 0), **values)
-    finding = next(iter(experts.check_experts(study, data)))
+    finding = next(iter(experts.examine_experts(context)))
     assert finding.state == state and found in finding.found and finding.advice
 
 
 def test_a_bare_state_dict_is_fine_where_it_fits(trained: Path) -> None:
     study = copy_of(trained)
-    data = open_context(study, CPU, 1, progress=lambda text: None).data
+    context = open_context(study, CPU, 1, progress=lambda text: None)
     path = expert_file(study.checkpoint_dir, "resnet", 0)
     checkpoint.save(path, load_component(path, "expert")[1])
-    (finding,) = experts.check_experts(study, data)
-    assert finding.state == "pass" and "n/a" in finding.found
+    (finding,) = experts.examine_experts(context)
+    assert finding.state == "pass" and finding.found.endswith("; not saved by fusionrun")
     weights = checkpoint.load(path)
     weights["classifier.weight"] = weights["classifier.weight"][:, :-1]
     checkpoint.save(path, weights)
-    assert "found shape" in next(iter(experts.check_experts(study, data))).found
+    assert "found shape" in next(iter(experts.examine_experts(context))).found
 
 
 def test_a_finished_study_has_nothing_left_to_do(trained: Path) -> None:

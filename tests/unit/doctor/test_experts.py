@@ -1,11 +1,12 @@
 """Experts, asked on validation images."""
 
+import re
 import shutil
 from pathlib import Path
 
 import torch
 
-from fusionrun.doctor.experts import check_answers
+from fusionrun.doctor.experts import examine_experts
 from fusionrun.study.context import open_context
 from fusionrun.study.paths import expert_file
 from fusionrun.training import checkpoint
@@ -20,7 +21,12 @@ def test_an_expert_that_answers_by_chance_is_a_warning(trained: Path) -> None:
     torch.manual_seed(0)
     weights = study.build_expert("resnet", 4).state_dict()
     checkpoint.save(paths[1], {**weights, "classifier.bias": torch.tensor([9.0, 0, 0, 0])})
-    findings = list(check_answers(open_context(study, CPU, 1, progress=lambda text: None)))
+    findings = list(examine_experts(open_context(study, CPU, 1, progress=lambda text: None)))
     warned = [finding for finding in findings if str(paths[1]) in finding.found]
+    right = re.fullmatch(
+        r"resnet: 2 fit, right on \d+, 25 % of 250 validation images; not saved .*",
+        findings[-1].found,
+    )
+    assert right is not None, findings[-1].found
     assert states(warned) == ["warn"] and "no better than chance" in warned[0].found
     assert "class order" in warned[0].found and "order of its classes" in warned[0].advice
