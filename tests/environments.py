@@ -1,9 +1,9 @@
-"""Both ends of what requirements.txt allows, for real: `python -m tests.environments [END ...]`.
+"""Both ends of what pyproject.toml allows, for real: `python -m tests.environments [END ...]`.
 
 Builds the lowest and the newest environment in temporary folders, in turn, and runs the process
-tests in each; some minutes and 6 GB an end. The interpreter that runs this makes them, so start it
-with the oldest Python for `lowest` (python3.11) and with the newest for `newest`. The exit status
-is 0 when both ends passed.
+tests and those of the extras in each; some minutes and 6 GB an end. The interpreter that runs this
+makes them, so start it with the oldest Python for `lowest` (python3.11) and with the newest for
+`newest`. The exit status is 0 when both ends passed.
 """
 
 import os
@@ -16,18 +16,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENDS = ("lowest", "newest")
-TESTS = [f"tests/integration/test_{name}.py" for name in ("launch", "faults", "install")]
+EXTRAS = ("onnx", "timm", "safetensors")
+TESTS = [
+    *(f"tests/integration/test_{name}.py" for name in ("launch", "faults", "install")),
+    *(f"tests/unit/components/test_{name}.py" for name in ("export", "read_checkpoint")),
+]
 
 
 def wanted(end: str) -> list[str]:
-    """What to install: the package's requirements at that end, and the tools of those tests."""
-    requirements = PROJECT["dependencies"]
+    """What to install: the package's requirements and extras at that end, the tests' tools."""
+    extras = PROJECT["optional-dependencies"]
+    requirements = [*PROJECT["dependencies"], *(each for name in EXTRAS for each in extras[name])]
     if end == "lowest":
         lowest = [requirement.split(",")[0] for requirement in requirements]
         requirements = [requirement.replace(">=", "==") for requirement in lowest]
     tools = ("pytest==", "hatchling==")
-    dev = PROJECT["optional-dependencies"]["dev"]
-    return requirements + [tool for tool in dev if tool.startswith(tools)]
+    return requirements + [tool for tool in extras["dev"] if tool.startswith(tools)]
 
 
 def passes(end: str) -> bool:

@@ -33,7 +33,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "improved_wide_resnet": {"depth": 10, "widen": 1, "width": 2},
     "resnext": {"depth": 11, "cardinality": 2, "base_width": 4, "stem": 4},
 }
-ONNX = all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime")))
 
 
 def make_row(directory: Path, fusion: str, name: str = "resnet") -> RowFiles:
@@ -105,7 +104,6 @@ def test_a_torch_program_answers_as_the_components(tmp_path: Path, name: str, fu
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(not ONNX, reason="needs onnx, onnxscript and onnxruntime")
 @pytest.mark.parametrize("fusion", ["multiplicativeAddition", "TransformerBase"])
 def test_an_onnx_program_answers_as_the_components(tmp_path: Path, fusion: str) -> None:
     import onnxruntime
@@ -148,7 +146,6 @@ def test_a_torch_program_refuses_other_images_and_names_its_classes(row: RowFile
     assert about["input"].startswith("images (N, 3, 16, 16), RGB, float32 scaled to 0..1")
 
 
-@pytest.mark.skipif(not ONNX, reason="needs onnx, onnxscript and onnxruntime")
 def test_an_onnx_program_refuses_other_images_and_names_its_classes(row: RowFiles) -> None:
     import onnxruntime
 

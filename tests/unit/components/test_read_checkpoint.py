@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import importlib.util
 import os
 import pickle
 from collections.abc import Callable
@@ -157,7 +156,6 @@ def test_tensors_of_a_gpu_load_without_one(tmp_path: Path, monkeypatch: pytest.M
     assert state_hash(ours.state_dict()) == state_hash(theirs.state_dict())
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("safetensors"), reason="needs safetensors")
 def test_safetensors_by_its_content(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
