@@ -1,6 +1,7 @@
 """The experts that a row starts from: as their own training, or somebody else's, left them."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,17 +41,31 @@ def with_expert_notes(context: RunContext) -> RunContext:
         with torch.device("meta"):
             expert = study.build_expert(model, len(context.data.classes))
         told: Counter[str] = Counter()
-        for k in range(study.recipe.experts.count):
-            file = peek_expert(expert, study.expert_file(model, k))
+        paths = [study.expert_file(model, k) for k in range(study.recipe.experts.count)]
+        for k, path in enumerate(paths):
+            file = peek_expert(expert, path)
             if file is not None and file.notes:
                 told[file.origin] += 1
             elif file is not None and file.about is not None and file.about.settings:
                 identity = context.identity(study.expert_task(model, k))
                 if others := identity.differences(file.about.settings):
                     told[f"trained with other settings ({'; '.join(others)})"] += 1
-        folder = study.expert_file(model, 0).parent
-        notes += [f"{folder}: {plural(count, 'expert')} {text}" for text, count in told.items()]
+        named = foreign_names(paths)
+        place = f"{paths[0].parent}: {named}" if named else paths[0].parent
+        if named and not told:
+            notes.append(f"{place}: {len(paths)} {model} experts")
+        notes += [f"{place}: {plural(count, 'expert')} {text}" for text, count in told.items()]
     return replace(context, data=replace(context.data, notes=(*context.data.notes, *notes)))
+
+
+def foreign_names(paths: Sequence[Path]) -> str:
+    """Of experts' files those with other names than this study would give, in a few words."""
+    there = [
+        path.name
+        for k, path in enumerate(paths)
+        if path.exists() and path.name != f"expert_{k}_best.pth"
+    ]
+    return " to ".join(dict.fromkeys([there[0], there[-1]])) if there else ""
 
 
 def require_origin(

@@ -14,7 +14,7 @@ from fusionrun.training.identity import THREADS, Identity
 # recorded, never compared: where things lie, and how the hardware is used
 PATHS = (
     *("data.root", "data.train_folder", "data.test_folder", "data.cache_dir", "data.splits_dir"),
-    "experts.checkpoint_dir",
+    *("experts.checkpoint_dir", "experts.pattern"),
 )
 KNOBS = ("data.download", "fusion.micro_batch", THREADS)
 UNCOMPARED = frozenset({*PATHS, *KNOBS})

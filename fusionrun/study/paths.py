@@ -1,10 +1,23 @@
 """Where everything of a study lies: the one place that spells its file names."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 # beside a model's experts, which several studies may share: held by the launch that trains some
 EXPERTS_LOCK = ".experts.lock"
+
+# names of experts' files below experts.checkpoint_dir, without their ending: ours first, then
+# GMF's (github.com/hanjidani/GMF, the system before this one)
+EXPERT_NAMES = ("{model}/expert_{k}_best", "best_{split}_{model}_expert_{k}")
+ENDINGS = (".pth", ".safetensors", ".pt")
+GMF_MODELS = {
+    "densenet": "densenet121",
+    "resnet": "resnet18",
+    "improved_wide_resnet": "wideresnet28_10",
+    "resnext": "preact_resnext29_8x64d",
+}
+GMF_SPLITS = {"iid": ("iid", "noniid"), "non_iid": ("noniid", "iid")}  # the recipe's one first
 
 
 @dataclass(frozen=True)
@@ -167,5 +180,56 @@ class Layout:
 
 
 def expert_file(checkpoint_dir: Path, model: str, k: int) -> Path:
-    """The checkpoint of expert `k` before fusion: <checkpoint_dir>/<model>/expert_<k>_best.pth."""
+    """Where expert `k` is written before fusion: <checkpoint_dir>/<model>/expert_<k>_best.pth."""
     return checkpoint_dir / model / f"expert_{k}_best.pth"
+
+
+@dataclass(frozen=True)
+class ExpertFiles:
+    """The experts' files of one architecture that are there: numbered, of one name."""
+
+    paths: dict[int, Path]  # by the number in their name
+    count: int  # of the study's experts
+    is_ours: bool  # where the study itself writes such files too
+
+    @property
+    def first(self) -> int:
+        """The number of expert 0."""
+        last = self.count in self.paths
+        # the study, or another that shares the folder, may just not have trained expert 0 yet
+        whole = all(number in self.paths for number in range(1, self.count + 1))
+        return 1 if 0 not in self.paths and (whole if self.is_ours else last) else 0
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the numbers that are there tell which one is expert 0."""
+        return self.is_ours or 0 in self.paths or self.count in self.paths
+
+    def expert(self, k: int) -> Path | None:
+        """The file of expert `k`."""
+        return self.paths.get(k + self.first)
+
+
+def expert_sets(
+    checkpoint_dir: Path, model: str, *, count: int, pattern: str | None, split: str
+) -> Iterator[ExpertFiles]:
+    """All that may be `model`'s experts before fusion, what is to be taken first.
+
+    In our layout, then by `pattern`, a text with {model} and {k} below `checkpoint_dir`, else under
+    GMF's names.
+    """
+    ours, gmf = EXPERT_NAMES
+    models = [model, GMF_MODELS[model]] if model in GMF_MODELS else [model]
+    names = [ours + ending for ending in ENDINGS]
+    if pattern is not None:
+        names.append(pattern)
+    else:
+        for each in GMF_SPLITS[split]:
+            names += [gmf.replace("{split}", each) + ending for ending in ENDINGS]
+    for name in names:
+        for called in models:
+            paths = {k: checkpoint_dir / name.format(model=called, k=k) for k in range(count + 1)}
+            there = {number: path for number, path in paths.items() if path.exists()}
+            if there:
+                is_ours = expert_file(checkpoint_dir, model, 0) == paths[0]
+                yield ExpertFiles(there, count, is_ours)

@@ -6,6 +6,7 @@ A launch reads its recipe once (recipe_yaml.py); models, data and losses take pl
 import dataclasses
 import itertools
 import signal
+import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -134,6 +135,8 @@ class ExpertsConfig:
 
     count: int = 4  # experts per row
     checkpoint_dir: FilePath | None = None  # null: <output_dir>/expert_checkpoints
+    # their files below it, a name with {model} and {k}; null: as we or GMF name them
+    pattern: str | None = None
     epochs: int = 250  # of each expert's own training
     batch_size: int | None = None  # null: as published for the architecture (128, DenseNet 64)
     lr: float | None = None  # null: 0.1 (SGD, Nesterov momentum 0.9, cosine to 0)
@@ -145,9 +148,21 @@ class ExpertsConfig:
 
     def __post_init__(self) -> None:
         require(self.count >= 2, "count", self.count, "2 or more experts")
+        if self.pattern is not None:
+            _check_pattern(self.pattern)
         _require_positive(self, "epochs", "batch_size", "lr", "mixing_alpha")
         _require_not_negative(self, "weight_decay")
         _check_smoothing(self.label_smoothing)
+
+
+def _check_pattern(pattern: str) -> None:
+    wanted = "a file's name with {k}, and {model} where rows have several"
+    try:
+        parts = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
+        pattern.format(model="", k=0)
+    except (ValueError, LookupError, AttributeError, TypeError):
+        parts = set()
+    require("k" in parts and parts <= {"k", "model"}, "pattern", pattern, wanted)
 
 
 @dataclass(frozen=True)

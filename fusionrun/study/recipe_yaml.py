@@ -21,6 +21,7 @@ MOVABLE = (
     "data.splits_dir",
     "data.download",
     "experts.checkpoint_dir",
+    "experts.pattern",
 )
 MAX_VALUES = 10_000  # values in a recipe; hundreds of rows need a few thousand
 
@@ -273,6 +274,8 @@ def _parse_override(text: str) -> tuple[str, Any]:
         raise RecipeError(f"override {text!r}: expected key=value, e.g. fusion.epochs=3")
     if not value.strip() and key.strip() in MOVABLE:  # what a shell makes of key=$UNSET
         raise RecipeError(f"override {text!r}: found nothing after =, expected a path or null")
+    if key.strip() == "experts.pattern" and value.startswith("{"):  # which YAML has for mappings
+        return key.strip(), value
     return key.strip(), _parse_yaml(value, f"override {text!r}")
 
 

@@ -1,6 +1,6 @@
 """A study: a recipe made concrete, with its rows, its tasks and where everything of it lies."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -84,7 +84,17 @@ class Study:
 
     def expert_file(self, model: str, k: int) -> Path:
         """The checkpoint of expert `k` before fusion; where it will be, if there is none yet."""
-        return paths.expert_file(self.checkpoint_dir, model, k)
+        ours = paths.expert_file(self.checkpoint_dir, model, k)
+        found = (files.expert(k) for files in self.expert_sets(model))
+        return next((path for path in found if path is not None), ours)
+
+    def expert_sets(self, model: str) -> Iterator[paths.ExpertFiles]:
+        """All that may be the architecture's experts before fusion, what is taken first."""
+        own = self.recipe.experts
+        split = self.recipe.data.split
+        return paths.expert_sets(
+            self.checkpoint_dir, model, count=own.count, pattern=own.pattern, split=split
+        )
 
     def model_arguments(self, model: str) -> dict[str, Any]:
         return self.recipe.models.get(model, {})

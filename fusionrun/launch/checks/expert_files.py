@@ -10,10 +10,12 @@ from torch import Tensor
 from fusionrun.common.text import plural
 from fusionrun.components.mismatch import mismatch
 from fusionrun.components.read_checkpoint import expert_in
+from fusionrun.components.starting_experts import foreign_names
 from fusionrun.components.store import ComponentInfo
 from fusionrun.data.datasets import Survey
 from fusionrun.launch.checks.finding import Finding
 from fusionrun.launch.resume import is_reusable
+from fusionrun.study.paths import EXPERT_NAMES
 from fusionrun.study.study import Study
 from fusionrun.training.checkpoint import CheckpointError, load, peek
 
@@ -25,11 +27,13 @@ def check_expert_files(study: Study, survey: Survey) -> Iterator[Finding]:
 
     Only of models of which a row is still to be trained; no row needs the others.
     """
-    open_models = {task.model for task in study.row_tasks if not is_reusable(study, task)}
+    open_models = _open_models(study)
     fit = 0
     broken: dict[str, list[Path]] = {}  # by what is wrong with them
     for model, paths in expert_paths(study).items():
         loaded: dict[Path, Mapping[str, Tensor]] = {}
+        if model in open_models:
+            yield from _doubtful_names(study, model, paths)
         for path in paths if model in open_models else []:
             if not path.exists():
                 continue
@@ -43,8 +47,37 @@ def check_expert_files(study: Study, survey: Survey) -> Iterator[Finding]:
         also = f" ({', '.join(path.name for path in more)} as well)" if more else ""
         yield Finding("experts", "fail", f"{first}{also}: {problem}", REPLACE_EXPERT)
     if fit:
-        yield Finding("experts", "pass", f"{fit} are there")
+        names = [named for paths in expert_paths(study).values() if (named := foreign_names(paths))]
+        yield Finding("experts", "pass", "; ".join([f"{fit} are there", *names]))
     yield from missing_experts(study)
+
+
+def _open_models(study: Study) -> set[str]:
+    return {task.model for task in study.row_tasks if not is_reusable(study, task)}
+
+
+def _doubtful_names(study: Study, model: str, paths: Sequence[Path]) -> Iterator[Finding]:
+    """Where other files may be meant than those that are taken, or others' numbers are."""
+    sets = list(study.expert_sets(model))
+    for files in sets:
+        if not files.is_certain and not all(path.exists() for path in paths):
+            first, *more = files.paths.values()
+            there, count = [str(first), *(path.name for path in more)], study.recipe.experts.count
+            found = f"of {count} only {', '.join(there)}: is the first one number 0 or 1?"
+            name = EXPERT_NAMES[0].format(model=model, k="<k>")
+            advice = f"add the others, or name them {name}.pth with k from 0 to {count - 1}"
+            yield Finding("experts", "fail", found, advice)
+    for k, path in enumerate(paths):
+        others = {files.expert(k) for files in sets} - {path, None}
+        same_split = [other for other in others if other and _split_of(other) == _split_of(path)]
+        if same_split:
+            found = f"expert {k} of {model}: {path} is taken, {same_split[0]} is there as well"
+            yield Finding("experts", "warn", found, "move away the one that isn't meant")
+
+
+def _split_of(path: Path) -> str:
+    """What a file's name says of the split that its expert was trained on."""
+    return next((word for word in ("noniid", "iid") if f"_{word}_" in path.name), "")
 
 
 def _weights(study: Study, model: str, path: Path, survey: Survey) -> dict[str, Tensor]:
@@ -92,20 +125,27 @@ def _shortened(names: Sequence[str]) -> str:
 
 def missing_experts(study: Study) -> Iterator[Finding]:
     """What will be trained; a warning where the recipe says that experts are somewhere."""
-    paths = expert_paths(study)
+    paths, recipe = expert_paths(study), study.recipe.experts
     missing = {model: sum(not path.exists() for path in paths[model]) for model in paths}
     if not any(missing.values()):
         return
-    epochs = plural(study.recipe.experts.epochs, "epoch")
+    epochs = plural(recipe.epochs, "epoch")
     which = ", ".join(f"{count} {model}" for model, count in missing.items() if count)
     found = f"to be trained, {epochs} each: {which}"
-    named = study.recipe.experts.checkpoint_dir is not None
+    named = recipe.checkpoint_dir is not None or recipe.pattern is not None
     begun = (study.layout.state / "experts").is_dir()  # this study trains them into that folder
-    if named and not begun and sum(missing.values()) == sum(map(len, paths.values())):
-        found = f"none in {study.checkpoint_dir}; {found}"
-        yield Finding("experts", "warn", found, "if you have them, check experts.checkpoint_dir")
-    else:
+    if not named or begun or sum(missing.values()) != sum(map(len, paths.values())):
         yield Finding("experts", "pass", found)
+        return
+    has = sorted(each.name for each in study.checkpoint_dir.glob("*"))[:4]
+    there = f" (which has {', '.join(has)}, ...)" if has else ""
+    found = f"none in {study.checkpoint_dir}{there}; {found}"
+    if recipe.pattern is None or not _open_models(study):
+        advice = "if you have them, check experts.checkpoint_dir and experts.pattern"
+        yield Finding("experts", "warn", found, advice)
+    else:
+        found = f"no file fits experts.pattern {recipe.pattern!r}: {found}"
+        yield Finding("experts", "fail", found, "correct it, or leave it out to have them trained")
 
 
 def expert_paths(study: Study) -> dict[str, list[Path]]:

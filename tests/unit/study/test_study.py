@@ -53,12 +53,14 @@ def task(study: Study, name: str) -> Task:
 # a task is the same wherever it lies and however often it reports
 PLACES: tuple[str, ...] = ("output_dir", "data.root", "data.cache_dir", "data.splits_dir")
 PLACES += ("data.train_folder", "data.test_folder", "data.download", "experts.checkpoint_dir")
+PLACES += ("experts.pattern",)
 PLACES += ("checkpoint.", "logs.", "status.", "runtime.")
 PLACES += ("fusion.micro_batch",)  # how the hardware is used
 # numbers on a GPU depend on these a little; they may be changed for a run that struggles
 HARDWARE = ("runtime.device", "runtime.amp", "runtime.channels_last", "runtime.deterministic")
 NAMES = {
     "data.name": "cifar10",
+    "experts.pattern": "{model}-{k}.pth",
     "experts.augmentation": "color_jitter",
     "fusion.augmentation": "color_jitter",
 }
