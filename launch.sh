@@ -110,7 +110,6 @@ start_torchrun() {
   # Nothing but the ranks may have the exit file's name: `ranks_left` knows them by it.
   FUSIONRUN_EXIT_FILE=$EXIT_DIR/status setsid "$PYTHON" -m fusionrun.launch.torchrun \
     --nproc-per-node="$RANKS" --max-restarts="$MAX_RESTARTS" --monitor-interval=0.5 \
-    --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2 \
     --log-dir="$logs" ${others:+--redirects="$others"} "${RENDEZVOUS[@]}" \
     -m fusionrun "$@" &
   CHILD=$!
@@ -185,7 +184,18 @@ require_one_task_per_node() {
 forward() {
   local before=${STOPPING:-}
   STOPPING=$1
-  [[ -n $before ]] || kill -"$1" "$CHILD" 2>/dev/null || true
+  [[ -z $before ]] || return 0
+  kill -"$1" "$CHILD" 2>/dev/null || true
+  [[ -z ${EXIT_DIR:-} ]] || end_torchrun >/dev/null 2>&1 &
+}
+
+# When its ranks have gone torchrun waits for those of the other nodes, for five minutes and deaf to
+# signals; in a launch that was told to stop nobody needs it then.
+# shellcheck disable=SC2317 # traps call it
+end_torchrun() {
+  while sleep 3 && kill -0 "$CHILD" 2>/dev/null; do
+    ranks_left | grep -qvx "$CHILD" || kill -KILL "$CHILD" 2>/dev/null || true
+  done
 }
 
 # bash returns from `wait` when a trap has run, so wait again until the child is gone. (What it says
