@@ -9,10 +9,10 @@ from fusionrun.commands.options import make_console
 from fusionrun.common.distributed import LaunchError, read_rank_info
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.common.typed_fields import plain
+from fusionrun.components.starting_experts import plan_from_experts
 from fusionrun.launch.rank import run
 from fusionrun.monitor.heartbeat import read_heartbeat
 from fusionrun.monitor.record import read_outcome
-from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe, make_recipe
 from fusionrun.study.shipped_recipes import find_recipe
 from fusionrun.training.errors import TaskError
@@ -36,7 +36,7 @@ def train(recipe: str | os.PathLike[str] | Mapping[str, Any], *overrides: str) -
     else:
         name = os.fspath(recipe)
         resolved = load_recipe(find_recipe(name), overrides)
-    study = plan_study(resolved, name)
+    study = plan_from_experts(resolved, name)
     with process_as_found():
         status = run(study, read_rank_info(os.environ), make_console())
     layout = study.layout

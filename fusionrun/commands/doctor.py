@@ -36,8 +36,8 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     if options.ranks < 1 or not options.seconds > 0:
         raise RecipeError("--ranks and --seconds: expected a number above 0")
     recipe = load_recipe(find_recipe(recipe_word), overrides)
+    from fusionrun.components.starting_experts import plan_from_experts
     from fusionrun.doctor.doctor import doctor
-    from fusionrun.study.planning import plan_study
 
-    study = plan_study(recipe, recipe_word)
+    study = plan_from_experts(recipe, recipe_word)
     return doctor(study, rank_info, make_console(), ranks=options.ranks, seconds=options.seconds)

@@ -51,11 +51,11 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
         recipe, recipe_word = load_stored(folder, overrides)
     else:
         recipe = load_recipe(find_recipe(recipe_word), overrides)
+    from fusionrun.components.starting_experts import plan_from_experts
     from fusionrun.evaluation.preview import preview
-    from fusionrun.study.planning import plan_study
 
     return preview(
-        plan_study(recipe, recipe_word).measured_in(options.output),
+        plan_from_experts(recipe, recipe_word).measured_in(options.output),
         rank_info,
         make_console(),
         seeds=options.seeds,

@@ -62,10 +62,10 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     if rank_info.rank == 0:
         ranks = plural(rank_info.world_size, "rank")
         print(f"fusionrun: {recipe_word}: loads PyTorch on {ranks}", flush=True)
+    from fusionrun.components.starting_experts import plan_from_experts
     from fusionrun.launch.rank import run as run_launch
-    from fusionrun.study.planning import plan_study
 
-    study = plan_study(recipe, recipe_word)
+    study = plan_from_experts(recipe, recipe_word)
     if options.only:
         study = study.matching(options.only)
     return run_launch(study, rank_info, make_console(), only_failed=options.rerun == "failed")

@@ -51,6 +51,7 @@ class ExpertFile:
     weights: dict[str, Tensor]  # by the network's own names, in its types, on the CPU
     about: ComponentInfo | None  # what it says of itself; None: not saved by fusionrun
     notes: tuple[str, ...]  # what was stripped, renamed, converted or left out
+    needs: tuple[tuple[str, object], ...] = ()  # arguments that the weights' own network has
 
     @property
     def origin(self) -> str:
@@ -123,7 +124,8 @@ def expert_in(payload: Mapping[str, Any], path: Path, expert: Expert) -> ExpertF
                 f"the same weights; set models.{architecture(expert)}.{argument}={needed}"
             )
     weights, converted = _converted(found, own, path)
-    return ExpertFile(weights, None, (*_notes(payload, fits, own, path), *converted))
+    notes = (*_notes(payload, fits, own, path), *converted)
+    return ExpertFile(weights, None, notes, found.naming.needs)
 
 
 def _require_same_network(about: ComponentInfo, path: Path, expert: Expert) -> None:
@@ -259,7 +261,8 @@ def _notes(
     if stripped:
         yield f"without {' and '.join(map(repr, stripped))} in its names"
     if found.naming.words:
-        yield found.naming.words
+        needed = [f"{name}={value}" for name, value in found.naming.needs]
+        yield " of a network with ".join([found.naming.words, *needed])
     if len(fits) > 1:
         yield f"not {', '.join(repr(each.label) for each in fits[1:4])}, which fits too"
     used = {found.names[name] for name in own if name in found.names}

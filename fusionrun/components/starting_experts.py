@@ -8,12 +8,39 @@ from pathlib import Path
 import torch
 
 from fusionrun.common.text import plural
+from fusionrun.components.namings import NAMINGS
 from fusionrun.components.read_checkpoint import load_expert_weights, peek_expert
 from fusionrun.components.store import ComponentInfo, state_hash
 from fusionrun.experts import Expert
 from fusionrun.study.context import RunContext
+from fusionrun.study.planning import plan_study
+from fusionrun.study.recipe import Recipe
 from fusionrun.study.study import Study
+from fusionrun.study.tasks import ExpertTask
 from fusionrun.training.identity import HASH_DIGITS, Identity, of_data
+
+
+def plan_from_experts(recipe: Recipe, name: str) -> Study:
+    """As `plan_study`, with what the recipe leaves open of the networks as the experts need it.
+
+    Some experts that others trained have weights of the same names and shapes as ours and compute
+    something else with them: the naming says which argument makes ours that network. It becomes
+    the recipe's, and with it that of every expert, file and later launch.
+    """
+    study = plan_study(recipe, name)
+    models = dict(recipe.models)
+    for model, k in ((t.model, t.expert) for t in study.tasks if isinstance(t, ExpertTask)):
+        own = study.model_arguments(model)
+        for naming in NAMINGS.get(model, ()):
+            open_ones = {key: value for key, value in naming.needs if key not in own}
+            path = study.expert_file(model, k)
+            if open_ones and path.is_file():
+                with torch.device("meta"):
+                    expert = study.build_expert(model, recipe.data.num_classes, **open_ones)
+                file = peek_expert(expert, path)
+                if file is not None and file.needs == naming.needs:
+                    models[model] = {**own, **open_ones}
+    return study if models == recipe.models else plan_study(replace(recipe, models=models), name)
 
 
 def load_experts(context: RunContext, model: str) -> tuple[list[Expert], list[str]]:

@@ -14,6 +14,7 @@ from fusionrun.components.read_checkpoint import load_expert_weights
 from fusionrun.components.store import save_component
 from fusionrun.experts import Expert, build_expert
 from fusionrun.training.checkpoint import CheckpointError
+from tests.unit.components import gmf
 from tests.unit.components.test_store import CLASSES, make_about
 
 DEEPER: dict[str, dict[str, Any]] = {
@@ -206,3 +207,17 @@ def test_torchvisions_own_networks_name_their_tensors_so(tmp_path: Path) -> None
         assert "torchvision names" in load_expert_weights(ours, path).origin
         with torch.no_grad():
             torch.testing.assert_close(ours(images)[1], theirs.eval()(images))
+
+
+@pytest.mark.parametrize("model", gmf.NETWORKS)
+def test_full_size_networks_of_the_system_before_this_one(tmp_path: Path, model: str) -> None:
+    """Bit-equal features and logits, of code that shares nothing with ours."""
+    theirs, path = gmf.trained(model, 100, seed=1), tmp_path / "expert.pth"
+    torch.save(theirs.state_dict(), path)
+    ours = build_expert(model, 100, **{"shortcut": "input"} if model == "resnext" else {}).eval()
+    assert "GMF" in load_expert_weights(ours, path).origin
+    assert len(ours.state_dict()) == len(theirs.state_dict())
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        for one, other in zip(ours(images), theirs(images), strict=True):
+            assert torch.equal(one, other) and one.std() > 0
