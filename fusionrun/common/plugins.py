@@ -10,9 +10,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
+LIBRARIES = ("timm", "torchvision")  # whose networks are named LIBRARY:NAME
+
+
+def is_backbone(name: object) -> bool:
+    """Whether `name` is that of another library's network, such as timm:resnet18."""
+    return isinstance(name, str) and name.partition(":")[0] in LIBRARIES and ":" in name
+
 
 def is_plugin(name: object) -> bool:
-    return isinstance(name, str) and ":" in name
+    return isinstance(name, str) and ":" in name and not is_backbone(name)
 
 
 def where_now(source: str, plugins: Iterable[str]) -> str:

@@ -48,7 +48,7 @@ def load_experts(context: RunContext, model: str) -> tuple[list[Expert], list[st
     experts, sources = [], []
     for k in range(context.study.recipe.experts.count):
         path = context.study.expert_file(model, k)
-        expert = context.study.build_expert(model, len(context.data.classes))
+        expert = context.build_expert(model)
         file = load_expert_weights(expert, path)
         identity = context.identity(context.study.expert_task(model, k))
         require_origin(context.study, identity, path, file.about)

@@ -29,7 +29,7 @@ def examine_experts(context: RunContext) -> Iterator[Finding]:
     validation = context.splits.fusion_val[:ANSWERED_IMAGES]
     loader = context.loader(validation, EVALUATION_BATCH)
     for model, paths in expert_paths(study).items():
-        expert = study.build_expert(model, len(data.classes))
+        expert = context.build_expert(model)
         context.settle(expert)
         accuracies, others = [], []  # how good each is; whence those are that aren't ours
         for path in filter(Path.exists, paths):

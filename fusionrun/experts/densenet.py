@@ -94,4 +94,4 @@ class DenseNet(Expert):
             channels += layers * growth
         trunk["norm"] = nn.BatchNorm2d(channels)
         trunk["relu"] = nn.ReLU(inplace=True)
-        super().__init__(num_classes, nn.Sequential(trunk), feature_dim=channels)
+        super().__init__(num_classes, nn.Sequential(trunk), channels, new_trunk=True)

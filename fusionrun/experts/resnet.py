@@ -64,4 +64,4 @@ class ResNet(Expert):
                 *(BasicBlock(out_channels, out_channels, 1, dropout) for _ in range(count - 1)),
             )
             channels = out_channels
-        super().__init__(num_classes, nn.Sequential(trunk), feature_dim=channels)
+        super().__init__(num_classes, nn.Sequential(trunk), channels, new_trunk=True)

@@ -100,5 +100,5 @@ class PreActivationResNeXt(Expert):
             inner, out_channels = 2 * inner, 2 * out_channels
         trunk["norm"] = nn.BatchNorm2d(channels)
         trunk["relu"] = nn.ReLU(inplace=True)
-        super().__init__(num_classes, nn.Sequential(trunk), feature_dim=channels)
+        super().__init__(num_classes, nn.Sequential(trunk), channels, new_trunk=True)
         self.shortcut = shortcut

@@ -70,4 +70,4 @@ class ImprovedWideResNet(Expert):
             channels = out_channels
         trunk["norm"] = nn.BatchNorm2d(channels)
         trunk["relu"] = nn.ReLU(inplace=True)
-        super().__init__(num_classes, nn.Sequential(trunk), feature_dim=channels)
+        super().__init__(num_classes, nn.Sequential(trunk), channels, new_trunk=True)

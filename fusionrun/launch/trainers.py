@@ -52,7 +52,7 @@ def network_trainer(
     defaults = study.expert_defaults(task.model)
     dropout = {"dropout": defaults.dropout} if defaults.dropout else {}
     torch.manual_seed(derive_seed(seed, "weights"))
-    network = study.build_expert(task.model, len(context.data.classes), **dropout)
+    network = context.build_expert(task.model, **dropout)
     context.settle(network)
     groups = [Group.of("expert", [network], defaults.lr, optim.cosine_to_zero, HEAD_CLIP)]
     loaders = Loaders(
@@ -66,6 +66,7 @@ def network_trainer(
         label_smoothing=defaults.label_smoothing,
         batch_field="experts.batch_size",
         bf16=context.bf16,
+        frozen=network.frozen,
     )
     return _trainer(context, task, reporter, network, loaders, optimisation, seed)
 
@@ -87,9 +88,11 @@ def row_trainer(
     classes, detached = len(context.data.classes), row.control == "detached"
     model = FusionModel(experts, fusion, classes, detached=detached)
     context.settle(model)
-    frozen = list(experts) if row.control == "frozen" else []
-    for expert in frozen:
-        expert.requires_grad_(False)
+    frozen = [part for expert in experts for part in expert.frozen]
+    if row.control == "frozen":
+        frozen = list(experts)
+        for expert in experts:
+            expert.requires_grad_(False)
     experts_lr, fusion_lr, head_lr = study.rates(row.fusion, model.global_head.in_features)
     groups = [
         Group.of("experts", model.experts, experts_lr, optim.warm_restarts, EXPERT_CLIP),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fusionrun.common.image_classifier import TrainedOn
 from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
 from fusionrun.data.datasets import Dataset, Survey, load_dataset, survey_dataset
 from fusionrun.data.datasets.request import say_nothing
@@ -17,6 +18,7 @@ from fusionrun.data.loader import ResidentLoader
 from fusionrun.data.split_files import load_or_create_splits, load_splits
 from fusionrun.data.split_notes import absent_classes
 from fusionrun.data.splits import SplitRules, Splits
+from fusionrun.experts import Expert
 from fusionrun.study.recipe import Recipe
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import Task
@@ -78,6 +80,14 @@ class RunContext:
             channels_last=self.study.recipe.runtime.channels_last,
             progress=self.progress,
         )
+
+    def build_expert(self, model: str, **more: Any) -> Expert:
+        """As the study's, for these classes; it knows its images."""
+        expert = self.study.build_expert(model, len(self.data.classes), **more)
+        data = self.data
+        size = data.train_images.shape[-1]
+        expert.know(TrainedOn(tuple(data.classes), tuple(data.mean), tuple(data.std), size))
+        return expert
 
     def identity(self, task: Task, starting_weights: Sequence[str] = ()) -> Identity:
         """What makes the task the experiment it is, with all that is known here."""

@@ -4,7 +4,9 @@ A recipe that leaves a value null gets the one from here.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from fusionrun.common.plugins import is_backbone
 
 EXPERT_CLIP = 5.0  # largest gradient norm of the experts in a row
 HEAD_CLIP = 1.0  # of fusion module and global head, and of an expert that trains alone
@@ -52,9 +54,17 @@ FUSION_DEFAULTS: Mapping[str, FusionDefaults] = {
 }
 
 
-# of an architecture or a fusion type that a user brings
+# of an architecture or a fusion type that a user brings; another library's backbone mostly comes
+# trained, and a rate of 0.1 would undo that
 PLUGIN_EXPERT = EXPERT_DEFAULTS["resnet"]
+BACKBONE_EXPERT = replace(PLUGIN_EXPERT, lr=0.01)
 PLUGIN_FUSION = FUSION_DEFAULTS["concatenation"]
+
+
+def expert_defaults(model: str) -> ExpertDefaults:
+    """As published for the architecture, or as it is for others' and for plug-ins."""
+    others = BACKBONE_EXPERT if is_backbone(model) else PLUGIN_EXPERT
+    return EXPERT_DEFAULTS.get(model, others)
 
 
 def adapted_rates(fusion: str, feature_dim: int) -> tuple[float, float]:

@@ -5,8 +5,8 @@ from types import MappingProxyType
 from typing import Any
 
 from fusionrun.common.plugins import source_hash
-from fusionrun.common.typed_fields import flatten, plain
-from fusionrun.experts import argument_defaults
+from fusionrun.common.typed_fields import flatten
+from fusionrun.study.models import identity_defaults, identity_fields
 from fusionrun.study.recipe import DataConfig, ExpertsConfig, FusionConfig, Recipe
 from fusionrun.study.tasks import RowTask, Task
 from fusionrun.training.identity import THREADS, Identity
@@ -35,7 +35,7 @@ def identity_of_task(
     used = (recipe.data.name, task.model, row.fusion if row else "")
     fields = {
         **flatten(recipe.data, "data"),
-        **flatten(recipe.models.get(task.model, {}), f"models.{task.model}"),
+        **identity_fields(recipe, task.model, alone=task.trains_alone, in_rows=row is not None),
         **{f"plugins.{n}": described(p) for n, p in recipe.plugins.items() if n in used},
         "experts.count": recipe.experts.count,
         "model": task.model,
@@ -60,7 +60,7 @@ def identity_of_study(recipe: Recipe, models: Iterable[str]) -> Identity:
         **flatten(recipe.fusion, "fusion"),
     }
     for model in models:
-        fields |= flatten(recipe.models.get(model, {}), f"models.{model}")
+        fields |= identity_fields(recipe, model, alone=True, in_rows=True)
     return Identity(_lasting(fields), _defaults(recipe, models), UNCOMPARED)
 
 
@@ -69,17 +69,8 @@ def _lasting(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(recipe: Recipe, models: Iterable[str]) -> dict[str, Any]:
-    """Of the recipe's fields and of the architectures' arguments.
-
-    Without dropout: where the recipe has none, an expert that trains alone has one of its own.
-    """
-    arguments = {
-        f"models.{model}.{name}": plain(value)
-        for model in models
-        for name, value in argument_defaults(recipe.plugins.get(model, model)).items()
-        if name != "dropout"
-    }
-    return {**RECIPE_DEFAULTS, **arguments}
+    """Of the recipe's fields, of the architectures' settings and of their arguments."""
+    return {**RECIPE_DEFAULTS, **identity_defaults(recipe, models)}
 
 
 def described(plugin: str) -> str:

@@ -1,5 +1,6 @@
 """Where everything of a study lies: the one place that spells its file names."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ GMF_MODELS = {
     "resnext": "preact_resnext29_8x64d",
 }
 GMF_SPLITS = {"iid": ("iid", "noniid"), "non_iid": ("noniid", "iid")}  # the recipe's one first
+
+
+def label_of(model: str) -> str:
+    """An architecture as files, tasks and logs are called: timm:resnet18 is timm-resnet18."""
+    return re.sub(r"[^\w.-]", "-", model, flags=re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -129,20 +135,22 @@ class Layout:
 
     def wandb_run(self, model: str, name: str) -> Path:
         """Which Weights & Biases run a row's (its variant) or an expert's numbers go to."""
-        return self.state / "wandb" / model / f"{name}.json"
+        return self.state / "wandb" / label_of(model) / f"{name}.json"
 
     def row(self, model: str, variant: str) -> RowFiles:
         """`variant` is the fusion type, with -seed<n> or -alpha<x> where the recipe varies them."""
-        family = f"{model}_fusions"
-        csv = self.output_dir / "csv_logs" / family / f"{model}_{variant}_training_log.csv"
+        label = label_of(model)
+        family = f"{label}_fusions"
+        csv = self.output_dir / "csv_logs" / family / f"{label}_{variant}_training_log.csv"
         return RowFiles(self.output_dir / family / variant, csv)
 
     def expert_csv(self, model: str, k: int) -> Path:
-        name = f"{model}_expert_{k}_training_log.csv"
-        return self.output_dir / "csv_logs" / f"{model}_experts" / name
+        label = label_of(model)
+        name = f"{label}_expert_{k}_training_log.csv"
+        return self.output_dir / "csv_logs" / f"{label}_experts" / name
 
     def expert_resume(self, model: str, k: int) -> Path:
-        return self.state / "experts" / model / f"expert_{k}_checkpoint.pth"
+        return self.state / "experts" / label_of(model) / f"expert_{k}_checkpoint.pth"
 
     def task_log(self, task: str) -> Path:
         return self.output_dir / "logs" / f"{task}.log"
@@ -157,7 +165,7 @@ class Layout:
 
     def measured_row(self, model: str, variant: str) -> Path:
         """The folder of a row's answers, and of its manifest with what is measured today."""
-        return self.measured / f"{model}_fusions" / variant
+        return self.measured / f"{label_of(model)}_fusions" / variant
 
     def predictions(self, model: str, variant: str) -> Path:
         """A row's answers on the test and validation images, for `evaluate`."""
@@ -181,7 +189,7 @@ class Layout:
 
 def expert_file(checkpoint_dir: Path, model: str, k: int) -> Path:
     """Where expert `k` is written before fusion: <checkpoint_dir>/<model>/expert_<k>_best.pth."""
-    return checkpoint_dir / model / f"expert_{k}_best.pth"
+    return checkpoint_dir / label_of(model) / f"expert_{k}_best.pth"
 
 
 @dataclass(frozen=True)
@@ -219,7 +227,7 @@ def expert_sets(
     GMF's names.
     """
     ours, gmf = EXPERT_NAMES
-    models = [model, GMF_MODELS[model]] if model in GMF_MODELS else [model]
+    models = [label_of(model), *([GMF_MODELS[model]] if model in GMF_MODELS else [])]
     names = [ours + ending for ending in ENDINGS]
     if pattern is not None:
         names.append(pattern)

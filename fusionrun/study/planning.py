@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 
 from fusionrun.common.complexity import multiply_accumulates
-from fusionrun.common.plugins import load_plugin
+from fusionrun.common.image_classifier import TrainedOn
+from fusionrun.common.plugins import is_backbone, load_plugin
 from fusionrun.common.text import nearest
 from fusionrun.data.augmentation.policies import AUGMENTATIONS
 from fusionrun.data.datasets import DATASETS
-from fusionrun.experts import BUILDERS, Expert, argument_names, build_expert
+from fusionrun.experts import BUILDERS, Expert, build_expert
 from fusionrun.fusions import FUSIONS, FusionModule, build_fusion
+from fusionrun.study.models import arguments_of, known_names, settings_of
 from fusionrun.study.paths import Layout
 from fusionrun.study.recipe import SINGLE, Recipe, RecipeError
 from fusionrun.study.rows import Row, rows_of
@@ -67,20 +69,26 @@ def _check_names(recipe: Recipe, name: str) -> None:
         if value not in valid:
             raise RecipeError(f"{name}: {path}: found {value!r}; {nearest(value, valid)}")
 
+    def check_model(path: str, value: str) -> None:
+        if not is_backbone(value):  # which is built, and so checked, in a moment
+            check(path, value, models)
+
     models, fusions, datasets = _known_names(recipe, name)
     for index, row in enumerate(recipe.rows):
-        check(f"rows.{index}.model", row.model, models)
+        check_model(f"rows.{index}.model", row.model)
         check(f"rows.{index}.fusion", row.fusion, [*fusions, SINGLE])
     if recipe.grid is not None:
         for index, model in enumerate(recipe.grid.models):
-            check(f"grid.models.{index}", model, models)
+            check_model(f"grid.models.{index}", model)
         for index, fusion in enumerate(recipe.grid.fusions):
             check(f"grid.fusions.{index}", fusion, fusions)
     for model, arguments in recipe.models.items():
-        check(f"models.{model}", model, models)
-        for argument in arguments:
-            known = argument_names(recipe.plugins.get(model, model))
-            check(f"models.{model}.{argument}", argument, known)
+        check_model(f"models.{model}", model)
+        known = known_names(recipe, model)
+        for argument in arguments if known is not None else ():
+            check(f"models.{model}.{argument}", argument, known or ())
+        with errors_at(f"{name}: models.{model}"):
+            settings_of(recipe, model)
     check("data.name", recipe.data.name, datasets)
     check("experts.augmentation", recipe.experts.augmentation, [*AUGMENTATIONS, "auto"])
     check("fusion.augmentation", recipe.fusion.augmentation, [*AUGMENTATIONS, "auto"])
@@ -115,11 +123,13 @@ def _work_per_image(recipe: Recipe, rows: tuple[Row, ...], name: str) -> dict[st
     feature_dims: dict[str, int] = {}
     for model in dict.fromkeys(row.model for row in rows):
         with torch.device("meta"), errors_at(f"{name}: models.{model}"):
-            arguments = recipe.models.get(model, {})
+            arguments = arguments_of(recipe, model)
             source = recipe.plugins.get(model, model)
             expert = build_expert(source, recipe.data.num_classes, **arguments)
+            expert.freeze(settings_of(recipe, model).frozen_stages)
         feature_dims[model] = expert.feature_dim
         size = recipe.data.image_size
+        expert.know(TrainedOn((), (0.0,) * 3, (1.0,) * 3, size))
         with errors_at(f"{name}: data.image_size: {model} can't take {size}x{size} images"):
             work[model] = multiply_accumulates(expert, size)
     built: set[tuple[str, str]] = set()

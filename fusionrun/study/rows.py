@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fusionrun.study.paths import label_of
 from fusionrun.study.recipe import SINGLE, Recipe, RowConfig
 
 
@@ -20,7 +21,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        return f"task-{self.index}-{self.model}-{self.variant}"
+        return f"task-{self.index}-{label_of(self.model)}-{self.variant}"
 
     @property
     def is_single(self) -> bool:

@@ -13,15 +13,15 @@ from fusionrun.experts import Expert, build_expert
 from fusionrun.fusions import FusionModule, build_fusion
 from fusionrun.study import paths
 from fusionrun.study.defaults import (
-    EXPERT_DEFAULTS,
     FUSION_DEFAULTS,
-    PLUGIN_EXPERT,
     PLUGIN_FUSION,
     ExpertDefaults,
     FusionDefaults,
     adapted_rates,
+    expert_defaults,
 )
 from fusionrun.study.identity import identity_of_task
+from fusionrun.study.models import ModelSettings, arguments_of, settings_of
 from fusionrun.study.recipe import ExpertsConfig, FusionConfig, Recipe, RecipeError
 from fusionrun.study.rows import Row
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
@@ -97,21 +97,31 @@ class Study:
         )
 
     def model_arguments(self, model: str) -> dict[str, Any]:
-        return self.recipe.models.get(model, {})
+        """What the architecture is built with."""
+        return arguments_of(self.recipe, model)
+
+    def model_settings(self, model: str) -> ModelSettings:
+        """How its experts are trained."""
+        return settings_of(self.recipe, model)
 
     def build_expert(self, model: str, num_classes: int, **more: Any) -> Expert:
-        """One of the recipe's architectures; `more` arguments override its own."""
+        """One of the recipe's architectures, with its first stages frozen as the recipe has it.
+
+        `more` arguments override its own.
+        """
         arguments = {**self.model_arguments(model), **more}
-        return build_expert(self.source(model), num_classes, **arguments)
+        expert = build_expert(self.source(model), num_classes, **arguments)
+        expert.freeze(self.model_settings(model).frozen_stages)
+        return expert
 
     def build_fusion(self, fusion: str, feature_dim: int) -> FusionModule:
         return build_fusion(self.source(fusion), self.recipe.experts.count, feature_dim)
 
     def expert_defaults(self, model: str) -> ExpertDefaults:
         """Settings of the experts' training: the recipe's, else the architecture's."""
-        own, base = self.recipe.experts, EXPERT_DEFAULTS.get(model, PLUGIN_EXPERT)
+        own, base = self.recipe.experts, expert_defaults(model)
         return ExpertDefaults(
-            lr=first_set(own.lr, base.lr),
+            lr=first_set(self.model_settings(model).lr, first_set(own.lr, base.lr)),
             weight_decay=first_set(own.weight_decay, base.weight_decay),
             batch_size=int(first_set(own.batch_size, base.batch_size)),
             augmentation=base.augmentation if own.augmentation == "auto" else own.augmentation,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from fusionrun.study.paths import label_of
 from fusionrun.study.rows import Row
 
 TaskKind = Literal["expert", "row"]
@@ -25,7 +26,7 @@ class ExpertTask:
 
     @property
     def name(self) -> str:
-        return f"expert-{self.model}-{self.expert}"
+        return f"expert-{label_of(self.model)}-{self.expert}"
 
 
 @dataclass(frozen=True)

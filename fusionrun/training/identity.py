@@ -41,7 +41,7 @@ class Identity:
             for name in sorted({*here, *there})
             if here.get(name, missing) != there.get(name, missing)
             and not (name in EVIDENCE and (name not in here or name not in there))
-            and not (name.startswith("plugins.") and _same_plugin(here.get(name), there.get(name)))
+            and not (_is_file(name) and _same_file(here.get(name), there.get(name)))
         ]
         return [
             f"{name}: {shown(there.get(name, self.defaults.get(name)))} there, "
@@ -97,10 +97,19 @@ def upgraded(found: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _same_plugin(here: str | None, there: str | None) -> bool:
-    """Versions before 0.2 stored FILE.py:NAME, which says nothing of the file's code."""
-    if here is None or there is None:
+def _is_file(name: str) -> bool:
+    """Whether the field `name` describes a file, by its name and its content."""
+    return name.startswith("plugins.") or name.endswith(".pretrained")
+
+
+def _same_file(here: object, there: object) -> bool:
+    """The content is compared where both know it.
+
+    A file of weights may be gone by now; versions before 0.2 stored a plug-in's FILE.py:NAME.
+    """
+    if not isinstance(here, str) or not isinstance(there, str):
         return False
-    if "(source " not in there:
-        return here.split(" (source ")[0] == there.rpartition(":")[2]
-    return here == there
+    if "(source " in here and "(source " in there:
+        return here == there
+    first, second = (text.split(" (source ")[0].rpartition(":")[2] for text in (here, there))
+    return first == second

@@ -84,13 +84,12 @@ def _clock(device: torch.device) -> float:
 
 
 def fused_macs(context: RunContext, row: Row) -> int:
-    """Of convolutions and linear layers for one image; attention's own products are not counted."""
-    study, classes = context.study, len(context.data.classes)
+    """Of convolutions, linear layers and attention's products, for one image."""
+    study = context.study
     with torch.device("meta"):
-        count = study.recipe.experts.count
-        experts = [study.build_expert(row.model, classes) for _ in range(count)]
+        experts = [context.build_expert(row.model) for _ in range(study.recipe.experts.count)]
         fusion = study.build_fusion(row.fusion, experts[0].feature_dim)
-        model = FusionModel(experts, fusion, classes)
+        model = FusionModel(experts, fusion, len(context.data.classes))
     return multiply_accumulates(model, context.data.test_images.shape[-1])
 
 
