@@ -11,7 +11,7 @@ from fusionrun.common.text import nearest
 from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
 from fusionrun.experts import Expert, build_expert
 from fusionrun.fusions import FusionModule, build_fusion
-from fusionrun.study import paths
+from fusionrun.study import models, paths
 from fusionrun.study.defaults import (
     FUSION_DEFAULTS,
     PLUGIN_FUSION,
@@ -21,7 +21,6 @@ from fusionrun.study.defaults import (
     expert_defaults,
 )
 from fusionrun.study.identity import identity_of_task
-from fusionrun.study.models import ModelSettings, arguments_of, settings_of
 from fusionrun.study.recipe import ExpertsConfig, FusionConfig, Recipe, RecipeError
 from fusionrun.study.rows import Row
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
@@ -98,11 +97,11 @@ class Study:
 
     def model_arguments(self, model: str) -> dict[str, Any]:
         """What the architecture is built with."""
-        return arguments_of(self.recipe, model)
+        return models.arguments_of(self.recipe, model)
 
-    def model_settings(self, model: str) -> ModelSettings:
+    def model_settings(self, model: str) -> models.ModelSettings:
         """How its experts are trained."""
-        return settings_of(self.recipe, model)
+        return models.settings_of(self.recipe, model)
 
     def build_expert(self, model: str, num_classes: int, **more: Any) -> Expert:
         """One of the recipe's architectures, with its first stages frozen as the recipe has it.
