@@ -1,4 +1,4 @@
-"""`fusionrun export`: a saved model as one file that runs without fusionrun."""
+"""`fusionrun export`: what was saved as one file for others."""
 
 import argparse
 
@@ -11,25 +11,33 @@ from fusionrun.common.text import problem_of
 def add_parser(verbs: Verbs) -> None:
     verb = verbs.add_parser(
         "export",
-        help="write a saved model as one file that runs without fusionrun",
-        description="Write the model in ROW_DIR as model.pt2 or model.onnx, a program from images "
-        "(N, 3, H, W), float32 scaled to 0..1, to fused logits (N, classes), for any N; it "
-        "normalises by itself. The file is loaded again and must answer as the model does.",
+        help="write a saved model or expert as one file for others",
+        description="Write what SOURCE holds as one file. torch_export and onnx: a program from "
+        "images (N, 3, H, W), float32 scaled to 0..1, to logits (N, classes), a row's fused ones, "
+        "for any N; it normalises by itself and runs without fusionrun. safetensors: the weights, "
+        "which load_model and load_expert read too. The file is loaded again and must answer as "
+        "the model does, or hold the same weights.",
         epilog="Exit status: 0 written, 1 the model can't be loaded, exported or written, or its "
-        "copy answers differently, 2 the command line is wrong.",
+        "copy is another, 2 the command line is wrong or the format's packages are lacking.",
     )
-    verb.add_argument("row_dir", type=path, metavar="ROW_DIR", help="the folder with manifest.json")
+    verb.add_argument(
+        "source",
+        type=path,
+        metavar="SOURCE",
+        help="a row's folder, with manifest.json, or a component's file, such as an expert's",
+    )
     verb.add_argument(
         "--format",
-        choices=["torch_export", "onnx"],
+        choices=["torch_export", "onnx", "safetensors"],
         default="torch_export",
-        help="torch_export (default): for torch.export.load; onnx: for ONNX Runtime and others",
+        help="torch_export (default): model.pt2, for torch.export.load; onnx: model.onnx, for ONNX "
+        "Runtime and others; safetensors: model.safetensors",
     )
     verb.add_argument(
         "--output",
         type=path,
         metavar="FILE",
-        help="default: ROW_DIR/model.pt2 or .onnx; of a folder, that name in it",
+        help="default: in the row's folder, or beside the file; of a folder: in it",
     )
     verb.set_defaults(run=run)
 
@@ -40,14 +48,11 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     from fusionrun.evaluation.opening import require_writable
     from fusionrun.training.checkpoint import CheckpointError
 
-    require_writable(options.output or options.row_dir)
+    target = options.output or options.source
+    require_writable(target.parent if target.is_file() else target)
     try:
-        done = export(options.row_dir, options.format, options.output)
+        written, words = export(options.source, options.format, options.output)
     except (CheckpointError, ExportError, OSError) as error:
         raise LaunchError(problem_of(error)) from None
-    print(
-        f"{done.path}: images (N, 3, {done.image_size}, {done.image_size}) scaled to 0..1 -> "
-        f"logits (N, {done.num_classes}); largest difference from the saved model "
-        f"{done.difference:.1e} (allowed {done.tolerance:.1e})"
-    )
+    print(f"{written}: {words}")
     return ExitStatus.DONE

@@ -1,10 +1,13 @@
-"""`export ROW_DIR`: a saved model as one file that runs without fusionrun, proven to be equal."""
+"""`export SOURCE`: what was saved as one file for others, proven to be equal.
+
+A program runs without fusionrun; safetensors hold the weights for whoever loads them.
+"""
 
 import importlib
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,17 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusionrun.common.image_classifier import ImageClassifier
 from fusionrun.common.version import __version__
-from fusionrun.components.manifest import read_manifest
-from fusionrun.components.store import ComponentInfo, load_component, load_model
-from fusionrun.fusions import FusionModel
-from fusionrun.study.paths import RowFiles
+from fusionrun.components.store import (
+    ComponentInfo,
+    Part,
+    join,
+    load_expert,
+    parts_of,
+    save_component,
+    save_whole,
+    state_hash,
+)
+from fusionrun.study.recipe import RecipeError
 
 # of the largest logit: how far an exported program may be from the model. Other kernels add up in
 # another order, which measured up to 2e-6
 TOLERANCE = 1e-5
 BATCHES = (1, 5)  # images, of the comparison
 SEED = 0  # of its images
+SAFETENSORS = ".safetensors"
 ABOUT_FILE = "fusionrun.json"  # in a .pt2: torch.export.load(path, extra_files={ABOUT_FILE: ""})
 
 
@@ -32,9 +44,9 @@ class ExportError(Exception):
 
 
 class Deployed(nn.Module):
-    """Images (N, 3, H, W), float32 scaled to 0..1 -> fused logits (N, C)."""
+    """Images (N, 3, H, W), float32 scaled to 0..1 -> logits (N, C), a row's fused ones."""
 
-    def __init__(self, model: FusionModel, mean: list[float], std: list[float]) -> None:
+    def __init__(self, model: ImageClassifier, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.model = model
         self.mean, self.std = (
@@ -44,8 +56,7 @@ class Deployed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         # a program takes what can be computed with: bytes in 0..255 would be answered as 0..1
         torch.ops.aten._assert_tensor_metadata.default(images, dtype=torch.float32)
-        logits: Tensor = self.model((images - self.mean) / self.std).logits
-        return logits
+        return self.model.class_logits((images - self.mean) / self.std)
 
 
 Program = Callable[[Tensor], Tensor]
@@ -54,63 +65,97 @@ Shapes = dict[str, dict[int, Any]]
 
 @dataclass(frozen=True)
 class Format:
+    """Of programs."""
+
     suffix: str
     write: Callable[[Deployed, Tensor, Path, Mapping[str, Any]], None]
     load: Callable[[Path], Program]
     needs: tuple[str, ...] = ()  # packages
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written."""
+def export(source: Path, format_name: str, output: Path | None) -> tuple[Path, str]:
+    """(the file written, what it is) of a row's folder or of a component's file.
 
-    path: Path
-    image_size: int
-    num_classes: int
-    difference: float  # largest between its logits and the saved model's
-    tolerance: float
-
-
-def export(directory: Path, format_name: str, output: Path | None) -> Exported:
-    """Write the model saved in `directory`, by default beside its manifest.
-
-    The file is loaded again and must answer random batches of BATCHES images as the model does. It
-    says of itself what `about` has: in a .pt2 the extra file ABOUT_FILE, in an .onnx its metadata.
-    Raises CheckpointError, ExportError, OSError; then nothing was written.
+    By default it stands in that folder, or beside that file. It is read again: weights must be
+    those that were saved, and a program must answer random batches of BATCHES images as the
+    network does. Raises RecipeError for packages that are lacking, CheckpointError, ExportError,
+    OSError; then nothing was written.
     """
-    chosen = FORMATS[format_name]
-    lacking = [name for name in chosen.needs if importlib.util.find_spec(name) is None]
+    program = FORMATS.get(format_name)
+    suffix, needs = (program.suffix, program.needs) if program else (SAFETENSORS, ("safetensors",))
+    lacking = [name for name in needs if importlib.util.find_spec(name) is None]
     if lacking:
-        raise ExportError(f"{format_name} needs more packages: pip install {' '.join(lacking)}")
-    info, _ = load_component(RowFiles(directory, csv=Path()).global_head, "global_head")
-    model = Deployed(load_model(directory), info.mean, info.std).eval()
-    size, generator = info.image_size, torch.Generator().manual_seed(SEED)
-    batches = [torch.rand(n, 3, size, size, generator=generator) for n in BATCHES]
-    path = output or directory
+        raise RecipeError(f"{format_name} needs more packages: pip install {' '.join(lacking)}")
+    parts = dict(parts_of(source))
+    path = output or (source.parent if source.is_file() else source)
     if path.is_dir() or not path.suffix:
-        path /= f"model{chosen.suffix}"
+        path /= f"{source.stem if source.is_file() else 'model'}{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder, torch.no_grad():
-        written = Path(folder) / f"model{chosen.suffix}"
+        written = Path(folder) / f"model{suffix}"
         try:
-            chosen.write(model, batches[-1], written, about(info, directory))
-        except OSError:
-            raise
-        except Exception as error:  # exporters have one of their own for all that they can't follow
-            reason = str(error).strip().partition("\n")[0]
-            raise ExportError(f"{directory}: {format_name} can't follow it: {reason}") from error
-        difference, tolerance = compare(chosen.load(written), model, batches)
-        if not difference <= tolerance:
-            raise ExportError(
-                f"{path}: not written: loaded again, its logits differ by up to {difference:.1e} "
-                f"from those of {directory}, where {tolerance:.1e} is allowed"
-            )
+            if program is None:
+                words = _write_weights(parts, written)
+            else:
+                words = _write_program(parts, written, format_name)
+        except ExportError as error:
+            raise ExportError(f"{path}: not written: {error}") from error
         written.replace(path)
-    return Exported(path, size, info.num_classes, difference, tolerance)
+    return path, words
 
 
-def about(info: ComponentInfo, directory: Path) -> dict[str, Any]:
-    """What whoever runs the program needs to know of it."""
+def _write_weights(parts: Mapping[str, Part], path: Path) -> str:
+    """All components in one file, by their names in the model; in words."""
+    first, *others = parts.values()
+    if others:
+        save_whole(path, parts)
+    else:
+        save_component(path, first.weights, first.info)
+    written = [(part.info, state_hash(part.weights)) for _, part in parts_of(path)]
+    if written != [(part.info, state_hash(part.weights)) for part in parts.values()]:
+        raise ExportError("read again, it holds something else than was saved")
+    tensors = sum(len(part.weights) for part in parts.values())
+    loader = "load_model" if others else f"load_{first.info.component}"
+    return f"{tensors} tensors, read again equal to those saved; {loader} loads it"
+
+
+def _write_program(parts: Mapping[str, Part], path: Path, format_name: str) -> str:
+    """The network of these components, which answers as it does; in words."""
+    first, *others = parts.values()
+    if not others and first.info.component != "expert":
+        kind = first.info.component
+        raise ExportError(f"{first.path} is a {kind}, which takes no images; export a row's folder")
+    network = join(parts.items()) if others else load_expert(first.path)
+    info = parts["global_head"].info if others else first.info
+    size, classes = info.image_size, info.num_classes
+    model = Deployed(network, info.mean, info.std).eval()
+    generator = torch.Generator().manual_seed(SEED)
+    batches = [torch.rand(n, 3, size, size, generator=generator) for n in BATCHES]
+    experts = [part.info for part in parts.values() if part.info.component == "expert"]
+    program = FORMATS[format_name]
+    try:
+        program.write(model, batches[-1], path, about(info, experts, network))
+    except OSError:
+        raise
+    except Exception as error:  # exporters have one of their own for all that they can't follow
+        reason = str(error).strip().partition("\n")[0]
+        raise ExportError(f"{format_name} can't follow the model: {reason}") from error
+    difference, tolerance = compare(program.load(path), model, batches)
+    if not difference <= tolerance:
+        raise ExportError(
+            f"loaded again, its logits differ by up to {difference:.1e} from those of the "
+            f"components, where {tolerance:.1e} is allowed"
+        )
+    return (
+        f"images (N, 3, {size}, {size}) scaled to 0..1 -> logits (N, {classes}); largest "
+        f"difference from the saved model {difference:.1e} (allowed {tolerance:.1e})"
+    )
+
+
+def about(
+    info: ComponentInfo, experts: Sequence[ComponentInfo], network: nn.Module
+) -> dict[str, Any]:
+    """What whoever runs the program of the `network` needs to know of it."""
     size = info.image_size
     return {
         "classes": info.classes,  # in the logits' order
@@ -121,7 +166,8 @@ def about(info: ComponentInfo, directory: Path) -> dict[str, Any]:
         "std": info.std,
         "model": info.model,
         "fusion": info.fusion,
-        "weights": read_manifest(RowFiles(directory, csv=Path()).manifest).weights,
+        "experts": [f"{each.model} {each.expert}" for each in experts],
+        "weights": state_hash(network.state_dict()),  # as in manifest.json
         "made_by": f"fusionrun {__version__}",
     }
 
@@ -176,7 +222,7 @@ def _load_onnx(path: Path) -> Program:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-FORMATS = {
+FORMATS = {  # of programs
     "torch_export": Format(".pt2", _write_torch, _load_torch),
     "onnx": Format(".onnx", _write_onnx, _load_onnx, ("onnx", "onnxscript", "onnxruntime")),
 }

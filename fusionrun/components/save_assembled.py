@@ -12,14 +12,10 @@ import torch
 from fusionrun.common.atomic_files import write_atomically
 from fusionrun.common.version import __version__
 from fusionrun.components.assemble import SHARED, Assembled
-from fusionrun.components.manifest import (
-    ComponentFile,
-    Manifest,
-    component_paths,
-    write_manifest,
-)
-from fusionrun.components.store import state_hash
+from fusionrun.components.manifest import Manifest, component_paths, describe, write_manifest
+from fusionrun.components.store import save_component, state_hash
 from fusionrun.study.paths import RowFiles
+from fusionrun.training.checkpoint import has_checksums
 
 NOT_MEASURED: Mapping[str, Any] = {"validation": {}, "test": {}, "evaluated_on": None}
 
@@ -35,10 +31,13 @@ def save_assembled(
     files = RowFiles(directory, csv=Path())
     first, fusion, parts = assembled.experts[0], assembled.fusion, assembled.parts
     copies = component_paths(files, len(assembled.experts))
-    origins, components = {}, {}
+    origins = {}
     for part, (name, path) in zip(parts, copies.items(), strict=True):
-        with part.path.open("rb") as content:
-            write_atomically(path, partial(shutil.copyfileobj, content))
+        if has_checksums(part.path):
+            with part.path.open("rb") as content:
+                write_atomically(path, partial(shutil.copyfileobj, content))
+        else:  # such as an exported one
+            save_component(path, part.module, part.info)
         said = ("model", "fusion", "expert", "epoch", "val_accuracy")
         origins[name] = {
             "file": str(part.path),
@@ -46,9 +45,6 @@ def save_assembled(
             "row": part.row,
             **{key: getattr(part.info, key) for key in said},
         }
-        components[name] = ComponentFile(
-            str(path.relative_to(directory)), part.sha256, path.stat().st_size
-        )
     manifest = Manifest(
         model="+".join(dict.fromkeys(part.info.model for part in assembled.experts)),
         fusion=fusion.info.fusion,
@@ -66,6 +62,6 @@ def save_assembled(
             "from": origins,
             "evaluated_on": measured["evaluated_on"],
         },
-        components=components,
+        components=describe(files, copies),
     )
     write_manifest(files.manifest, manifest)

@@ -10,10 +10,10 @@ else is needed; what doesn't fit is refused with what was found and what was exp
 
 import contextlib
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +36,10 @@ from fusionrun.experts import Expert, build_expert
 from fusionrun.fusions import FusionModel, FusionModule, build_fusion
 from fusionrun.study.paths import RowFiles
 from fusionrun.study.recipe import SINGLE
-from fusionrun.training.checkpoint import CheckpointError, load, peek, save
+from fusionrun.training.checkpoint import CheckpointError, load, peek, save, save_safetensors
 
 KINDS = ("expert", "fusion_module", "global_head")
+MODEL = "model"  # a file of all of them
 SAVED_BY = "fusionrun"
 
 
@@ -63,25 +64,53 @@ class ComponentInfo:
     settings: dict[str, Any] = field(default_factory=dict)  # that it was trained with
 
 
+class Part(NamedTuple):
+    """A component as it was saved."""
+
+    path: Path
+    info: ComponentInfo
+    weights: dict[str, Tensor]
+
+
 def save_component(
     path: Path, module: nn.Module | Mapping[str, Tensor], info: ComponentInfo
 ) -> None:
-    """Write a module's (or a state dict's) weights and what they are, atomically."""
+    """Write a module's (or a state dict's) weights and what they are, atomically.
+
+    A path that ends in .safetensors is written so, which takes the package safetensors; its header
+    has the hash of the weights, since the format has no checksums.
+    """
     state = module.state_dict() if isinstance(module, nn.Module) else module
     weights = {name: value.detach().cpu() for name, value in state.items()}
-    save(path, {"saved_by": SAVED_BY, "format": FORMAT, **asdict(info), "state_dict": weights})
+    payload = {"saved_by": SAVED_BY, "format": FORMAT, **asdict(info), "state_dict": weights}
+    if path.suffix == ".safetensors":
+        save_safetensors(path, {**payload, "weights": state_hash(weights)})
+    else:
+        save(path, payload)
 
 
 def component_info(payload: Mapping[str, Any], path: str | Path) -> ComponentInfo | None:
     """What a file of ours says of itself; None for a file that doesn't say that it is ours.
 
+    Raises CheckpointError for a file of ours that isn't whole, is a newer version's, or holds a
+    whole model.
+    """
+    if not _is_ours(payload, path):
+        return None
+    if payload.get("component") == MODEL:
+        raise CheckpointError(f"{path}: holds a whole model (load_model), expected a component")
+    return _info(payload, path)
+
+
+def _is_ours(payload: Mapping[str, Any], path: str | Path) -> bool:
+    """Whether a file says that it is ours. Raises CheckpointError where it isn't whole or newer.
+
     Version 0.1 wrote no `saved_by`: its sign is the format's number beside a component's kind.
-    Raises CheckpointError for a file of ours that isn't whole, or is a newer version's.
     """
     by, number, kind = (payload.get(key) for key in ("saved_by", "format", "component"))
     older = isinstance(number, int) and isinstance(kind, str) and kind in KINDS
     if not (isinstance(by, str) and by == SAVED_BY) and not older:
-        return None
+        return False
     if number != FORMAT:
         raise CheckpointError(
             f"{path}: was saved by another version of fusionrun (format {shown(number)}), this one "
@@ -89,8 +118,15 @@ def component_info(payload: Mapping[str, Any], path: str | Path) -> ComponentInf
         )
     if not isinstance(payload.get("state_dict"), dict):
         raise CheckpointError(f"{path}: state_dict: found no weights, expected a state dict")
+    known = payload.get("weights")
+    if isinstance(known, str) and known != state_hash(payload["state_dict"]):
+        raise CheckpointError(f"{path}: is damaged (its weights aren't those that were saved)")
+    return True
+
+
+def _info(said: Any, path: str | Path) -> ComponentInfo:
     try:
-        return build(ComponentInfo, payload, strict=False)
+        return build(ComponentInfo, said, strict=False)
     except FieldError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -127,21 +163,12 @@ def load_expert(path: str | Path, plugins: Collection[str] = ()) -> Expert:
 
     `plugins`, each FILE.py:NAME, tell where a user's own parts lie by now. Raises CheckpointError.
     """
-    info, weights = load_component(path, "expert")
-    with _fitting(path):
-        expert = build_expert(where_now(info.model, plugins), info.num_classes, **info.arguments)
-    load_checked_state(expert, weights, path)
-    expert.know(TrainedOn(tuple(info.classes), tuple(info.mean), tuple(info.std), info.image_size))
-    return expert.eval()
+    return _expert(Part(Path(path), *load_component(path, "expert")), plugins)
 
 
 def load_fusion_module(path: str | Path, plugins: Collection[str] = ()) -> FusionModule:
     """The fusion module saved at `path`: features (N, E, D) -> (N, D). Raises CheckpointError."""
-    info, weights = load_component(path, "fusion_module")
-    with _fitting(path):
-        fusion = build_fusion(where_now(info.fusion, plugins), info.num_experts, info.feature_dim)
-    load_checked_state(fusion, weights, path)
-    return fusion.eval()
+    return _fusion_module(Part(Path(path), *load_component(path, "fusion_module")), plugins)
 
 
 def load_global_head(path: str | Path) -> nn.Linear:
@@ -153,23 +180,13 @@ def load_global_head(path: str | Path) -> nn.Linear:
     return head.eval()
 
 
-def load_model(directory: str | Path, plugins: Collection[str] = ()) -> FusionModel:
-    """The fusion model whose components lie in `directory`, verified against its manifest.
+def load_model(path: str | Path, plugins: Collection[str] = ()) -> FusionModel:
+    """The fusion model whose components lie in the folder `path`, verified against its manifest.
 
-    Raises CheckpointError when a file is missing, changed since it was saved, or doesn't fit.
+    Or of the file `path` that `export --format safetensors` made of such a folder. Raises
+    CheckpointError when a file is missing, changed since it was saved, or doesn't fit.
     """
-    files = RowFiles(Path(directory), csv=Path())
-    manifest = read_manifest(files.manifest)
-    if manifest.fusion == SINGLE:
-        raise CheckpointError(f"{directory}: holds a single network; load_expert({files.network})")
-    verify(files, manifest, component_paths(files, manifest.num_experts))
-    experts = [load_expert(files.expert(k), plugins) for k in range(manifest.num_experts)]
-    fusion = load_fusion_module(files.fusion_module, plugins)
-    head = load_global_head(files.global_head)
-    with _fitting(files.manifest):
-        model = FusionModel(experts, fusion, manifest.num_classes)
-    load_checked_state(model.global_head, head.state_dict(), files.global_head)
-    return model.eval()
+    return join(parts_of(Path(path)), plugins)
 
 
 def load_single(directory: str | Path, plugins: Collection[str] = ()) -> Expert:
@@ -177,6 +194,108 @@ def load_single(directory: str | Path, plugins: Collection[str] = ()) -> Expert:
     files = RowFiles(Path(directory), csv=Path())
     verify(files, read_manifest(files.manifest), {"network": files.network})
     return load_expert(files.network, plugins)
+
+
+def parts_of(path: Path) -> Iterator[tuple[str, Part]]:
+    """(component's name in a manifest, the component) of a row's folder, each verified.
+
+    Or of one file: a component's, or a whole model's that `save_whole` wrote. Raises
+    CheckpointError.
+    """
+    if path.is_file():
+        yield from _parts_of_file(path)
+        return
+    files = RowFiles(path, csv=Path())
+    manifest = read_manifest(files.manifest)
+    paths = component_paths(files, manifest.num_experts)
+    if manifest.fusion == SINGLE:
+        paths = {"network": files.network}
+    verify(files, manifest, paths)
+    for name, component in paths.items():
+        kind = name if name in KINDS else "expert"
+        yield name, Part(component, *load_component(component, kind))
+
+
+def _parts_of_file(path: Path) -> Iterator[tuple[str, Part]]:
+    kind = (peek(path) or {}).get("component")
+    if not isinstance(kind, str) or kind != MODEL:
+        kind = kind if isinstance(kind, str) and kind in KINDS else "expert"
+        yield kind, Part(path, *load_component(path, kind))
+        return
+    payload = load(path)
+    said_of = payload.get("components")
+    if not _is_ours(payload, path) or not isinstance(said_of, dict) or not said_of:
+        raise CheckpointError(f"{path}: is no model that fusionrun exported")
+    for name, said in said_of.items():
+        prefix = _prefix(name)
+        weights = {
+            key.removeprefix(prefix): value
+            for key, value in payload["state_dict"].items()
+            if key.startswith(prefix)
+        }
+        yield name, Part(path, _info(said, path), weights)
+
+
+def save_whole(path: Path, parts: Mapping[str, Part]) -> None:
+    """Write a model's components as one safetensors file, atomically; `load_model` reads it.
+
+    The weights have their names in the model's state dict; what each component says of itself
+    stands in the header, with the hash of all weights. Raises OSError.
+    """
+    state = {
+        f"{_prefix(name)}{key}": value
+        for name, part in parts.items()
+        for key, value in part.weights.items()
+    }
+    about = {
+        "saved_by": SAVED_BY,
+        "format": FORMAT,
+        "component": MODEL,
+        "components": {name: asdict(part.info) for name, part in parts.items()},
+        "weights": state_hash(state),
+    }
+    save_safetensors(path, {**about, "state_dict": state})
+
+
+def _prefix(name: str) -> str:
+    """What a component's tensors are called by in the model's state dict."""
+    kind, _, k = name.rpartition("_")
+    return {"expert": f"experts.{k}.", "fusion": "fusion."}.get(kind, f"{name}.")
+
+
+def join(parts: Iterable[tuple[str, Part]], plugins: Collection[str] = ()) -> FusionModel:
+    """The model of these components, in evaluation mode. Raises CheckpointError."""
+    experts, others = [], {}
+    for name, part in parts:  # one after the other: no second model's worth of weights is held
+        if part.info.component == "expert":
+            experts.append(_expert(part, plugins))
+        else:
+            others[name] = part
+    if not {"fusion_module", "global_head"} <= others.keys():
+        found = f"a single network; load_expert({part.path})" if experts else "a part of a model"
+        raise CheckpointError(f"{part.path}: holds {found}")
+    fused, head = others["fusion_module"], others["global_head"]
+    with _fitting(fused.path):
+        model = FusionModel(experts, _fusion_module(fused, plugins), fused.info.num_classes)
+    load_checked_state(model.global_head, head.weights, head.path)
+    return model.eval()
+
+
+def _expert(part: Part, plugins: Collection[str]) -> Expert:
+    info = part.info
+    with _fitting(part.path):
+        expert = build_expert(where_now(info.model, plugins), info.num_classes, **info.arguments)
+    load_checked_state(expert, part.weights, part.path)
+    expert.know(TrainedOn(tuple(info.classes), tuple(info.mean), tuple(info.std), info.image_size))
+    return expert.eval()
+
+
+def _fusion_module(part: Part, plugins: Collection[str]) -> FusionModule:
+    info = part.info
+    with _fitting(part.path):
+        fusion = build_fusion(where_now(info.fusion, plugins), info.num_experts, info.feature_dim)
+    load_checked_state(fusion, part.weights, part.path)
+    return fusion.eval()
 
 
 @contextlib.contextmanager

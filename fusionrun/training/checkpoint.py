@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib
+import json
 import pickle
 import re
 import zipfile
@@ -18,6 +19,7 @@ from fusionrun.common.atomic_files import write_atomically
 from fusionrun.training.file_kinds import FileKind, file_kind
 
 FOLDER_MARK = 0x10  # in the attributes of a zip archive's record
+HEADER = "fusionrun"  # key in a safetensors file's header: a payload of ours but for its tensors
 
 
 class CheckpointError(Exception):
@@ -37,6 +39,20 @@ def save(path: Path, payload: dict[str, Any]) -> None:
             raise
 
     write_atomically(path, write)
+
+
+def save_safetensors(path: Path, payload: dict[str, Any]) -> None:
+    """As `save`, of the tensors {name: tensor} under "state_dict" and values that JSON has.
+
+    The values stand as one text in the header, so that `load` gives the payload back and other
+    readers find tensors alone. Raises OSError, and ImportError without the package safetensors.
+    """
+    save_tensors = importlib.import_module("safetensors.torch").save
+    about = {name: value for name, value in payload.items() if name != "state_dict"}
+    # copies: two names of one tensor would be refused
+    tensors = {n: v.detach().cpu().contiguous().clone() for n, v in payload["state_dict"].items()}
+    header = {"format": "pt", HEADER: json.dumps(about)}  # readers of others ask for "pt"
+    write_atomically(path, lambda file: file.write(save_tensors(tensors, header)))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -108,12 +124,15 @@ def _read(path: Path, mmap: bool = False) -> Any:
 
 def _read_safetensors(path: Path) -> Any:
     try:
-        load_file = importlib.import_module("safetensors.torch").load_file
+        safe_open = importlib.import_module("safetensors").safe_open
     except ImportError:
         raise CheckpointError(
             f"{path}: is a safetensors file, which needs one more package: pip install safetensors"
         ) from None
-    return load_file(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = (file.metadata() or {}).get(HEADER)
+    return tensors if about is None else {**json.loads(about), "state_dict": tensors}
 
 
 @cache

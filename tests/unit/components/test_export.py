@@ -2,28 +2,36 @@
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fusionrun.cli import main
 from fusionrun.components import export as exporting
 from fusionrun.components.export import FORMATS, Deployed, Format, compare
+from fusionrun.components.read_checkpoint import load_expert_weights
 from fusionrun.components.store import (
     ComponentInfo,
+    load_component,
     load_expert,
     load_fusion_module,
     load_global_head,
+    load_model,
     save_model,
+    save_single,
+    state_hash,
 )
 from fusionrun.experts import build_expert
 from fusionrun.fusions import FUSIONS, FusionModel, FusionModule, build_fusion
 from fusionrun.study.paths import RowFiles
-from fusionrun.training.checkpoint import load, save
+from fusionrun.training.checkpoint import CheckpointError, has_checksums, load, save
 
 CLASSES, SIZE, EXPERTS = 5, 16, 2
 MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.2, 0.3]
@@ -219,18 +227,27 @@ def test_the_comparison_sees_every_difference() -> None:
     assert short == float("inf") and not broken <= tolerance
 
 
+LACKING = [
+    ("onnx", {"onnxscript", "onnxruntime"}, "onnxscript onnxruntime"),
+    ("safetensors", {"safetensors"}, "safetensors"),
+]
+
+
+@pytest.mark.parametrize(("name", "lacking", "words"), LACKING)
 def test_packages_that_are_lacking_are_named(
-    row: RowFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    row: RowFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    lacking: set[str],
+    words: str,
 ) -> None:
     find = importlib.util.find_spec
-    present = {"onnx": True, "onnxscript": False, "onnxruntime": False}
     monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name: (present[name] or None) if name in present else find(name),
+        importlib.util, "find_spec", lambda module: None if module in lacking else find(module)
     )
-    assert main(["export", str(row.directory), "--format", "onnx"]) == 1
-    expected = "fusionrun: onnx needs more packages: pip install onnxscript onnxruntime\n"
+    assert main(["export", str(row.directory), "--format", name]) == 2
+    expected = f"fusionrun: {name} needs more packages: pip install {words}\n"
     assert capsys.readouterr().err == expected
 
 
@@ -263,7 +280,8 @@ def test_a_fusion_that_no_program_can_hold(
     before = sorted(files.directory.rglob("*"))
     assert main(["export", str(files.directory)]) == 1
     text = capsys.readouterr().err.splitlines()[-1]
-    assert text.startswith(f"fusionrun: {files.directory}: torch_export can't follow it: ")
+    path = files.directory / "model.pt2"
+    assert text.startswith(f"fusionrun: {path}: not written: torch_export can't follow the model: ")
     assert len(text) > 100 and sorted(files.directory.rglob("*")) == before
 
 
@@ -282,3 +300,156 @@ def test_what_cannot_be_exported_or_written(
     assert main(["export", str(row.directory), "--output", str(folder)]) == 0
     assert str(folder / "model.pt2") in capsys.readouterr().out
     assert sorted(tmp_path.iterdir()) == [folder, row.directory]
+
+
+# --- experts and single networks -----------------------------------------------------------------
+
+
+def test_an_experts_file_is_exported_as_a_program_of_its_own(row: RowFiles) -> None:
+    assert main(["export", str(row.expert(1))]) == 0
+    files = {"fusionrun.json": ""}
+    path = row.expert(1).with_suffix(".pt2")
+    program = torch.export.load(path, extra_files=files).module()
+    images = random_images(5)
+    expected = load_expert(row.expert(1)).predict(images)
+    torch.testing.assert_close(program(images).softmax(dim=1), expected)
+    assert json.loads(files["fusionrun.json"])["experts"] == ["resnet 1"]
+
+
+def test_a_row_that_is_one_network_is_exported_too(row: RowFiles, tmp_path: Path) -> None:
+    single = RowFiles(tmp_path / "single", csv=Path())
+    about = load_component(row.expert(0), "expert")[0]
+    nothing: dict[str, Any] = {"settings": {}, "validation": {}, "test": {}, "fusion": "single"}
+    save_single(single, load_expert(row.expert(0)), about, nothing)
+    for format_name in ("torch_export", "safetensors"):
+        assert main(["export", str(single.directory), "--format", format_name]) == 0
+    images, expected = random_images(3), load_expert(row.expert(0)).predict(random_images(3))
+    program = torch.export.load(single.directory / "model.pt2").module()
+    torch.testing.assert_close(program(images).softmax(dim=1), expected)
+    assert torch.equal(
+        load_expert(single.directory / "model.safetensors").predict(images), expected
+    )
+
+
+def test_only_a_network_becomes_a_program(
+    row: RowFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(row.global_head)]) == 1
+    words = f"{row.global_head} is a global_head, which takes no images; export a row's folder"
+    assert words in capsys.readouterr().err
+    path = tmp_path / "theirs.pth"
+    torch.save(load(row.expert(0))["state_dict"], path)
+    assert main(["export", str(path)]) == 1
+    assert f"{path}: not saved by fusionrun" in capsys.readouterr().err
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def export_weights(source: Path, *more: str | Path) -> None:
+    assert main(["export", str(source), "--format", "safetensors", *map(str, more)]) == 0
+
+
+def test_a_rows_weights_are_one_file_that_anybody_can_read(
+    row: RowFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_weights(row.directory)
+    path = row.directory / "model.safetensors"
+    assert capsys.readouterr().out.startswith(f"{path}: ")
+    saved, found = load_model(row.directory), load_model(path)
+    assert not any(module.training for module in found.modules())
+    images = random_images(3)
+    assert all(torch.equal(a, b) for a, b in zip(saved(images), found(images), strict=True))
+    assert torch.equal(saved.predict(images), found.predict(images))
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    assert header["format"] == "pt"
+    said = json.loads(header["fusionrun"])
+    assert said["components"]["expert_1"]["val_accuracy"] == 55.0
+    assert said["weights"] == state_hash(load_file(path)) == state_hash(saved.state_dict())
+    # what it was made of can be gone, and the file elsewhere under another name
+    path = path.rename(tmp_path / "mine")
+    shutil.rmtree(row.directory)
+    assert torch.equal(load_model(path).predict(images), found.predict(images))
+    assert main(["export", str(path), "--output", str(tmp_path / "mine.pt2")]) == 0
+    program = torch.export.load(tmp_path / "mine.pt2").module()
+    torch.testing.assert_close(program(images).softmax(dim=1), found.predict(images))
+
+
+def test_every_component_is_exported_alone(row: RowFiles, tmp_path: Path) -> None:
+    loaders = {
+        "expert": (row.expert(1), load_expert),
+        "fusion_module": (row.fusion_module, load_fusion_module),
+        "global_head": (row.global_head, load_global_head),
+    }
+    for kind, (path, load_it) in loaders.items():
+        export_weights(path)
+        copy = path.with_suffix(".safetensors")
+        assert load_component(copy, kind)[0] == load_component(path, kind)[0]
+        assert state_hash(load_it(copy).state_dict()) == state_hash(load_it(path).state_dict())
+    # rows start from such an expert, and assembled models have such parts
+    expert = build_expert("resnet", CLASSES, **ARGUMENTS["resnet"])
+    found = load_expert_weights(expert, row.expert(1).with_suffix(".safetensors"))
+    assert found.origin == "epoch 7, validation 55.00 %" and not found.notes
+    plan, out = tmp_path / "plan.yaml", tmp_path / "assembled"
+    experts = [
+        str(row.expert(k).with_suffix(suffix)) for k, suffix in enumerate([".pth", ".safetensors"])
+    ]
+    head = str(row.global_head.with_suffix(".safetensors"))
+    plan.write_text(
+        json.dumps({"experts": experts, "fusion": str(row.directory), "global_head": head})
+    )
+    assert main(["assemble", str(plan), str(out)]) == 0
+    expected = load_model(row.directory).state_dict()
+    assert state_hash(load_model(out).state_dict()) == state_hash(expected)
+    assert all(has_checksums(path) for path in out.rglob("*.pth"))
+
+
+def test_weights_that_changed_since_are_refused(
+    row: RowFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source, name in ((row.directory, "model"), (row.expert(0), "expert_0_best")):
+        export_weights(source, "--output", row.directory)
+        path = row.directory / f"{name}.safetensors"
+        whole = path.read_bytes()
+        for position in (len(whole) - 1, len(whole) // 2):
+            changed = bytearray(whole)
+            changed[position] ^= 1
+            path.write_bytes(changed)
+            assert main(["export", str(path), "--format", "safetensors"]) == 1
+            assert "is damaged" in capsys.readouterr().err
+        for length in (len(whole) - 1, 100, 4):
+            path.write_bytes(whole[:length])
+            with pytest.raises(CheckpointError, match=str(path)):
+                load_model(path)
+
+
+def test_each_loader_says_what_a_file_of_weights_is(row: RowFiles) -> None:
+    export_weights(row.directory)
+    whole = row.directory / "model.safetensors"
+    with pytest.raises(CheckpointError, match="holds a whole model"):
+        load_expert(whole)
+    with pytest.raises(CheckpointError, match=r"holds a single network; load_expert\("):
+        load_model(row.expert(0))
+    with pytest.raises(CheckpointError, match="holds a part of a model"):
+        load_model(row.fusion_module)
+
+
+def test_an_earlier_export_is_replaced_and_a_failed_one_leaves_it(
+    row: RowFiles,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b"an earlier one")
+    with monkeypatch.context() as patched:
+        patched.setattr(exporting, "state_hash", lambda state: str(id(state)))
+        assert (
+            main(["export", str(row.directory), "--format", "safetensors", "--output", str(path)])
+            == 1
+        )
+    assert f"{path}: not written: read again, it holds" in capsys.readouterr().err
+    assert path.read_bytes() == b"an earlier one"
+    export_weights(row.directory, "--output", path)
+    assert load_model(path) and sorted(tmp_path.iterdir()) == [path, row.directory]

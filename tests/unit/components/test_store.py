@@ -350,13 +350,13 @@ def test_components_that_fit_themselves_but_not_each_other(files: RowFiles) -> N
     about = dataclasses.replace(make_about(), component="expert", num_classes=6)
     save_component(files.expert(1), expert, about)
     vouch(files)
-    text = refusal(files.manifest, lambda: load_model(files.directory))
+    text = refusal(files.directory, lambda: load_model(files.directory))
     assert "all experts must have 5 classes, found [5, 6]" in text
     files.expert(1).write_bytes(original[files.expert(1)])
     vouch(files)
     load_model(files.directory)
     vouch(files, num_experts=1)
-    text = refusal(files.manifest, lambda: load_model(files.directory))
+    text = refusal(files.directory, lambda: load_model(files.directory))
     assert "built for 2 experts, found 1" in text
 
 

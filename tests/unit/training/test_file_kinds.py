@@ -115,6 +115,6 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = tmp_path / "a.pth"
     header = b'{"weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
+    monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     with pytest.raises(CheckpointError, match=r"a safetensors file.*pip install safetensors"):
         load(path)
