@@ -7,8 +7,8 @@
 #   bash launch.sh COMMAND ...                     what `fusionrun COMMAND ...` does: train as above,
 #                                                  any other (doctor, evaluate, ...) in one process
 #
-# Environment: RANKS         processes per node (default: the GPUs that Slurm gave, else 4;
-#                            they share GPUs if there are fewer)
+# Environment: RANKS         processes per node (default: the GPUs that Slurm gave, else those of
+#                            this machine, else 4; they share GPUs if there are fewer)
 #              PYTHON        the interpreter to use (default: python3, else .venv)
 #              MAX_RESTARTS  how often killed processes are started again (default 20)
 # Exit status: 0 all rows done, 1 could not start, 2 wrong recipe or command line,
@@ -267,6 +267,17 @@ require_number() { # name, value, lowest
   exit 2
 }
 
+# GPUs that a launch may use here: all, or those that CUDA_VISIBLE_DEVICES names; 4 where none is.
+count_gpus() {
+  local found
+  # a sick driver can keep nvidia-smi for ever
+  found=$(timeout 20 nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
+  if [[ $found -gt 0 && -v CUDA_VISIBLE_DEVICES ]]; then
+    found=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cE '^([0-9]+|GPU-.*)$' || true)
+  fi
+  echo $((found > 0 ? found : 4))
+}
+
 main() {
   case ${1:-} in
     -h | --help)
@@ -283,7 +294,7 @@ main() {
     set -- train "$@"
   fi
   if [[ $1 == train ]]; then
-    RANKS=${RANKS:-${SLURM_GPUS_ON_NODE:-4}}
+    RANKS=${RANKS:-${SLURM_GPUS_ON_NODE:-$(count_gpus)}}
     require_number RANKS "$RANKS" 1
     require_number MAX_RESTARTS "${MAX_RESTARTS:=20}" 0
   fi

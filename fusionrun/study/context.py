@@ -46,8 +46,11 @@ class RunContext:
 
     @property
     def bf16(self) -> bool:
-        wanted = self.study.recipe.runtime.amp == "auto"
-        return wanted and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        if self.study.recipe.runtime.amp == "off" or self.device.type != "cuda":
+            return False
+        # emulated, as on a V100 or T4, it is slower than float32
+        native: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return native
 
     def loader(
         self, indices: np.ndarray, batch_size: int, augmentation: Augmentation = NOT_AUGMENTED

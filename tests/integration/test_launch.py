@@ -221,6 +221,24 @@ def test_launch_sh_passes_on_that_the_recipe_is_wrong(tmp_path: Path) -> None:
     assert "fusion.epocs" in done.stderr and "'epochs'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("machine", "visible", "ranks"),
+    [(2, None, "2 ranks"), (8, "5", "1 rank"), (8, "3,GPU-5f2a", "2 ranks"), (2, "", "4 ranks")],
+)
+def test_a_rank_for_each_gpu_that_may_be_used(
+    tmp_path: Path, machine: int, visible: str | None, ranks: str
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    lines = "".join(f"echo 'GPU {i}: NVIDIA H100 (UUID: GPU-{i})'\n" for i in range(machine))
+    tool.write_text(f"#!/bin/sh\n{lines}")
+    tool.chmod(0o755)
+    more = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = launch_sh("none.yaml", cwd=tmp_path, PATH=path, **more)
+    assert done.returncode == 2
+    assert done.stdout.startswith(f"launch.sh: starting {ranks} with ")
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "auto", "1.5", "08", "2 "])
 @pytest.mark.parametrize("name", ["RANKS", "MAX_RESTARTS"])
 def test_launch_sh_refuses_what_is_no_number(tmp_path: Path, name: str, value: str) -> None:

@@ -121,6 +121,7 @@ def files_below(folder: Path) -> set[str]:
 def see_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "H100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
 
 
 def fixed_timing(seconds: float, memory: float | None = 2**20, batch: int = 8) -> Timing:

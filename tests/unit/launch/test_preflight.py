@@ -125,6 +125,50 @@ def test_gpus_that_are_there_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (finding.state, finding.found) == ("pass", "CPU")
 
 
+@pytest.mark.parametrize(
+    ("capability", "built_for", "runs"),
+    [
+        ((7, 0), ["sm_75", "sm_80", "sm_90"], False),  # a V100 and PyPI's torch
+        ((7, 0), ["sm_50", "sm_70", "sm_90"], True),
+        ((8, 6), ["sm_75", "sm_80"], True),  # machine code of its generation, no newer
+        ((8, 0), ["sm_86"], False),
+        ((9, 0), ["sm_80"], False),  # of another generation
+        ((9, 0), ["sm_80", "compute_80"], True),  # the driver compiles that
+        ((12, 0), ["sm_90", "compute_120"], True),
+        ((9, 0), ["sm_90a"], True),
+        ((10, 0), ["compute_90a", "sm_90a"], False),  # of that GPU alone
+        ((10, 3), ["sm_100f"], True),  # of its family
+        ((11, 0), ["compute_100f", "unknown"], False),
+    ],
+)
+def test_which_gpus_a_torch_has_kernels_for(
+    capability: tuple[int, int], built_for: list[str], runs: bool
+) -> None:
+    assert machine.has_kernels(capability, built_for) == runs
+
+
+def test_a_gpu_without_kernels_fails_before_its_tasks_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    see_gpus(monkeypatch, 2)
+    cards = {0: (7, 0), 1: (9, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", cards.__getitem__)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
+    (finding,) = machine.check_device(plan("runtime.device=auto"), 2)
+    assert finding.state == "fail" and "compute capability 7.0" in finding.found
+    assert "sm_75 sm_90" in finding.found and "whl/cu126" in finding.advice
+
+
+def test_an_old_driver_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    see_gpus(monkeypatch, 1)
+
+    def name(index: int) -> str:
+        raise RuntimeError("The NVIDIA driver on your system is too old\n(found version 12040).")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", name)
+    (finding,) = machine.check_device(plan("runtime.device=auto"), 1)
+    assert finding.state == "fail" and "too old (found version 12040)" in finding.found
+    assert "update the driver" in finding.advice and "\n" not in finding.line
+
+
 def test_a_gpu_that_torch_overlooks_is_worth_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     see_gpus(monkeypatch, 0)
     there = Path.exists
