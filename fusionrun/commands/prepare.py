@@ -32,6 +32,7 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
         raise RecipeError("prepare needs a RECIPE")
     recipe = load_recipe(find_recipe(recipe_word), overrides)
     from fusionrun.data.datasets import DataError
+    from fusionrun.data.split_files import stored_split
     from fusionrun.study.context import load_data
     from fusionrun.study.planning import plan_study
 
@@ -40,7 +41,8 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
         data, splits = load_data(study, lambda text: print(text, flush=True))
     except (DataError, OSError) as error:
         raise LaunchError(problem_of(error)) from None
-    for note in data.notes:
+    split = stored_split(study.splits_dir)
+    for note in [*data.notes, *([split.adopted] if split and split.adopted else [])]:
         print(note)
     experts = ", ".join(str(len(part)) for part in splits.expert_train)
     print(

@@ -11,6 +11,7 @@ from fusionrun.common.text import plural
 from fusionrun.components.namings import NAMINGS
 from fusionrun.components.read_checkpoint import load_expert_weights, peek_expert
 from fusionrun.components.store import ComponentInfo, state_hash
+from fusionrun.data.split_files import stored_split
 from fusionrun.experts import Expert
 from fusionrun.study.context import RunContext
 from fusionrun.study.planning import plan_study
@@ -58,12 +59,13 @@ def load_experts(context: RunContext, model: str) -> tuple[list[Expert], list[st
     return experts, sources
 
 
-def with_expert_notes(context: RunContext) -> RunContext:
-    """The context, among whose notes stands what the rows' experts are that others trained.
+def with_origin_notes(context: RunContext) -> RunContext:
+    """The context, among whose notes stands what is from elsewhere: the split, rows' experts.
 
-    That is what it took to read them, and of ours what this recipe would train otherwise.
+    That is what it took to read these, and of ours what this recipe would train otherwise.
     """
-    notes, study = [], context.study
+    study, split = context.study, stored_split(context.study.splits_dir)
+    notes = [split.adopted] if split is not None and split.adopted else []
     for model in dict.fromkeys(task.model for task in study.row_tasks):
         with torch.device("meta"):
             expert = study.build_expert(model, len(context.data.classes))

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,6 +65,7 @@ class StoredSplit:
 
     fingerprint: str  # of the data's content
     hash: str  # as `Splits.hash`
+    adopted: str  # of which files, in words; "": it was drawn
 
 
 def record_file(directory: Path) -> Path:
@@ -89,7 +89,13 @@ def stored_split(directory: Path) -> StoredSplit | None:
     except (OSError, FieldError):
         return None
     parts = {name: h for name, h in meta.sha256.items() if name not in ("holdout", "pool")}
-    return StoredSplit(meta.fingerprint, hash_of_parts(parts))
+    adopted = ""
+    if meta.holdout_source == "file":
+        adopted = (
+            f"{directory}: fusion has the {meta.sizes['holdout']} training images of "
+            f"{HOLDOUT_FILE}, which was there; the experts have the other {meta.sizes['pool']}"
+        )
+    return StoredSplit(meta.fingerprint, hash_of_parts(parts), adopted)
 
 
 def load_splits(
@@ -115,13 +121,12 @@ def load_or_create_splits(
     *,
     dataset_name: str,
     fingerprint: str,
-    progress: Callable[[str], None] = lambda text: None,
 ) -> Splits:
     """As `make_splits`, but reuse what `directory` holds, or write it there.
 
     The folder gets the pool and the holdout as .npy files and a record of how everything follows
     from them. Any number of processes may call this at once. Stored files are verified, never
-    overwritten. The holdout that an earlier system left is adopted, and `progress` told so.
+    overwritten. The holdout that an earlier system left is adopted.
 
     Raises SplitError if the stored split is damaged, of other data or of other rules.
     """
@@ -140,7 +145,7 @@ def load_or_create_splits(
                 ) from error
         if record_file(directory).exists():
             return _load(directory, labels, rules, expected)
-        return _create(directory, labels, rules, expected, progress)
+        return _create(directory, labels, rules, expected)
 
 
 def copy_split_files(source: Path, target: Path) -> None:
@@ -175,11 +180,7 @@ def _plain_name(dataset: str) -> str:
 
 
 def _create(
-    directory: Path,
-    labels: npt.NDArray[Any],
-    rules: SplitRules,
-    expected: dict[str, Any],
-    progress: Callable[[str], None],
+    directory: Path, labels: npt.NDArray[Any], rules: SplitRules, expected: dict[str, Any]
 ) -> Splits:
     total = len(labels)
     adopted = (directory / HOLDOUT_FILE).exists()
@@ -194,11 +195,6 @@ def _create(
     pool = np.setdiff1d(np.arange(total), holdout)
     if (directory / POOL_FILE).exists():
         _require_complement(directory / POOL_FILE, pool, holdout, total)
-    if adopted:
-        progress(
-            f"{directory}: adopted {HOLDOUT_FILE}: {len(holdout)} training images for fusion, the "
-            f"other {len(pool)} for the experts"
-        )
     splits = make_splits(labels, rules, holdout)
     sets = {"holdout": holdout, "pool": pool, **splits.parts}
     meta = SplitMeta(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from fusionrun.common.text import plural
 from fusionrun.data.datasets import Dataset
-from fusionrun.data.split_files import HOLDOUT_FILE, META_FILE
+from fusionrun.data.split_files import HOLDOUT_FILE, record_file
 from fusionrun.data.splits import Splits
 from fusionrun.launch.checks.finding import Finding, split_message
 from fusionrun.launch.resume import is_done, require_own, resume_path
@@ -47,7 +47,7 @@ def check_splits(study: Study, splits: Splits) -> Iterator[Finding]:
         return
     sizes = sorted({len(part) for part in splits.expert_train})
     each = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
-    if (study.splits_dir / META_FILE).is_file():
+    if record_file(study.splits_dir).is_file():
         origin = f"as stored in {study.splits_dir}"
     elif (study.splits_dir / HOLDOUT_FILE).is_file():
         origin = f"from the holdout in {study.splits_dir}"

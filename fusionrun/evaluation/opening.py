@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
 from fusionrun.components.manifest import read_manifest
-from fusionrun.components.starting_experts import with_expert_notes
+from fusionrun.components.starting_experts import with_origin_notes
 from fusionrun.data.split_files import stored_split
 from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.study import Study
@@ -46,7 +46,7 @@ def open_study(
         _require_split(study.splits_dir, expected)
         new_splits = False
     context = open_context(study, device, threads, progress=progress, new_splits=new_splits)
-    return with_expert_notes(replace(context, progress=progress))
+    return with_origin_notes(replace(context, progress=progress))
 
 
 def trained_split(study: Study) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fusionrun.common.distributed import RankInfo
-from fusionrun.components.starting_experts import with_expert_notes
+from fusionrun.components.starting_experts import with_origin_notes
 from fusionrun.launch import train_task
 from fusionrun.launch.crashes import count_start
 from fusionrun.launch.failures import USER_ERRORS, in_words
@@ -149,7 +149,7 @@ class ClaimLoop:
             if self.stop.requested():  # long set-ups can be stopped too
                 raise StopRequested
 
-        return with_expert_notes(
+        return with_origin_notes(
             open_context(
                 self.study,
                 device,

@@ -159,7 +159,7 @@ def load_data(
         "fingerprint": dataset.fingerprint,
     }
     if new_splits:
-        splits = load_or_create_splits(study.splits_dir, labels, rules, **about, progress=progress)
+        splits = load_or_create_splits(study.splits_dir, labels, rules, **about)
     else:
         splits = load_splits(study.splits_dir, labels, rules, **about)
     absent = absent_classes(labels, dataset.test_labels.numpy(), dataset.classes, splits)

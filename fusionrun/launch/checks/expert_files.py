@@ -9,10 +9,11 @@ from torch import Tensor
 
 from fusionrun.common.text import plural
 from fusionrun.components.mismatch import mismatch
-from fusionrun.components.read_checkpoint import expert_in
+from fusionrun.components.read_checkpoint import ExpertFile, expert_in
 from fusionrun.components.starting_experts import foreign_names
-from fusionrun.components.store import ComponentInfo
+from fusionrun.components.store import ComponentInfo, component_info
 from fusionrun.data.datasets import Survey
+from fusionrun.data.split_files import HOLDOUT_FILE
 from fusionrun.launch.checks.finding import Finding
 from fusionrun.launch.resume import is_reusable
 from fusionrun.study.paths import EXPERT_NAMES
@@ -29,6 +30,7 @@ def check_expert_files(study: Study, survey: Survey) -> Iterator[Finding]:
     """
     open_models = _open_models(study)
     fit = 0
+    strangers: list[Path] = []  # whose training nobody here knows of
     broken: dict[str, list[Path]] = {}  # by what is wrong with them
     for model, paths in expert_paths(study).items():
         loaded: dict[Path, Mapping[str, Tensor]] = {}
@@ -38,7 +40,9 @@ def check_expert_files(study: Study, survey: Survey) -> Iterator[Finding]:
             if not path.exists():
                 continue
             try:
-                loaded[path] = _weights(study, model, path, survey)
+                file = _read(study, model, path, survey)
+                loaded[path] = file.weights
+                strangers += [] if file.about else [path]
             except CheckpointError as error:
                 broken.setdefault(str(error).removeprefix(f"{path}: "), []).append(path)
         fit += len(loaded)
@@ -49,7 +53,20 @@ def check_expert_files(study: Study, survey: Survey) -> Iterator[Finding]:
     if fit:
         names = [named for paths in expert_paths(study).values() if (named := foreign_names(paths))]
         yield Finding("experts", "pass", "; ".join([f"{fit} are there", *names]))
+    yield from _unknown_holdout(study, strangers)
     yield from missing_experts(study)
+
+
+def _unknown_holdout(study: Study, strangers: Sequence[Path]) -> Iterator[Finding]:
+    """A warning where a holdout will be drawn for experts that were trained elsewhere."""
+    if strangers and not (study.splits_dir / HOLDOUT_FILE).exists():
+        found = (
+            f"{plural(len(strangers), 'expert')} not saved by fusionrun, and no {HOLDOUT_FILE} in "
+            f"{study.splits_dir}: fusion is trained and validated on a new holdout, whose images "
+            f"they may have been trained on"
+        )
+        advice = "set data.splits_dir to the folder of the split that they were trained with"
+        yield Finding("experts", "warn", found, advice)
 
 
 def _open_models(study: Study) -> set[str]:
@@ -80,8 +97,8 @@ def _split_of(path: Path) -> str:
     return next((word for word in ("noniid", "iid") if f"_{word}_" in path.name), "")
 
 
-def _weights(study: Study, model: str, path: Path, survey: Survey) -> dict[str, Tensor]:
-    """The file's, left on the disk; none where only the data's own code knows its classes.
+def _read(study: Study, model: str, path: Path, survey: Survey) -> ExpertFile:
+    """Weights are left on the disk; there are none where only the data's own code knows classes.
 
     Raises CheckpointError when they can't be the expert's.
     """
@@ -89,7 +106,7 @@ def _weights(study: Study, model: str, path: Path, survey: Survey) -> dict[str, 
     if payload is None:
         payload = load(path)  # says what is wrong with it
     if survey.num_classes is None:
-        return {}
+        return ExpertFile({}, component_info(payload, path), ())
     with torch.device("meta"):
         expert = study.build_expert(model, survey.num_classes)
     file = expert_in(payload, path, expert)
@@ -98,7 +115,7 @@ def _weights(study: Study, model: str, path: Path, survey: Survey) -> dict[str, 
         raise CheckpointError(f"{path}: {problem}")
     if file.about and survey.classes and (found := other_classes(file.about, survey.classes)):
         raise CheckpointError(f"{path}: {found}")
-    return file.weights
+    return file
 
 
 def same_weights(loaded: Mapping[Path, Mapping[str, Tensor]]) -> Iterator[Finding]:
@@ -134,8 +151,13 @@ def missing_experts(study: Study) -> Iterator[Finding]:
     found = f"to be trained, {epochs} each: {which}"
     named = recipe.checkpoint_dir is not None or recipe.pattern is not None
     begun = (study.layout.state / "experts").is_dir()  # this study trains them into that folder
-    if not named or begun or sum(missing.values()) != sum(map(len, paths.values())):
+    if not named or begun:
         yield Finding("experts", "pass", found)
+        return
+    if sum(missing.values()) != sum(map(len, paths.values())):
+        found = f"the others are not in {study.checkpoint_dir}; {found}"
+        advice = "if you have them, check their names and experts.pattern"
+        yield Finding("experts", "warn", found, advice)
         return
     has = sorted(each.name for each in study.checkpoint_dir.glob("*"))[:4]
     there = f" (which has {', '.join(has)}, ...)" if has else ""

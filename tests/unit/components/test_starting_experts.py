@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from fusionrun.components.starting_experts import load_experts, with_expert_notes
+from fusionrun.components.starting_experts import load_experts, with_origin_notes
 from fusionrun.components.store import state_hash
 from fusionrun.launch.resume import expert_weights, require_own
 from fusionrun.study.context import open_context
@@ -20,7 +20,7 @@ def test_other_peoples_experts_are_the_same_experts(trained_study: Path, tmp_pat
     """Wrapped as another tool does, with settings of its own: the same identity, and it is said."""
     study = stored_study(copy_study(trained_study, tmp_path / "out"))
     context = open_context(study, torch.device("cpu"), 1, progress=lambda text: None)
-    assert with_expert_notes(context).data.notes == context.data.notes
+    assert with_origin_notes(context).data.notes == context.data.notes
     experts, before = load_experts(context, "resnet")
     for k in range(2):
         path = expert_file(study.checkpoint_dir, "resnet", k)
@@ -33,7 +33,7 @@ def test_other_peoples_experts_are_the_same_experts(trained_study: Path, tmp_pat
     ]
     assert weights_in(sources) == weights_in(before) == expert_weights(study, "resnet")
     assert all(len(each) == HASH_DIGITS for each in weights_in(sources))
-    (note,) = with_expert_notes(context).data.notes
+    (note,) = with_origin_notes(context).data.notes
     assert note == (
         f"{study.checkpoint_dir}/resnet: 2 experts not saved by fusionrun: under 'model'; without "
         f"'module.' in its names; left out settings, classes"
@@ -47,6 +47,6 @@ def test_experts_of_another_recipe_are_told(trained_study: Path, tmp_path: Path)
     experts = replace(stored.recipe.experts, epochs=9, checkpoint_dir=str(folder))
     study = replace(stored, recipe=replace(stored.recipe, experts=experts))
     context = open_context(study, torch.device("cpu"), 1, progress=lambda text: None)
-    notes = with_expert_notes(context).data.notes
+    notes = with_origin_notes(context).data.notes
     text = "2 experts trained with other settings (experts.epochs: 2 there, 9 in this recipe)"
     assert f"{folder}/resnet: {text}" in notes

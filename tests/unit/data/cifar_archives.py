@@ -19,13 +19,23 @@ from fusionrun.data.datasets import DataError, load_dataset
 fork = multiprocessing.get_context("fork")
 
 
-def cifar_files(name, seed=0, train=50, test=20):
-    """{path in the archive: bytes} in the published pickle format, and the arrays within."""
+def random_images(name, seed=0, train=50, test=20):
+    """{"train" and "test": (images (N, 3, 32, 32) uint8, labels)}."""
     rng = np.random.default_rng(seed)
+    count = 100 if name == "cifar100" else 10
+    arrays = {}
+    for part, total in (("train", train), ("test", test)):
+        images = rng.integers(0, 256, (total, 3, 32, 32), dtype=np.uint8)
+        arrays[part] = images, rng.integers(0, count, total).tolist()
+    return arrays
+
+
+def cifar_files(name, arrays):
+    """{path in the archive: bytes} in the published pickle format."""
     fine = name == "cifar100"
     folder = "cifar-100-python" if fine else "cifar-10-batches-py"
     count = 100 if fine else 10
-    arrays, files = {}, {}
+    files = {}
     parts = (
         {"train": ["train"], "test": ["test"]}
         if fine
@@ -35,10 +45,8 @@ def cifar_files(name, seed=0, train=50, test=20):
         }
     )
     for part, names in parts.items():
-        total = train if part == "train" else test
-        data = rng.integers(0, 256, (total, 3072), dtype=np.uint8)
-        labels = rng.integers(0, count, total).tolist()
-        arrays[part] = data.reshape(-1, 3, 32, 32), labels
+        images, labels = arrays[part]
+        data, total = images.reshape(-1, 3072), len(labels)
         for k, file in enumerate(names):
             rows = slice(k * total // len(names), (k + 1) * total // len(names))
             entry = {"data": data[rows], "batch_label": file, "filenames": []}
@@ -50,7 +58,7 @@ def cifar_files(name, seed=0, train=50, test=20):
     classes = [f"class {k}" for k in range(count)]
     meta = {"fine_label_names": classes} if fine else {"label_names": classes}
     files[f"{folder}/{'meta' if fine else 'batches.meta'}"] = pickle.dumps(meta, protocol=2)
-    return files, arrays
+    return files
 
 
 def archive_of(files):
@@ -93,26 +101,28 @@ def official(server, monkeypatch):
     """Make torchvision take small archives for the official ones; returns name -> its contents."""
     from torchvision import datasets
 
-    def md5(content):
-        return hashlib.md5(content).hexdigest()
-
     contents = {}
     for name, source in (("cifar100", datasets.CIFAR100), ("cifar10", datasets.CIFAR10)):
-        files, arrays = cifar_files(name)
+        arrays = random_images(name)
+        files = cifar_files(name, arrays)
         archive = archive_of(files)
         server.files[f"/{source.filename}"] = archive
         monkeypatch.setattr(
             source, "url", f"http://127.0.0.1:{server.server_port}/{source.filename}"
         )
-        monkeypatch.setattr(source, "tgz_md5", md5(archive))
-        sums = {path.split("/")[1]: md5(content) for path, content in files.items()}
-        for table in ("train_list", "test_list"):
-            entries = [[file, sums[file]] for file, _ in getattr(source, table)]
-            monkeypatch.setattr(source, table, entries)
-        meta = {**source.meta, "md5": sums[source.meta["filename"]]}
-        monkeypatch.setattr(source, "meta", meta)
+        monkeypatch.setattr(source, "tgz_md5", hashlib.md5(archive).hexdigest())
+        take_for_official(monkeypatch, source, files)
         contents[name] = files, arrays, archive
     return contents
+
+
+def take_for_official(monkeypatch, source, files):
+    """Make torchvision's class `source` expect the checksums of these files, once unpacked."""
+    sums = {path.split("/")[1]: hashlib.md5(files[path]).hexdigest() for path in files}
+    for table in ("train_list", "test_list"):
+        entries = [[file, sums[file]] for file, _ in getattr(source, table)]
+        monkeypatch.setattr(source, table, entries)
+    monkeypatch.setattr(source, "meta", {**source.meta, "md5": sums[source.meta["filename"]]})
 
 
 def unpack(root, files):

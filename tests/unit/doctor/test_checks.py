@@ -73,9 +73,10 @@ def test_stored_splits_pass_and_stay_as_they_are(trained: Path) -> None:
 def test_a_lone_holdout_is_only_read() -> None:
     Path("given").mkdir()
     np.save("given/fusion_holdout_indices.npy", np.arange(40))
+    Path("given/split_meta.json").write_text('{"total_len": 160}')  # an earlier system's record
     splits = only(examine(plan("data.splits_dir=given")), "splits")
     assert splits.state == "pass" and "from the holdout in given" in splits.found
-    assert files_below(Path("given")) == {"fusion_holdout_indices.npy"}
+    assert files_below(Path("given")) == {"fusion_holdout_indices.npy", "split_meta.json"}
 
 
 def test_overlapping_split_files_fail(trained: Path) -> None:
