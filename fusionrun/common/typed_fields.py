@@ -140,9 +140,12 @@ def _convert(hint: Any, value: Any, path: str, strict: bool) -> object:
     """`value` as the type `hint` says; raises FieldError when it is something else."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
+        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        if value is None and len(parts) < len(typing.get_args(hint)):
             return None
-        *others, hint = (part for part in typing.get_args(hint) if part is not type(None))
+        # of several kinds that of the same shape says best what is wrong
+        shape = tuple if isinstance(value, list) else type(value)
+        *others, hint = [each for each in parts if typing.get_origin(each) is shape] or parts
         for other in others:
             with contextlib.suppress(FieldError):
                 return _convert(other, value, path, strict)

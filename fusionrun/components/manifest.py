@@ -28,7 +28,8 @@ class Manifest:
     """What `manifest.json` holds; a field that older versions didn't write has its default."""
 
     format: int = FORMAT
-    model: str
+    model: str  # the architecture; mixed-... of different ones
+    members: list[str] = field(default_factory=list)  # of a mixed row: densenet 0, resnet 1, ...
     arguments: dict[str, Any] = field(default_factory=dict)  # of the architecture
     num_classes: int
     feature_dim: int | None = None
@@ -80,8 +81,8 @@ def read_manifest(path: Path) -> Manifest:
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Raises OSError."""
     tree = plain(manifest)
-    for name in ("experts_from", "assembled"):  # which not every model has
-        if tree[name] is None:
+    for name in ("experts_from", "assembled", "members"):  # which not every model has
+        if not tree[name]:
             del tree[name]
     write_json(path, tree)
 
@@ -123,10 +124,12 @@ def manifest_of(component: Path) -> Manifest | None:
     return None
 
 
-def component_paths(files: RowFiles, num_experts: int) -> dict[str, Path]:
-    """{component's name in the manifest: its file}."""
+def component_paths(files: RowFiles, num_experts: int, *, adapted: bool = False) -> dict[str, Path]:
+    """{component's name in the manifest: its file}; `adapted` where experts have adapters."""
     experts = {f"expert_{k}": files.expert(k) for k in range(num_experts)}
-    return {**experts, "fusion_module": files.fusion_module, "global_head": files.global_head}
+    adapters = {"adapters": files.adapters} if adapted else {}
+    heads = {"fusion_module": files.fusion_module, "global_head": files.global_head}
+    return {**experts, **adapters, **heads}
 
 
 def file_hash(path: Path) -> str:

@@ -1,7 +1,7 @@
 """The experts that a row starts from: as their own training, or somebody else's, left them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from fusionrun.experts import Expert
 from fusionrun.study.context import RunContext
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import Recipe
+from fusionrun.study.rows import Member
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask
 from fusionrun.training.identity import HASH_DIGITS, Identity, of_data
@@ -44,10 +45,10 @@ def plan_from_experts(recipe: Recipe, name: str) -> Study:
     return study if models == recipe.models else plan_study(replace(recipe, models=models), name)
 
 
-def load_experts(context: RunContext, model: str) -> tuple[list[Expert], list[str]]:
+def load_experts(context: RunContext, members: Sequence[Member]) -> tuple[list[Expert], list[str]]:
     """The experts as their own training left them, and where each comes from."""
     experts, sources = [], []
-    for k in range(context.study.recipe.experts.count):
+    for model, k in members:
         path = context.study.expert_file(model, k)
         expert = context.build_expert(model)
         file = load_expert_weights(expert, path)
@@ -66,12 +67,15 @@ def with_origin_notes(context: RunContext) -> RunContext:
     """
     study, split = context.study, stored_split(context.study.splits_dir)
     notes = [split.adopted] if split is not None and split.adopted else []
-    for model in dict.fromkeys(task.model for task in study.row_tasks):
+    ks: dict[str, list[int]] = {}
+    for model, k in dict.fromkeys(member for t in study.row_tasks for member in t.row.experts):
+        ks.setdefault(model, []).append(k)
+    for model, needed in ks.items():
         with torch.device("meta"):
             expert = study.build_expert(model, len(context.data.classes))
         told: Counter[str] = Counter()
-        paths = [study.expert_file(model, k) for k in range(study.recipe.experts.count)]
-        for k, path in enumerate(paths):
+        paths = {k: study.expert_file(model, k) for k in needed}
+        for k, path in paths.items():
             file = peek_expert(expert, path)
             if file is not None and file.notes:
                 told[file.origin] += 1
@@ -80,18 +84,19 @@ def with_origin_notes(context: RunContext) -> RunContext:
                 if others := identity.differences(file.about.settings):
                     told[f"trained with other settings ({'; '.join(others)})"] += 1
         named = foreign_names(paths)
-        place = f"{paths[0].parent}: {named}" if named else paths[0].parent
+        folder = paths[needed[0]].parent
+        place = f"{folder}: {named}" if named else folder
         if named and not told:
             notes.append(f"{place}: {len(paths)} {model} experts")
         notes += [f"{place}: {plural(count, 'expert')} {text}" for text, count in told.items()]
     return replace(context, data=replace(context.data, notes=(*context.data.notes, *notes)))
 
 
-def foreign_names(paths: Sequence[Path]) -> str:
+def foreign_names(paths: Mapping[int, Path]) -> str:
     """Of experts' files those with other names than this study would give, in a few words."""
     there = [
         path.name
-        for k, path in enumerate(paths)
+        for k, path in paths.items()
         if path.exists() and path.name != f"expert_{k}_best.pth"
     ]
     return " to ".join(dict.fromkeys([there[0], there[-1]])) if there else ""

@@ -38,7 +38,7 @@ from fusionrun.study.paths import RowFiles
 from fusionrun.study.recipe import SINGLE
 from fusionrun.training.checkpoint import CheckpointError, load, peek, save, save_safetensors
 
-KINDS = ("expert", "fusion_module", "global_head")
+KINDS = ("expert", "adapters", "fusion_module", "global_head")
 MODEL = "model"  # a file of all of them
 SAVED_BY = "fusionrun"
 
@@ -47,7 +47,7 @@ SAVED_BY = "fusionrun"
 class ComponentInfo:
     """What a component's file says of it, beside its weights."""
 
-    component: str  # expert, fusion_module, global_head
+    component: str  # expert, adapters, fusion_module, global_head
     model: str
     arguments: dict[str, Any]  # of the architecture
     num_classes: int
@@ -207,7 +207,8 @@ def parts_of(path: Path) -> Iterator[tuple[str, Part]]:
         return
     files = RowFiles(path, csv=Path())
     manifest = read_manifest(files.manifest)
-    paths = component_paths(files, manifest.num_experts)
+    adapted = "adapters" in manifest.components
+    paths = component_paths(files, manifest.num_experts, adapted=adapted)
     if manifest.fusion == SINGLE:
         paths = {"network": files.network}
     verify(files, manifest, paths)
@@ -278,6 +279,15 @@ def join(parts: Iterable[tuple[str, Part]], plugins: Collection[str] = ()) -> Fu
     with _fitting(fused.path):
         model = FusionModel(experts, _fusion_module(fused, plugins), fused.info.num_classes)
     load_checked_state(model.global_head, head.weights, head.path)
+    adapters = others.get("adapters")
+    if adapters is not None:
+        load_checked_state(model.adapters, adapters.weights, adapters.path)
+    elif model.is_adapted:
+        sizes = [getattr(expert, "feature_dim", None) for expert in model.experts]
+        raise CheckpointError(
+            f"{fused.path}: takes features of size {fused.info.feature_dim}, found experts with "
+            f"{sizes} and no adapters beside them"
+        )
     return model.eval()
 
 
@@ -323,18 +333,22 @@ def save_model(
     files: RowFiles,
     model: FusionModel,
     info: ComponentInfo,
-    expert_accuracies: Sequence[float],
+    experts: Sequence[ComponentInfo],
     manifest: Mapping[str, Any],
 ) -> None:
-    """Write every component of `model`, then the manifest that vouches for them, last."""
-    for k, expert in enumerate(model.experts):
-        accuracy = expert_accuracies[k]
-        own = replace(info, component="expert", expert=k, val_accuracy=accuracy)
-        save_component(files.expert(k), expert, own)
+    """Write every component of `model`, then the manifest that vouches for them, last.
+
+    `info` is of the model, and `experts` of each of its experts.
+    """
+    for k, (expert, own) in enumerate(zip(model.experts, experts, strict=True)):
+        save_component(files.expert(k), expert, replace(own, component="expert", expert=k))
+    if model.is_adapted:
+        save_component(files.adapters, model.adapters, replace(info, component="adapters"))
     fusion = replace(info, component="fusion_module")
     save_component(files.fusion_module, model.fusion, fusion)
     save_component(files.global_head, model.global_head, replace(info, component="global_head"))
-    _vouch(files, info, manifest, component_paths(files, len(model.experts)))
+    paths = component_paths(files, len(model.experts), adapted=model.is_adapted)
+    _vouch(files, info, manifest, paths)
 
 
 def save_single(

@@ -32,7 +32,7 @@ def examine_experts(context: RunContext) -> Iterator[Finding]:
         expert = context.build_expert(model)
         context.settle(expert)
         accuracies, others = [], []  # how good each is; whence those are that aren't ours
-        for path in filter(Path.exists, paths):
+        for path in filter(Path.exists, paths.values()):
             try:
                 file = load_expert_weights(expert, path)
             except CheckpointError as error:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from fusionrun.common.memory import peak_memory, reset_peak
-from fusionrun.launch.checks.expert_files import expert_paths
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.train_task import train_expert, train_row
 from fusionrun.logs.text import TaskLog
@@ -182,14 +181,15 @@ def _experts_for(context: RunContext, task: Task, scratch: Path) -> Path:
     """Where a row finds experts: the real ones, or untrained ones, which cost as much time."""
     study = context.study
     if isinstance(task, ExpertTask) or all(
-        path.exists() for path in expert_paths(study)[task.model]
+        study.expert_file(*member).exists() for member in task.row.experts
     ):
         return study.checkpoint_dir
     folder = scratch / "experts"
-    first = expert_file(folder, task.model, 0)
-    if not first.is_file():
-        expert = study.build_expert(task.model, len(context.data.classes))
-        save(first, expert.state_dict())
-        for k in range(1, study.recipe.experts.count):
-            os.link(first, expert_file(folder, task.model, k))
+    for model, k in task.row.experts:
+        first, path = expert_file(folder, model, 0), expert_file(folder, model, k)
+        if not first.is_file():
+            expert = study.build_expert(model, len(context.data.classes))
+            save(first, expert.state_dict())
+        if not path.is_file():
+            os.link(first, path)
     return folder

@@ -106,7 +106,7 @@ def build(given: Given, fusion: str) -> tuple[nn.Module, list[Group]]:
     Weights come from torch's generator as it stands. Raises ValueError.
     """
     study, experts = given.context.study, given.experts
-    module = study.build_fusion(fusion, experts[0].feature_dim)
+    module = study.build_fusion(fusion, experts)
     model = FusionModel(experts, module, experts[0].num_classes)
     head = model.global_head
     _, fusion_lr, head_lr = study.rates(fusion, head.in_features)

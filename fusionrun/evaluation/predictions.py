@@ -73,10 +73,9 @@ class Predictions:
     gradients: Tensor  # (E, 2) share of the fused path and cosine, or (0, 2): not two paths
 
 
-def find_origin(context: RunContext, model: str, network: FusionModel | Expert) -> Origin:
+def find_origin(context: RunContext, row: Row, network: FusionModel | Expert) -> Origin:
     """Where answers of this row, as its files are now, come from. Raises CheckpointError."""
-    experts = len(network.experts) if isinstance(network, FusionModel) else 0
-    paths = [context.study.expert_file(model, k) for k in range(experts)]
+    paths = [context.study.expert_file(*member) for member in row.experts]
     for path in paths:
         if not path.is_file():
             raise CheckpointError(f"{path}: no such checkpoint; the row began with this expert")
@@ -98,7 +97,7 @@ def current_predictions(
         each.predictions(row.model, row.variant)
         for each in (layout, replace(layout, elsewhere=None))
     ]
-    origin = find_origin(context, row.model, model)
+    origin = find_origin(context, row, model)
     validation = torch.from_numpy(context.splits.fusion_val)
     labels, val_labels = context.data.test_labels, context.data.train_labels[validation]
     for path in dict.fromkeys(places):
@@ -155,7 +154,7 @@ def predict(
     if known is not None and known.origin[1:] == origin[1:]:
         before, val_before = known.test.before, known.validation.before
     else:
-        before, val_before = _before_fusion(context, row.model, [test, validation])
+        before, val_before = _before_fusion(context, row, [test, validation])
     weights = [weight.double().sum(dim=0).cpu() for _, weight in seen if weight is not None]
     return Predictions(
         origin=origin,
@@ -199,11 +198,9 @@ def _pass(
     return torch.cat(logits), torch.cat(labels), seen
 
 
-def _before_fusion(
-    context: RunContext, architecture: str, loaders: list[ResidentLoader]
-) -> list[Tensor]:
+def _before_fusion(context: RunContext, row: Row, loaders: list[ResidentLoader]) -> list[Tensor]:
     """Logits (N, E, C) for each loader's images, of the experts as their own training left them."""
-    experts, _ = load_experts(context, architecture)
+    experts, _ = load_experts(context, row.experts)
     answers: list[list[Tensor]] = [[] for _ in loaders]
     for expert in experts:
         context.settle(expert)

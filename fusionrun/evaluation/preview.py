@@ -28,6 +28,7 @@ from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.evaluation.statistics.seeds import spread
 from fusionrun.fusions import FUSIONS
 from fusionrun.study.context import RunContext
+from fusionrun.study.rows import Member
 from fusionrun.study.study import Study
 from fusionrun.tables import headline
 from fusionrun.training.scores import mix_probabilities
@@ -50,8 +51,8 @@ def preview(
 
     def measure(context: RunContext) -> Preview:
         numbers = tuple(study.recipe.seed + i for i in range(seeds))
-        architectures = dict.fromkeys(row.model for row in study.rows if not row.is_single)
-        models = tuple(preview_model(context, model, numbers, epochs) for model in architectures)
+        members = {row.model: row.experts for row in study.rows if not row.is_single}
+        models = tuple(preview_model(context, *each, numbers, epochs) for each in members.items())
         return Preview(**run_header(context), epochs=epochs, seeds=numbers, models=models)
 
     return measure_study(
@@ -66,12 +67,12 @@ def preview(
 
 
 def preview_model(
-    context: RunContext, model: str, seeds: Sequence[int], epochs: int
+    context: RunContext, model: str, members: Sequence[Member], seeds: Sequence[int], epochs: int
 ) -> ModelPreview | FailedModel:
     """An architecture's entry; a problem is said at once and the others go on."""
     started = time.monotonic()
     try:
-        experts, _ = load_experts(context, model)
+        experts, _ = load_experts(context, members)
         train = extract(context, experts, context.splits.fusion_train)
         validation = extract(context, experts, context.splits.fusion_val)
     except ROW_PROBLEMS as error:

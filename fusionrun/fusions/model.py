@@ -16,19 +16,20 @@ class FusionOutput(NamedTuple):
 
     logits: Tensor  # (N, C), of the global head
     expert_logits: Tensor  # (N, E, C), each expert's own
-    features: Tensor  # (N, E, D), what the fusion read
+    features: Tensor  # (N, E, D), what the fusion read: adapted to one size
 
 
 class FusionModel(ImageClassifier):
     """Images -> experts -> fusion -> global head, trained end to end.
 
-    `experts` are modules that map images (N, 3, H, W) to features (N, D) and logits (N, C) and
-    say their `feature_dim`. The global head starts Xavier-uniform with zero bias. With `detached`
-    the experts get no gradient from the fused logits: they learn as if there were no fusion. The
-    model knows what it was trained on where its experts agree in it.
+    `experts` are modules that map images (N, 3, H, W) to features (N, D_k) and logits (N, C) and
+    say their `feature_dim`. Where that isn't the fusion's size D, a linear adapter maps D_k to D;
+    the expert's logits don't pass it. Adapters and the global head start Xavier-uniform with zero
+    bias. With `detached` the experts get no gradient from the fused logits: they learn as if there
+    were no fusion. The model knows what it was trained on where its experts agree in it.
 
-    Raises ValueError when the experts are not as many as the fusion was built for, when their
-    feature sizes differ from the fusion's, or when one has another number of classes.
+    Raises ValueError when the experts are not as many as the fusion was built for, when one
+    doesn't say its feature size, or when one has another number of classes.
     """
 
     def __init__(
@@ -44,25 +45,48 @@ class FusionModel(ImageClassifier):
         self.experts = nn.ModuleList(experts)
         self.fusion = fusion
         self.detached = detached
-        self.global_head = nn.Linear(fusion.feature_dim, num_classes)
-        nn.init.xavier_uniform_(self.global_head.weight)
-        nn.init.zeros_(self.global_head.bias)
+        self.global_head = _linear(fusion.feature_dim, num_classes)
+        self.adapters = nn.ModuleList(_adapter(expert, fusion.feature_dim) for expert in experts)
         known = {getattr(expert, "trained_on", None) for expert in experts}
         if len(known) == 1 and (trained_on := known.pop()) is not None:
             self.know(trained_on)
 
+    @property
+    def is_adapted(self) -> bool:
+        """Whether an expert's features aren't of the fusion's size."""
+        return any(isinstance(adapter, nn.Linear) for adapter in self.adapters)
+
     def forward(self, images: Tensor) -> FusionOutput:
         """Images (N, 3, H, W) -> logits (N, C), expert_logits (N, E, C), features (N, E, D)."""
         outputs: list[tuple[Tensor, Tensor]] = [expert(images) for expert in self.experts]
-        features = torch.stack([features for features, _ in outputs], dim=1)
+        features = self.adapted([features for features, _ in outputs])
         expert_logits = torch.stack([logits for _, logits in outputs], dim=1)
-        logits = self.global_head(self.fusion(features.detach() if self.detached else features))
-        return FusionOutput(logits, expert_logits, features)
+        return FusionOutput(self.global_head(self.fusion(features)), expert_logits, features)
+
+    def adapted(self, features: Sequence[Tensor]) -> Tensor:
+        """Every expert's features (N, D_k) -> what the fusion reads (N, E, D)."""
+        if self.detached:
+            features = [each.detach() for each in features]
+        pairs = zip(self.adapters, features, strict=True)
+        return torch.stack([adapter(each) for adapter, each in pairs], dim=1)
 
     def class_logits(self, images: Tensor) -> Tensor:
         """As `forward`, the fused logits alone."""
         logits: Tensor = self(images).logits
         return logits
+
+
+def _adapter(expert: nn.Module, size: int) -> nn.Module:
+    same = expert.feature_dim == size
+    return nn.Identity() if same else _linear(int(expert.feature_dim), size)  # type: ignore[arg-type]
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    """Starts Xavier-uniform (Glorot & Bengio 2010) with zero bias."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _check_fit(experts: Sequence[nn.Module], fusion: FusionModule, num_classes: int) -> None:
@@ -71,10 +95,8 @@ def _check_fit(experts: Sequence[nn.Module], fusion: FusionModule, num_classes: 
             f"the fusion was built for {fusion.num_experts} experts, found {len(experts)}"
         )
     sizes = [getattr(expert, "feature_dim", None) for expert in experts]
-    if any(size != fusion.feature_dim for size in sizes):
-        raise ValueError(
-            f"all experts must have the fusion's feature size {fusion.feature_dim}, found {sizes}"
-        )
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(f"all experts must say their feature_dim, found {sizes}")
     classes = [getattr(expert, "num_classes", num_classes) for expert in experts]
     if any(count != num_classes for count in classes):
         raise ValueError(f"all experts must have {num_classes} classes, found {classes}")

@@ -16,7 +16,7 @@ from fusionrun.components.store import peek_info, state_hash
 from fusionrun.data.split_files import stored_split
 from fusionrun.monitor.record import Outcome, read_outcome
 from fusionrun.study.study import Study
-from fusionrun.study.tasks import ExpertTask, Task
+from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.tables.headline import AVERAGING
 from fusionrun.training.checkpoint import CheckpointError, peek
 from fusionrun.training.errors import TaskError
@@ -61,11 +61,12 @@ def require_own(study: Study) -> None:
     """
     require_own_experts(study)
     data = _known_of_data(study)
-    weights = cache(lambda model: expert_weights(study, model))
+    weights = cache(lambda member: expert_weights(study, *member))
     for task in study.tasks:
         for path, fields in _left_behind(study, task):
-            own = weights(task.model) if WEIGHTS in fields else None
-            known = {WEIGHTS: own} if own else {}
+            members = task.row.experts if isinstance(task, RowTask) and WEIGHTS in fields else ()
+            own = [weights(member) for member in members]
+            known = {WEIGHTS: own} if own and None not in own else {}
             study.identity(task, {**data, **known}).require_same(path, fields)
 
 
@@ -85,8 +86,9 @@ def require_own_experts(study: Study) -> None:
 
 def _trains_some(study: Study, model: str) -> bool:
     """Whether this study trains experts of `model`, or has trained some."""
-    for k in range(study.recipe.experts.count):
-        task = study.expert_task(model, k)
+    for task in study.tasks:
+        if not isinstance(task, ExpertTask) or task.model != model:
+            continue
         outcome = read_outcome(study.layout.outcome(task.name))
         trained = outcome is not None and outcome.seconds is not None  # found ones took none
         if trained or not is_done(study, task) or resume_path(study, task).exists():
@@ -100,15 +102,12 @@ def _known_of_data(study: Study) -> dict[str, Any]:
     return {} if split is None else {FINGERPRINT: split.fingerprint, SPLIT: split.hash}
 
 
-def expert_weights(study: Study, model: str) -> list[str] | None:
-    """The hashes of the experts that rows of `model` start from; None where one isn't there."""
+def expert_weights(study: Study, model: str, k: int) -> str | None:
+    """The hash of the expert that rows start from; None where it isn't there."""
     with torch.device("meta"):
         expert = study.build_expert(model, study.recipe.data.num_classes)
-    files = [
-        peek_expert(expert, study.expert_file(model, k)) for k in range(study.recipe.experts.count)
-    ]
-    hashes = [state_hash(file.weights)[:HASH_DIGITS] for file in files if file is not None]
-    return hashes if len(hashes) == len(files) else None
+    file = peek_expert(expert, study.expert_file(model, k))
+    return None if file is None else state_hash(file.weights)[:HASH_DIGITS]
 
 
 def as_found(study: Study, task: Task, before: Outcome | None) -> Outcome:

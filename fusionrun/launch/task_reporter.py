@@ -98,7 +98,7 @@ class TaskReporter:
         else:
             path = layout.expert_csv(task.model, task.expert)
         try:
-            write_csv(path, *csv_table(task, history, self._study.recipe.experts.count))
+            write_csv(path, *csv_table(task, history))
         except OSError as error:
             if not self._csv_failed:
                 self.warn(f"{path}: {error.strerror or error}; the training goes on")
@@ -183,7 +183,7 @@ class TaskReporter:
 
 
 def csv_table(
-    task: Task, history: Sequence[EpochMetrics], num_experts: int
+    task: Task, history: Sequence[EpochMetrics]
 ) -> tuple[Sequence[str], list[dict[str, object]]]:
     """Columns of the task's CSV, and the cells of every epoch."""
     columns: Sequence[str] = EXPERT_COLUMNS
@@ -208,6 +208,7 @@ def csv_table(
             cells["best_val_accuracy"] = best
             cells["expert"] = task.expert if isinstance(task, ExpertTask) else None
         else:
+            num_experts = len(task.row.experts)
             columns = row_columns(num_experts)
             cells |= {
                 "experts_lr": rates.get("experts", 0.0),  # 0: frozen

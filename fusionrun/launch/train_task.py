@@ -8,7 +8,6 @@ from torch import nn
 from fusionrun.common.seeds import derive_seed
 from fusionrun.components.starting_experts import load_experts
 from fusionrun.components.store import (
-    ComponentInfo,
     save_component,
     save_model,
     save_single,
@@ -17,8 +16,8 @@ from fusionrun.components.store import (
 from fusionrun.evaluation.accuracies import accuracies_by_method
 from fusionrun.evaluation.predictions import head_logits
 from fusionrun.evaluation.statistics.metrics import accuracy
-from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
+from fusionrun.launch.component_info import component_info, expert_infos
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.trainers import expert_trainer, network_trainer, row_seed, row_trainer
 from fusionrun.study.context import RunContext
@@ -27,7 +26,6 @@ from fusionrun.study.tasks import ExpertTask, RowTask
 from fusionrun.tables.headline import AVERAGING
 from fusionrun.training.identity import HASH_DIGITS
 from fusionrun.training.inference import collect_logits
-from fusionrun.training.trainer import Trainer
 
 
 def train_expert(context: RunContext, task: ExpertTask, reporter: TaskReporter) -> None:
@@ -37,7 +35,7 @@ def train_expert(context: RunContext, task: ExpertTask, reporter: TaskReporter) 
     reporter.begin("saving")
     path = expert_file(context.study.checkpoint_dir, task.model, task.expert)
     settings = dict(trainer.checkpointing.identity.fields)
-    info = _component_info(context, task, trainer, expert=task.expert, settings=settings)
+    info = component_info(context, task, trainer, expert=task.expert, settings=settings)
     save_component(path, best.state, info)
     trainer.checkpointing.file.remove()
     reporter.message(f"saved {path} (weights {state_hash(best.state)[:HASH_DIGITS]})")
@@ -56,9 +54,9 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
         trainer = network_trainer(context, task, reporter, *images, row_seed(row))
     else:
         torch.manual_seed(derive_seed(row_seed(row), "weights"))
-        experts, sources = load_experts(context, row.model)
-        for source in sources:
-            reporter.message(f"starts from {source}")
+        experts, sources = load_experts(context, row.experts)
+        for (model, k), source in zip(row.experts, sources, strict=True):
+            reporter.message(f"{model} {k} starts from {source}")
         trainer = row_trainer(context, task, reporter, experts, sources)
         # read before training changes them: the alternative that costs no fusion training at all
         for expert, source in zip(experts, sources, strict=True):
@@ -76,6 +74,7 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
     weights = state_hash(best.state)
     manifest: dict[str, Any] = {
         "row": row.name,
+        "members": row.members.split(", ") if row.is_mixed else [],
         "variant": row.variant,
         "control": row.control,
         "seed": row.seed,
@@ -88,13 +87,14 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
         "notes": list(context.data.notes),
     }
     files = context.study.layout.row(row.model, row.variant)
-    info = _component_info(context, task, trainer, fusion=context.study.source(row.fusion))
+    info = component_info(context, task, trainer, fusion=context.study.source(row.fusion))
     validation: dict[str, Any] = {"fused": best.val_accuracy, "images": len(splits.fusion_val)}
     if isinstance(trainer.model, FusionModel):
         averaged = trainer.history[best.epoch - 1].val_averaged
         validation |= {"experts": after, "before_experts": before, AVERAGING: averaged}
         manifest |= {"experts_from": sources, "validation": validation, "test": results}
-        save_model(files, trainer.model, info, after, manifest)
+        of_experts = expert_infos(context.study, row, info, trainer.model, after)
+        save_model(files, trainer.model, info, of_experts, manifest)
     else:
         manifest |= {"validation": validation, "test": results}
         save_single(files, trainer.model, info, manifest)
@@ -115,34 +115,10 @@ def evaluate_row_once(
     answers = head_logits(context, model, loader)
     if row.is_single:
         return accuracies_by_method(answers, seed=row.seed)
-    untuned, _ = load_experts(context, row.model)
+    untuned, _ = load_experts(context, row.experts)
     before = []
     for expert in untuned:
         context.settle(expert)
         before.append(head_logits(context, expert, loader).logits)
     answers = answers._replace(before=torch.cat(before, dim=1))
     return accuracies_by_method(answers, val_accuracies, before_val_accuracies, seed=row.seed)
-
-
-def _component_info(
-    context: RunContext, task: ExpertTask | RowTask, trainer: Trainer, **more: Any
-) -> ComponentInfo:
-    """What the files of the trained components say of where they come from."""
-    model = trainer.model
-    expert = model.experts[0] if isinstance(model, FusionModel) else model
-    assert isinstance(expert, Expert)
-    return ComponentInfo(
-        component=task.kind,
-        model=context.study.source(task.model),
-        arguments=context.study.model_arguments(task.model),
-        num_classes=expert.num_classes,
-        feature_dim=expert.feature_dim,
-        num_experts=context.study.recipe.experts.count,
-        classes=list(context.data.classes),
-        mean=list(context.data.mean),
-        std=list(context.data.std),
-        image_size=context.data.train_images.shape[-1],
-        epoch=trainer.best.epoch,
-        val_accuracy=trainer.best.val_accuracy,
-        **more,
-    )

@@ -28,7 +28,8 @@ SAMPLE = 12  # training images that TensorBoard shows
 
 def row_seed(row: Row) -> int:
     """The same for a row and its controls: they draw the same, so they can be compared in pairs."""
-    return derive_seed(row.seed, row.model, row.fusion)
+    who = row.members if row.is_mixed else row.model  # not by its given name
+    return derive_seed(row.seed, who, row.fusion)
 
 
 def expert_trainer(context: RunContext, task: ExpertTask, reporter: TaskReporter) -> Trainer:
@@ -84,7 +85,7 @@ def row_trainer(
     """
     study, row, splits = context.study, task.row, context.splits
     defaults = study.fusion_defaults(row.fusion)
-    fusion = study.build_fusion(row.fusion, experts[0].feature_dim)
+    fusion = study.build_fusion(row.fusion, experts)
     classes, detached = len(context.data.classes), row.control == "detached"
     model = FusionModel(experts, fusion, classes, detached=detached)
     context.settle(model)
@@ -93,9 +94,15 @@ def row_trainer(
         frozen = list(experts)
         for expert in experts:
             expert.requires_grad_(False)
-    experts_lr, fusion_lr, head_lr = study.rates(row.fusion, model.global_head.in_features)
+    size = model.global_head.in_features
+    rates = experts_lr, fusion_lr, head_lr = study.rates(row.fusion, size)
+    reporter.message(
+        "learning rates of experts, fusion and global head for features of size "
+        f"{size}: {', '.join(f'{rate:g}' for rate in rates)}"
+    )
     groups = [
         Group.of("experts", model.experts, experts_lr, optim.warm_restarts, EXPERT_CLIP),
+        Group.of("adapters", [model.adapters], fusion_lr, optim.cosine_to_tenth, HEAD_CLIP),
         Group.of("fusion", [model.fusion], fusion_lr, optim.cosine_to_tenth, HEAD_CLIP),
         Group.of("global_head", [model.global_head], head_lr, optim.cosine_to_tenth, HEAD_CLIP),
     ]

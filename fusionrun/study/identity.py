@@ -32,13 +32,14 @@ def identity_of_task(
 ) -> Identity:
     """Of an expert's training or a row's; `evidence` is what is known of the names in EVIDENCE."""
     row = task.row if isinstance(task, RowTask) else None
-    used = (recipe.data.name, task.model, row.fusion if row else "")
+    models = row.architectures if row else (task.model,)
+    used = (recipe.data.name, *models, row.fusion if row else "")
     fields = {
         **flatten(recipe.data, "data"),
-        **identity_fields(recipe, task.model, alone=task.trains_alone, in_rows=row is not None),
+        **_of_models(recipe, models, alone=task.trains_alone, in_rows=row is not None),
         **{f"plugins.{n}": described(p) for n, p in recipe.plugins.items() if n in used},
         "experts.count": recipe.experts.count,
-        "model": task.model,
+        "model": row.members if row and row.is_mixed else task.model,  # not by its given name
     }
     if row is None or row.is_single:
         fields |= flatten(recipe.experts, "experts")
@@ -48,7 +49,7 @@ def identity_of_task(
         del fields["fusion.alpha"]  # the row has its own
         fields |= {"fusion": row.fusion, "control": row.control}
         fields |= {"seed": row.seed, "alpha": row.alpha}
-    return Identity({**_lasting(fields), **evidence}, _defaults(recipe, [task.model]), UNCOMPARED)
+    return Identity({**_lasting(fields), **evidence}, _defaults(recipe, models), UNCOMPARED)
 
 
 def identity_of_study(recipe: Recipe, models: Iterable[str]) -> Identity:
@@ -59,9 +60,17 @@ def identity_of_study(recipe: Recipe, models: Iterable[str]) -> Identity:
         **flatten(recipe.experts, "experts"),
         **flatten(recipe.fusion, "fusion"),
     }
-    for model in models:
-        fields |= identity_fields(recipe, model, alone=True, in_rows=True)
+    fields |= _of_models(recipe, models, alone=True, in_rows=True)
     return Identity(_lasting(fields), _defaults(recipe, models), UNCOMPARED)
+
+
+def _of_models(
+    recipe: Recipe, models: Iterable[str], *, alone: bool, in_rows: bool
+) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for model in models:
+        fields |= identity_fields(recipe, model, alone=alone, in_rows=in_rows)
+    return fields
 
 
 def _lasting(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,11 @@ class RowFiles:
         return self.directory / "fusion" / "fusion_module_best.pth"
 
     @property
+    def adapters(self) -> Path:
+        """Of features of different sizes to one; where they are of one, there is no such file."""
+        return self.directory / "fusion" / "adapters_best.pth"
+
+    @property
     def global_head(self) -> Path:
         return self.directory / "global" / "global_head_best.pth"
 

@@ -2,8 +2,9 @@
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,11 +44,11 @@ def plan_study(recipe: Recipe, name: str) -> Study:
     def row_cost(row: Row) -> float:
         if row.is_single:
             return (pool_share + fusion_share) * experts.epochs * work[row.model]
-        return fusion_share * experts.count * fusion.epochs * work[row.model]
+        each_image = sum(work[member.model] for member in row.experts)
+        return fusion_share * fusion.epochs * each_image
 
     tasks = make_tasks(
         rows,
-        num_experts=experts.count,
         expert_epochs=experts.epochs,
         fusion_epochs=fusion.epochs,
         expert_cost=lambda model: pool_share * own_share * experts.epochs * work[model],
@@ -75,11 +76,12 @@ def _check_names(recipe: Recipe, name: str) -> None:
 
     models, fusions, datasets = _known_names(recipe, name)
     for index, row in enumerate(recipe.rows):
-        check_model(f"rows.{index}.model", row.model)
+        for place, model in _each(f"rows.{index}.model", row.model):
+            check_model(place, model)
         check(f"rows.{index}.fusion", row.fusion, [*fusions, SINGLE])
     if recipe.grid is not None:
-        for index, model in enumerate(recipe.grid.models):
-            check_model(f"grid.models.{index}", model)
+        for place, model in _each("grid.models", recipe.grid.models):
+            check_model(place, model)
         for index, fusion in enumerate(recipe.grid.fusions):
             check(f"grid.fusions.{index}", fusion, fusions)
     for model, arguments in recipe.models.items():
@@ -121,7 +123,7 @@ def _work_per_image(recipe: Recipe, rows: tuple[Row, ...], name: str) -> dict[st
     """Multiply-accumulates per image of each architecture; builds everything once, weightless."""
     work: dict[str, float] = {}
     feature_dims: dict[str, int] = {}
-    for model in dict.fromkeys(row.model for row in rows):
+    for model in dict.fromkeys(model for row in rows for model in row.architectures):
         with torch.device("meta"), errors_at(f"{name}: models.{model}"):
             arguments = arguments_of(recipe, model)
             source = recipe.plugins.get(model, model)
@@ -132,15 +134,43 @@ def _work_per_image(recipe: Recipe, rows: tuple[Row, ...], name: str) -> dict[st
         expert.know(TrainedOn((), (0.0,) * 3, (1.0,) * 3, size))
         with errors_at(f"{name}: data.image_size: {model} can't take {size}x{size} images"):
             work[model] = multiply_accumulates(expert, size)
-    built: set[tuple[str, str]] = set()
+    _try_fusions(recipe, rows, feature_dims, name)
+    return work
+
+
+def _try_fusions(
+    recipe: Recipe, rows: tuple[Row, ...], feature_dims: Mapping[str, int], name: str
+) -> None:
+    """Build every fusion once, weightless, for as many features as its row's experts meet in."""
+    built: set[tuple[str, int, int]] = set()
     for row in rows:
         place = f"rows.{row.index}" if row.index < len(recipe.rows) else f"grid: {row.name}"
-        if not row.is_single and (row.model, row.fusion) not in built:
-            with torch.device("meta"), errors_at(f"{name}: {place}.fusion"):
-                source = recipe.plugins.get(row.fusion, row.fusion)
-                build_fusion(source, recipe.experts.count, feature_dims[row.model])
-            built.add((row.model, row.fusion))
-    return work
+        size = recipe.fusion.dim or max(feature_dims[model] for model in row.architectures)
+        if row.is_single or (row.fusion, len(row.experts), size) in built:
+            continue
+        source = recipe.plugins.get(row.fusion, row.fusion)
+        with torch.device("meta"), errors_at(f"{name}: {place}.fusion"):
+            try:
+                build_fusion(source, len(row.experts), size)
+            except ValueError as error:
+                larger = 1 << (size - 1).bit_length()
+                with contextlib.suppress(ValueError):  # where another size wouldn't help either
+                    build_fusion(source, len(row.experts), larger)
+                    raise RecipeError(
+                        f"{name}: {place}.fusion: {error}; with fusion.dim={larger} the experts' "
+                        f"features are adapted to that size"
+                    ) from None
+                raise
+        built.add((row.fusion, len(row.experts), size))
+
+
+def _each(place: str, names: str | Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """(its place in the recipe, name) of the names in lists of names."""
+    if isinstance(names, str):
+        yield place, names
+        return
+    for index, inner in enumerate(names):
+        yield from _each(f"{place}.{index}", inner)
 
 
 @contextlib.contextmanager

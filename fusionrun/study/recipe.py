@@ -4,7 +4,9 @@ A launch reads its recipe once (recipe_yaml.py); models, data and losses take pl
 """
 
 import dataclasses
+import hashlib
 import itertools
+import re
 import signal
 import string
 from collections.abc import Iterable, Iterator
@@ -16,6 +18,9 @@ from fusionrun.common.typed_fields import FieldError, require
 
 DATA = FilePath("data")
 SINGLE = "single"  # in place of a fusion type: one network on all that experts and fusion see
+
+# an architecture; or one for each of a row's experts, which may be written with their numbers
+Members = dict[str, int] | tuple[str, ...] | str
 
 
 class RecipeError(Exception):
@@ -34,35 +39,74 @@ def _require_not_negative(config: object, *names: str) -> None:
         require(value is None or value >= 0, name, value, "0 or more")
 
 
+def expanded(model: Members, name: str) -> tuple[str, ...] | str:
+    """`model` of the field `name` as an architecture, or as one for each expert of a mixed row."""
+    if isinstance(model, str):
+        return model
+    if isinstance(model, dict):
+        for each, count in model.items():
+            require(0 < count < 1000, f"{name}.{each}", count, "1 or more experts of it")
+        model = tuple(each for each, count in model.items() for _ in range(count))
+    needed = "two or more different architectures; a row of one is written model: resnet"
+    require(len(set(model)) > 1, name, list(model), needed)
+    return model
+
+
 @dataclass(frozen=True)
 class RowConfig:
     """One row of the assignment table."""
 
-    model: str  # densenet, resnet, improved_wide_resnet, resnext
+    # densenet, resnet, improved_wide_resnet, resnext; a list for different experts in one row:
+    # [densenet, resnet] has expert 0 of the one and 1 of the other; {resnet: 2, densenet: 2}
+    model: Members
     fusion: str  # multiplicative, multiplicativeAddition, TransformerBase, ..., or single
     seed: int | None = None  # of the fusion training; null: the recipe's seed
     alpha: float | None = None  # null: fusion.alpha
     # frozen: the experts stay as they are; detached: they learn without gradients of the fusion
     control: Literal["frozen", "detached"] | None = None
+    name: str | None = None  # different experts are called mixed-<name>; null: by a hash of them
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", expanded(self.model, "model"))
         _require_not_negative(self, "seed", "alpha")
+        if self.name is not None:
+            require(
+                self.is_mixed, "name", self.name, "null: a row of one architecture has its name"
+            )
+            fits = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", self.name) is not None
+            require(fits, "name", self.name, "letters, digits, _, - and ., at most 64")
         if self.fusion == SINGLE:
+            one = f"one architecture: {SINGLE} is one network on all the images"
+            require(not self.is_mixed, "model", list(self.model), one)
             for name in ("alpha", "control"):
                 value = getattr(self, name)
                 require(value is None, name, value, f"null: {SINGLE} has no experts")
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether its experts are of different architectures."""
+        return not isinstance(self.model, str)
+
+    @property
+    def label(self) -> str:
+        """In paths, tables and logs: the architecture, or mixed-<name, else a hash of them>."""
+        if isinstance(self.model, str):
+            return self.model
+        return f"mixed-{self.name or hashlib.sha256(','.join(self.model).encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
 class GridConfig:
     """Rows as a product: every model with every fusion, seed and alpha."""
 
-    models: tuple[str, ...]  # as a row's model
+    models: tuple[Members, ...]  # as a row's model
     fusions: tuple[str, ...]  # as a row's fusion
     seeds: tuple[int, ...] = ()  # none: the recipe's seed
     alphas: tuple[float, ...] = ()  # none: fusion.alpha
 
     def __post_init__(self) -> None:
+        models = (expanded(model, f"models.{i}") for i, model in enumerate(self.models))
+        object.__setattr__(self, "models", tuple(models))
         for name in ("models", "fusions", "seeds", "alphas"):
             values = getattr(self, name)
             for index, value in enumerate(values):
@@ -175,6 +219,9 @@ class FusionConfig:
     # auto: all, halved whenever memory runs out. Batch statistics are the micro-batch's own
     micro_batch: Literal["auto"] | int | None = None
     alpha: float = 1.0  # weight of the sum of the experts' own losses
+    # feature size that a row's experts meet in, by linear adapters where theirs is another; null:
+    # the largest of theirs
+    dim: int | None = None
     experts_lr: float | None = None  # null: adapted to fusion type and feature size
     fusion_lr: float | None = None  # null: likewise
     global_head_lr: float | None = None  # null: as fusion_lr
@@ -185,7 +232,7 @@ class FusionConfig:
     label_smoothing: float | None = None  # null: by fusion type (0.05, 0.08 or 0.1)
 
     def __post_init__(self) -> None:
-        _require_positive(self, "epochs", "experts_lr", "fusion_lr", "global_head_lr")
+        _require_positive(self, "epochs", "dim", "experts_lr", "fusion_lr", "global_head_lr")
         micro = self.micro_batch
         require(
             not isinstance(micro, int) or micro >= 2,
@@ -297,10 +344,29 @@ class Recipe:
             if first != index:
                 problem = f"is the same experiment as rows.{first}; give it another seed or alpha"
                 raise FieldError(f"rows.{index}", problem)
+        self._check_members()
         for row in self.all_rows():
-            found = f"alpha 0 in the detached {row.model}/{row.fusion}"
+            found = f"alpha 0 in the detached {row.label}/{row.fusion}"
             needed = row.control != "detached" or self._alpha(row) > 0
             require(needed, "controls", found, "more: nothing else would train its experts")
+
+    def _check_members(self) -> None:
+        """Mixed rows have no more experts than were trained, and one name for the same ones."""
+        names: dict[object, tuple[str, RowConfig]] = {}
+        for index, row in enumerate(self._rows_without_controls()):
+            if not row.is_mixed:
+                continue
+            place = f"rows.{index}" if index < len(self.rows) else "grid"
+            field = f"{place}.model" if index < len(self.rows) else "grid.models"
+            found, most = f"{len(row.model)} experts", self.experts.count
+            needed = f"at most experts.count ({most}), the last of them expert {most - 1}"
+            require(len(row.model) <= most, field, found, needed)
+            first, other = names.setdefault(row.label, (place, row))
+            needed = f"another than that of {first}, whose experts are others"
+            require(other.model == row.model, f"{place}.name", row.name, needed)
+            first, other = names.setdefault(row.model, (place, row))
+            needed = f"{other.name or 'null'} as in {first}, whose experts are the same"
+            require(other.name == row.name, f"{place}.name", row.name, needed)
 
     def all_rows(self) -> tuple[RowConfig, ...]:
         """The rows that are listed, those that the grid adds, then the controls of all these."""
@@ -313,7 +379,8 @@ class Recipe:
     def _control_rows(self, rows: Iterable[RowConfig]) -> Iterator[RowConfig]:
         for row, control in itertools.product(rows, self.controls):
             if control == "single":
-                yield RowConfig(row.model, SINGLE, row.seed)
+                if not row.is_mixed:  # no one network stands beside different ones
+                    yield RowConfig(row.model, SINGLE, row.seed)
             elif row.fusion != SINGLE and row.control is None:
                 yield dataclasses.replace(row, control=control)
 

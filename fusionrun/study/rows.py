@@ -2,9 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fusionrun.study.paths import label_of
 from fusionrun.study.recipe import SINGLE, Recipe, RowConfig
+
+
+class Member(NamedTuple):
+    """One of a row's experts: the `k`-th that was trained of the architecture `model`."""
+
+    model: str
+    k: int
 
 
 @dataclass(frozen=True)
@@ -12,12 +20,13 @@ class Row:
     """One (model, fusion, seed, alpha, control) of the assignment table."""
 
     index: int
-    model: str
+    model: str  # the architecture; mixed-... where its experts are of different ones
     fusion: str  # or SINGLE: one network on everything that experts and fusion see
     seed: int
     alpha: float
     variant: str  # the method, with -seed<n> or -alpha<x> where they depart from the recipe's
     control: str | None = None  # frozen, detached
+    experts: tuple[Member, ...] = ()  # in the fusion's order; none of a single network
 
     @property
     def name(self) -> str:
@@ -28,6 +37,21 @@ class Row:
         return self.fusion == SINGLE
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether its experts are of different architectures."""
+        return len(self.architectures) > 1
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Each once: those of its experts, or the single network's."""
+        return tuple(dict.fromkeys(member.model for member in self.experts)) or (self.model,)
+
+    @property
+    def members(self) -> str:
+        """Its experts in words: densenet 0, resnet 1."""
+        return ", ".join(f"{model} {k}" for model, k in self.experts)
+
+    @property
     def method(self) -> str:
         """The fusion type, with its control."""
         return f"{self.fusion}-{self.control}" if self.control else self.fusion
@@ -35,11 +59,21 @@ class Row:
 
 def rows_of(recipe: Recipe) -> tuple[Row, ...]:
     """All rows of a recipe, in order."""
-    return make_rows(recipe.all_rows(), seed=recipe.seed, alpha=recipe.fusion.alpha)
+    return make_rows(
+        recipe.all_rows(),
+        seed=recipe.seed,
+        alpha=recipe.fusion.alpha,
+        num_experts=recipe.experts.count,
+    )
 
 
-def make_rows(entries: Sequence[RowConfig], *, seed: int, alpha: float) -> tuple[Row, ...]:
-    """Rows with the recipe's `seed` and `alpha` where they have none of their own."""
+def make_rows(
+    entries: Sequence[RowConfig], *, seed: int, alpha: float, num_experts: int
+) -> tuple[Row, ...]:
+    """Rows with the recipe's `seed` and `alpha` where they have none of their own.
+
+    A mixed one has at position i expert i of its architecture: together they saw all the data.
+    """
     rows = []
     for index, entry in enumerate(entries):
         variant = f"{entry.fusion}-{entry.control}" if entry.control else entry.fusion
@@ -50,6 +84,8 @@ def make_rows(entries: Sequence[RowConfig], *, seed: int, alpha: float) -> tuple
             variant += f"-alpha{entry.alpha!r}".removesuffix(".0")
         own_seed = seed if entry.seed is None else entry.seed
         own_alpha = alpha if entry.alpha is None else entry.alpha
-        names = entry.model, entry.fusion
-        rows.append(Row(index, *names, own_seed, own_alpha, variant, entry.control))
+        models = (entry.model,) * num_experts if isinstance(entry.model, str) else entry.model
+        experts = () if entry.fusion == SINGLE else tuple(map(Member, models, range(len(models))))
+        names = entry.label, entry.fusion
+        rows.append(Row(index, *names, own_seed, own_alpha, variant, entry.control, experts))
     return tuple(rows)

@@ -31,7 +31,7 @@ def join_stored(recipe: Recipe, layout: Layout, *, in_use: bool = False) -> Reci
     stored, _ = load_stored(layout.output_dir)
     if not in_use and not has_results(stored, layout):
         return recipe
-    models = {row.model for row in stored.all_rows()} & {row.model for row in recipe.all_rows()}
+    models = _architectures(stored) & _architectures(recipe)
     try:
         identity_of_study(recipe, models).require_same(
             f"{layout.recipe} (the study in this folder)", identity_of_study(stored, models).fields
@@ -39,6 +39,10 @@ def join_stored(recipe: Recipe, layout: Layout, *, in_use: bool = False) -> Reci
     except IdentityError as error:
         raise RecipeError(str(error)) from None
     return _joined(stored, recipe)
+
+
+def _architectures(recipe: Recipe) -> set[str]:
+    return {model for row in rows_of(recipe) for model in row.architectures}
 
 
 def has_results(recipe: Recipe, layout: Layout) -> bool:

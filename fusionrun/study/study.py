@@ -113,8 +113,10 @@ class Study:
         expert.freeze(self.model_settings(model).frozen_stages)
         return expert
 
-    def build_fusion(self, fusion: str, feature_dim: int) -> FusionModule:
-        return build_fusion(self.source(fusion), self.recipe.experts.count, feature_dim)
+    def build_fusion(self, fusion: str, experts: Sequence[Expert]) -> FusionModule:
+        """One for `experts`, of the feature size that they meet in."""
+        size = self.recipe.fusion.dim or max(expert.feature_dim for expert in experts)
+        return build_fusion(self.source(fusion), len(experts), size)
 
     def expert_defaults(self, model: str) -> ExpertDefaults:
         """Settings of the experts' training: the recipe's, else the architecture's."""

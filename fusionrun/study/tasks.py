@@ -61,23 +61,22 @@ Task = ExpertTask | RowTask
 def make_tasks(
     rows: Sequence[Row],
     *,
-    num_experts: int,
     expert_epochs: int,
     fusion_epochs: int,
     expert_cost: Callable[[str], float],
     row_cost: Callable[[Row], float],
 ) -> tuple[Task, ...]:
     """A task for each of `rows`, the i-th being rank i's own, then one for each expert."""
-    models = dict.fromkeys(row.model for row in rows if not row.is_single)
-    experts = [
-        ExpertTask(len(rows) + index, model, k, expert_cost(model), expert_epochs)
-        for index, (model, k) in enumerate((m, k) for m in models for k in range(num_experts))
-    ]
+    members = dict.fromkeys(member for row in rows for member in row.experts)
+    experts = {
+        member: ExpertTask(index, *member, expert_cost(member.model), expert_epochs)
+        for index, member in enumerate(members, start=len(rows))
+    }
     tasks = []
     for index, row in enumerate(rows):
         if row.is_single:
             tasks.append(RowTask(index, row, row_cost(row), expert_epochs))
         else:
-            needs = tuple(task.name for task in experts if task.model == row.model)
+            needs = tuple(experts[member].name for member in row.experts)
             tasks.append(RowTask(index, row, row_cost(row), fusion_epochs, needs))
-    return (*tasks, *experts)
+    return (*tasks, *experts.values())

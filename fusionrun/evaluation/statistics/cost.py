@@ -42,12 +42,12 @@ def measure_cost(context: RunContext, row: Row, model: FusionModel) -> Cost:
         resident = torch.cuda.memory_allocated(context.device) - own  # the data set
     batch = statistics.median(_seconds(context, model, images))
     peak = torch.cuda.max_memory_allocated(context.device) - resident if on_gpu else None
-    layout, experts = context.study.layout, range(len(model.experts))
+    layout = context.study.layout
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=fused_macs(context, row),
         train_seconds=logged_seconds(layout.row(row.model, row.variant).csv),
-        expert_seconds=tuple(logged_seconds(layout.expert_csv(row.model, k)) for k in experts),
+        expert_seconds=tuple(logged_seconds(layout.expert_csv(*each)) for each in row.experts),
         latency_ms=statistics.median(one),
         latency_low=float(low),
         latency_high=float(high),
@@ -87,8 +87,8 @@ def fused_macs(context: RunContext, row: Row) -> int:
     """Of convolutions, linear layers and attention's products, for one image."""
     study = context.study
     with torch.device("meta"):
-        experts = [context.build_expert(row.model) for _ in range(study.recipe.experts.count)]
-        fusion = study.build_fusion(row.fusion, experts[0].feature_dim)
+        experts = [context.build_expert(member.model) for member in row.experts]
+        fusion = study.build_fusion(row.fusion, experts)
         model = FusionModel(experts, fusion, len(context.data.classes))
     return multiply_accumulates(model, context.data.test_images.shape[-1])
 
@@ -104,9 +104,8 @@ def logged_seconds(path: Path) -> float | None:
 
 def logged_training(study: Study) -> TrainingTime | None:
     """What the training of every expert and every row took, by its table of epochs."""
-    models = dict.fromkeys(row.model for row in study.rows if not row.is_single)
-    experts = range(study.recipe.experts.count)
-    logs = [study.layout.expert_csv(model, k) for model in models for k in experts]
+    members = dict.fromkeys(member for row in study.rows for member in row.experts)
+    logs = [study.layout.expert_csv(*member) for member in members]
     logs += [study.layout.row(row.model, row.variant).csv for row in study.rows]
     try:
         return training_time(logs)

@@ -18,6 +18,7 @@ from fusionrun.launch.checks.finding import Finding
 from fusionrun.launch.resume import is_reusable
 from fusionrun.study.paths import EXPERT_NAMES
 from fusionrun.study.study import Study
+from fusionrun.study.tasks import ExpertTask
 from fusionrun.training.checkpoint import CheckpointError, load, peek
 
 REPLACE_EXPERT = "put the right file there, or move it away to have that expert trained"
@@ -36,7 +37,7 @@ def check_expert_files(study: Study, survey: Survey) -> Iterator[Finding]:
         loaded: dict[Path, Mapping[str, Tensor]] = {}
         if model in open_models:
             yield from _doubtful_names(study, model, paths)
-        for path in paths if model in open_models else []:
+        for path in paths.values() if model in open_models else ():
             if not path.exists():
                 continue
             try:
@@ -70,21 +71,22 @@ def _unknown_holdout(study: Study, strangers: Sequence[Path]) -> Iterator[Findin
 
 
 def _open_models(study: Study) -> set[str]:
-    return {task.model for task in study.row_tasks if not is_reusable(study, task)}
+    rows = [task.row for task in study.row_tasks if not is_reusable(study, task)]
+    return {model for row in rows for model in row.architectures}
 
 
-def _doubtful_names(study: Study, model: str, paths: Sequence[Path]) -> Iterator[Finding]:
+def _doubtful_names(study: Study, model: str, paths: Mapping[int, Path]) -> Iterator[Finding]:
     """Where other files may be meant than those that are taken, or others' numbers are."""
     sets = list(study.expert_sets(model))
     for files in sets:
-        if not files.is_certain and not all(path.exists() for path in paths):
+        if not files.is_certain and not all(path.exists() for path in paths.values()):
             first, *more = files.paths.values()
             there, count = [str(first), *(path.name for path in more)], study.recipe.experts.count
             found = f"of {count} only {', '.join(there)}: is the first one number 0 or 1?"
             name = EXPERT_NAMES[0].format(model=model, k="<k>")
             advice = f"add the others, or name them {name}.pth with k from 0 to {count - 1}"
             yield Finding("experts", "fail", found, advice)
-    for k, path in enumerate(paths):
+    for k, path in paths.items():
         others = {files.expert(k) for files in sets} - {path, None}
         same_split = [other for other in others if other and _split_of(other) == _split_of(path)]
         if same_split:
@@ -143,7 +145,9 @@ def _shortened(names: Sequence[str]) -> str:
 def missing_experts(study: Study) -> Iterator[Finding]:
     """What will be trained; a warning where the recipe says that experts are somewhere."""
     paths, recipe = expert_paths(study), study.recipe.experts
-    missing = {model: sum(not path.exists() for path in paths[model]) for model in paths}
+    missing = {
+        model: sum(not path.exists() for path in each.values()) for model, each in paths.items()
+    }
     if not any(missing.values()):
         return
     epochs = plural(recipe.epochs, "epoch")
@@ -170,10 +174,11 @@ def missing_experts(study: Study) -> Iterator[Finding]:
         yield Finding("experts", "fail", found, "correct it, or leave it out to have them trained")
 
 
-def expert_paths(study: Study) -> dict[str, list[Path]]:
-    """{architecture: its experts' files}."""
-    count = study.recipe.experts.count
-    return {
-        model: [study.expert_file(model, k) for k in range(count)]
-        for model in dict.fromkeys(task.model for task in study.tasks)
-    }
+def expert_paths(study: Study) -> dict[str, dict[int, Path]]:
+    """{architecture: {number: file} of its experts that the launch's rows need}."""
+    found: dict[str, dict[int, Path]] = {}
+    for task in study.tasks:
+        if isinstance(task, ExpertTask):
+            path = study.expert_file(task.model, task.expert)
+            found.setdefault(task.model, {})[task.expert] = path
+    return found

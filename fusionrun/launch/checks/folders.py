@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from fusionrun.common.locks import lock_problem
 from fusionrun.common.text import size
 from fusionrun.data.split_files import META_FILE
+from fusionrun.fusions import FusionModel
 from fusionrun.launch.checks.finding import Finding
 from fusionrun.launch.resume import is_done, is_reusable, resume_path
 from fusionrun.study.study import Study
@@ -139,20 +141,17 @@ def expected_bytes(study: Study, ranks: int) -> dict[Path, int]:
 
 def weight_bytes(study: Study) -> dict[str, tuple[int, int]]:
     """{task: bytes of (all the weights that it trains or holds, those that learn)}."""
-    models = {}
-    count = study.recipe.experts.count
-    sizes = {}
+    sizes, classes = {}, study.recipe.data.num_classes
     with torch.device("meta"):
-        for model in dict.fromkeys(task.model for task in study.tasks):
-            models[model] = study.build_expert(model, study.recipe.data.num_classes)
+        build = cache(lambda model: study.build_expert(model, classes))
         for task in study.tasks:
-            expert = models[task.model]
             if isinstance(task, ExpertTask) or task.row.is_single:
-                sizes[task.name] = (_bytes(expert), _bytes(expert))
+                sizes[task.name] = (_bytes(build(task.model)), _bytes(build(task.model)))
                 continue
-            heads = _bytes(study.build_fusion(task.row.fusion, expert.feature_dim))
-            heads += _bytes(nn.Linear(expert.feature_dim, expert.num_classes))
-            everything = count * _bytes(expert) + heads
+            experts = [build(member.model) for member in task.row.experts]
+            fusion = study.build_fusion(task.row.fusion, experts)
+            everything = _bytes(FusionModel(experts, fusion, classes))
+            heads = everything - sum(map(_bytes, experts))
             sizes[task.name] = (everything, heads if task.row.control == "frozen" else everything)
     return sizes
 

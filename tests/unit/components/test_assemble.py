@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,8 @@ def make_row(directory: Path, seed: int, about: ComponentInfo = ABOUT) -> Saved:
     files = RowFiles(directory, csv=Path())
     numbers = {"validation": {"fused": 61.5}, "test": {"fused": 60.0}}
     manifest = {"row": f"task-{seed}", "settings": {"data.seed": 1}, **numbers}
-    save_model(files, model.eval(), about, [50.0 + k for k in range(len(experts))], manifest)
+    each = [replace(about, val_accuracy=50.0 + k) for k in range(len(experts))]
+    save_model(files, model.eval(), about, each, manifest)
     return Saved(files, model)
 
 

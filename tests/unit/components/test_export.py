@@ -70,7 +70,7 @@ def make_row(directory: Path, fusion: str, name: str = "resnet") -> RowFiles:
     )
     files = RowFiles(directory, csv=Path())
     nothing: dict[str, Any] = {"settings": {}, "validation": {}, "test": {}}
-    save_model(files, model.eval(), about, [50.0, 55.0], nothing)
+    save_model(files, model.eval(), about, [about, about], nothing)
     return files
 
 

@@ -10,6 +10,7 @@ from fusionrun.components.store import state_hash
 from fusionrun.launch.resume import expert_weights, require_own
 from fusionrun.study.context import open_context
 from fusionrun.study.paths import expert_file
+from fusionrun.study.rows import Member
 from fusionrun.study.stored import stored_study
 from fusionrun.training.checkpoint import load
 from fusionrun.training.identity import HASH_DIGITS, weights_in
@@ -21,17 +22,19 @@ def test_other_peoples_experts_are_the_same_experts(trained_study: Path, tmp_pat
     study = stored_study(copy_study(trained_study, tmp_path / "out"))
     context = open_context(study, torch.device("cpu"), 1, progress=lambda text: None)
     assert with_origin_notes(context).data.notes == context.data.notes
-    experts, before = load_experts(context, "resnet")
+    members = [Member("resnet", k) for k in range(2)]
+    experts, before = load_experts(context, members)
     for k in range(2):
         path = expert_file(study.checkpoint_dir, "resnet", k)
         state = {f"module.{name}": value for name, value in load(path)["state_dict"].items()}
         torch.save({"model": state, "settings": {"lr": 0.1}, "classes": 4}, path)
     require_own(study)
-    again, sources = load_experts(context, "resnet")
+    again, sources = load_experts(context, members)
     assert [state_hash(a.state_dict()) for a in again] == [
         state_hash(e.state_dict()) for e in experts
     ]
-    assert weights_in(sources) == weights_in(before) == expert_weights(study, "resnet")
+    found = [expert_weights(study, *member) for member in members]
+    assert weights_in(sources) == weights_in(before) == found
     assert all(len(each) == HASH_DIGITS for each in weights_in(sources))
     (note,) = with_origin_notes(context).data.notes
     assert note == (

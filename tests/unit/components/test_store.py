@@ -76,7 +76,8 @@ def make_images() -> Tensor:
 
 def write(files: RowFiles, model: FusionModel, about: ComponentInfo) -> None:
     manifest = {"settings": {"seed": 1}, "row": "a row", "validation": {}, "test": {}}
-    save_model(files, model, about, [50.0, 55.0], manifest)
+    experts = [dataclasses.replace(about, val_accuracy=accuracy) for accuracy in (50.0, 55.0)]
+    save_model(files, model, about, experts, manifest)
 
 
 @pytest.fixture

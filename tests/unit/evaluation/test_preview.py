@@ -49,7 +49,7 @@ def context_at(out: Path) -> RunContext:
 @pytest.fixture(scope="module")
 def given(trained_study: Path) -> Given:
     context = context_at(trained_study)
-    experts, _ = load_experts(context, "resnet")
+    experts, _ = load_experts(context, context.study.rows[0].experts)
     parts = (context.splits.fusion_train, context.splits.fusion_val)
     return Given(context, "resnet", experts, *(extract(context, experts, part) for part in parts))
 

@@ -321,6 +321,44 @@ def test_experts_of_different_architectures_mix_when_sizes_agree() -> None:
     assert model(torch.randn(2, 3, 16, 16)).features.shape == (2, 2, 64)
 
 
+def test_features_of_different_sizes_meet_in_linear_adapters() -> None:
+    torch.manual_seed(0)
+    experts = [*resnets(1), *resnets(1, width=16)]
+    model = FusionModel(experts, build_fusion("concatenation", 2, 32), 5).eval()
+    images = torch.randn(2, 3, 16, 16)
+    output = model(images)
+    (narrow, logits), (wide, _) = (expert(images) for expert in experts)
+    adapter = model.adapters[0]
+    assert isinstance(adapter, nn.Linear)
+    assert isinstance(model.adapters[1], nn.Identity) and model.is_adapted
+    bound = math.sqrt(6 / (16 + 32))
+    assert 0.9 * bound < adapter.weight.abs().max() <= bound and (adapter.bias == 0).all()
+    assert torch.equal(output.features[:, 1], wide)
+    torch.testing.assert_close(output.features[:, 0], narrow @ adapter.weight.T)
+    assert torch.equal(output.expert_logits[:, 0], logits)  # which don't pass the adapter
+    names = {key for key in model.state_dict() if key.startswith("adapters")}
+    assert names == {"adapters.0.weight", "adapters.0.bias"}
+
+
+def test_detached_experts_get_no_gradient_through_their_adapters() -> None:
+    experts = [*resnets(1), *resnets(1, width=16)]
+    model = FusionModel(experts, build_fusion("concatenation", 2, 32), 5, detached=True)
+    model(torch.randn(2, 3, 16, 16)).logits.sum().backward()
+    assert model.adapters[0].weight.grad is not None
+    assert all(parameter.grad is None for parameter in model.experts.parameters())
+
+
+def test_adapters_leave_models_without_any_as_they_were() -> None:
+    torch.manual_seed(0)
+    model = FusionModel(resnets(2), build_fusion("concatenation", 2, 16), 5)
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    again = [*resnets(2), build_fusion("concatenation", 2, 16)], nn.Linear(16, 5)
+    nn.init.xavier_uniform_(again[1].weight)
+    assert torch.equal(model.global_head.weight, again[1].weight)
+    assert torch.equal(after, torch.rand(1)) and not model.is_adapted
+
+
 # --- wrong arguments ---------------------------------------------------------------------------
 
 
@@ -364,11 +402,7 @@ def test_a_model_whose_parts_do_not_fit_is_refused() -> None:
     fusion = build_fusion("multiplicative", 2, 16)
     with pytest.raises(ValueError, match="built for 2 experts, found 3"):
         FusionModel(resnets(3), fusion, 5)
-    with pytest.raises(ValueError, match=r"feature size 16, found \[16, 32\]"):
-        FusionModel([*resnets(1), *resnets(1, width=16)], fusion, 5)
-    with pytest.raises(ValueError, match=r"feature size 16, found \[32, 32\]"):
-        FusionModel(resnets(2, width=16), fusion, 5)
-    with pytest.raises(ValueError, match=r"feature size 16, found \[16, None\]"):
+    with pytest.raises(ValueError, match=r"say their feature_dim, found \[16, None\]"):
         FusionModel([*resnets(1), nn.Identity()], fusion, 5)
     with pytest.raises(ValueError, match=r"must have 6 classes, found \[5, 5\]"):
         FusionModel(resnets(2), fusion, 6)

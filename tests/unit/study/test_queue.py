@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import pytest
@@ -15,7 +16,7 @@ from torch.distributed import HashStore, Store
 from fusionrun.study import queue as assignment
 from fusionrun.study.queue import Queue
 from fusionrun.study.recipe import RowConfig
-from fusionrun.study.rows import Row, make_rows
+from fusionrun.study.rows import Member, Row, make_rows
 from fusionrun.study.schedule import lower_bound, simulate
 from fusionrun.study.tasks import ExpertTask, RowTask, Task, make_tasks
 
@@ -27,14 +28,13 @@ def rows_of(*models: str) -> tuple[Row, ...]:
     """A row per model; rows of the same model differ in their seed."""
     entries = [(model, "concatenation", 42 + models[:i].count(model), None)
                for i, model in enumerate(models)]  # fmt: skip
-    return make_rows([RowConfig(*entry) for entry in entries], seed=42, alpha=1.0)
+    return make_rows([RowConfig(*entry) for entry in entries], seed=42, alpha=1.0, num_experts=2)
 
 
 def tasks_of(rows: Sequence[Row], experts: int = 2, **costs: float) -> tuple[Task, ...]:
     """Costs by model: of one expert's training; a row costs ten times that."""
     return make_tasks(
-        rows,
-        num_experts=experts,
+        [replace(row, experts=tuple(Member(row.model, k) for k in range(experts))) for row in rows],
         expert_epochs=7,
         fusion_epochs=5,
         expert_cost=lambda model: costs.get(model, 1.0),
@@ -78,9 +78,11 @@ def test_rows_take_what_they_leave_open_from_the_recipe() -> None:
         [RowConfig("resnet", "concatenation"), RowConfig("densenet", "multiplicative", 42, 1.0)],
         seed=42,
         alpha=1.0,
+        num_experts=2,
     )
-    assert first == Row(0, "resnet", "concatenation", 42, 1.0, "concatenation")
-    assert second == Row(1, "densenet", "multiplicative", 42, 1.0, "multiplicative")
+    ours = [tuple(Member(model, k) for k in range(2)) for model in ("resnet", "densenet")]
+    assert first == Row(0, "resnet", "concatenation", 42, 1.0, "concatenation", None, ours[0])
+    assert second == Row(1, "densenet", "multiplicative", 42, 1.0, "multiplicative", None, ours[1])
     assert [first.name, second.name] == [
         "task-0-resnet-concatenation",
         "task-1-densenet-multiplicative",
@@ -103,7 +105,9 @@ def test_rows_take_what_they_leave_open_from_the_recipe() -> None:
 def test_a_variant_names_what_departs_from_the_recipe(
     seed: int | None, alpha: float | None, variant: str
 ) -> None:
-    (row,) = make_rows([RowConfig("resnet", "concatenation", seed, alpha)], seed=42, alpha=1.0)
+    (row,) = make_rows(
+        [RowConfig("resnet", "concatenation", seed, alpha)], seed=42, alpha=1.0, num_experts=2
+    )
     assert row.variant == variant
     assert row.name == f"task-0-resnet-{variant}"
     assert (row.seed, row.alpha) == (
@@ -130,7 +134,7 @@ ENTRIES = st.lists(
 def test_different_experiments_have_different_names_and_folders(
     entries: list[tuple[str, str, int | None, float | None, Literal["frozen", "detached"] | None]],
 ) -> None:
-    rows = make_rows([RowConfig(*entry) for entry in entries], seed=42, alpha=1.0)
+    rows = make_rows([RowConfig(*entry) for entry in entries], seed=42, alpha=1.0, num_experts=2)
     experiments = {(row.model, row.fusion, row.seed, row.alpha, row.control) for row in rows}
     assert len({(row.model, row.variant) for row in rows}) == len(experiments)
     assert len({row.name for row in rows}) == len(rows)
@@ -414,8 +418,7 @@ def sixteen(*, noise: float, seed: int, **paces: float) -> tuple[Sequence[Task],
     work = {"densenet": 1.78, "resnet": 1.11, "improved_wide_resnet": 10.5, "resnext": 10.8}
     entries = [RowConfig(model, fusion) for fusion in FUSIONS for model in MODELS]
     tasks = make_tasks(
-        make_rows(entries, seed=42, alpha=1.0),
-        num_experts=4,
+        make_rows(entries, seed=42, alpha=1.0, num_experts=4),
         expert_epochs=250,
         fusion_epochs=100,
         expert_cost=lambda model: 90 * work[model],
@@ -534,7 +537,7 @@ def run_threads(queues: Sequence[Queue]) -> list[tuple[int, str]]:
 def test_sixteen_rows_and_their_experts_on_four_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assignment, "OWNER_SECONDS", 0.05)
     entries = [RowConfig(model, fusion) for fusion in FUSIONS for model in MODELS]
-    tasks = tasks_of(make_rows(entries, seed=42, alpha=1.0), experts=4)
+    tasks = tasks_of(make_rows(entries, seed=42, alpha=1.0, num_experts=2), experts=4)
     assert len(tasks) == 16 + 16
     claims = run_threads(queues_of(tasks, 4))
     assert Counter(name for _, name in claims) == Counter(task.name for task in tasks)

@@ -93,7 +93,7 @@ def other_value(path: str, hint: Any, value: Any) -> Any:
     if hint is bool:
         return not value
     if hint is int:
-        return (value or 2) + 1
+        return (value or 7) + 1
     if hint is float:
         return 0.9 * value if value else 0.05
     return NAMES.get(path, "elsewhere")

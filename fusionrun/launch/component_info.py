@@ -1,0 +1,54 @@
+"""What the files of trained components say of what they are, beside their weights."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from fusionrun.components.store import ComponentInfo
+from fusionrun.experts import Expert
+from fusionrun.fusions import FusionModel, FusionModule
+from fusionrun.study.context import RunContext
+from fusionrun.study.rows import Row
+from fusionrun.study.study import Study
+from fusionrun.study.tasks import ExpertTask, RowTask
+from fusionrun.training.trainer import Trainer
+
+
+def component_info(
+    context: RunContext, task: ExpertTask | RowTask, trainer: Trainer, **more: Any
+) -> ComponentInfo:
+    """Of all that the task trained; a mixed row is of no one architecture."""
+    model, study = trainer.model, context.study
+    part = model.fusion if isinstance(model, FusionModel) else model
+    assert isinstance(part, FusionModule | Expert)
+    return ComponentInfo(
+        component=task.kind,
+        model=study.source(task.model),
+        arguments=study.model_arguments(task.model),
+        num_classes=len(context.data.classes),
+        feature_dim=part.feature_dim,
+        num_experts=study.recipe.experts.count if isinstance(part, Expert) else part.num_experts,
+        classes=list(context.data.classes),
+        mean=list(context.data.mean),
+        std=list(context.data.std),
+        image_size=context.data.train_images.shape[-1],
+        epoch=trainer.best.epoch,
+        val_accuracy=trainer.best.val_accuracy,
+        **more,
+    )
+
+
+def expert_infos(
+    study: Study, row: Row, info: ComponentInfo, model: FusionModel, accuracies: Sequence[float]
+) -> list[ComponentInfo]:
+    """Of each of a row's experts, where `info` is of all of it."""
+    return [
+        replace(
+            info,
+            model=study.source(member.model),
+            arguments=study.model_arguments(member.model),
+            feature_dim=cast(Expert, expert).feature_dim,
+            val_accuracy=accuracy,
+        )
+        for member, expert, accuracy in zip(row.experts, model.experts, accuracies, strict=True)
+    ]
