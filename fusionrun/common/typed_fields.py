@@ -143,6 +143,8 @@ def _convert(hint: Any, value: Any, path: str, strict: bool) -> object:
         parts = [part for part in typing.get_args(hint) if part is not type(None)]
         if value is None and len(parts) < len(typing.get_args(hint)):
             return None
+        if value is None:
+            raise FieldError(path, "found nothing, expected a value")
         # of several kinds that of the same shape says best what is wrong
         shape = tuple if isinstance(value, list) else type(value)
         *others, hint = [each for each in parts if typing.get_origin(each) is shape] or parts

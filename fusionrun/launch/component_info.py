@@ -21,10 +21,11 @@ def component_info(
     model, study = trainer.model, context.study
     part = model.fusion if isinstance(model, FusionModel) else model
     assert isinstance(part, FusionModule | Expert)
+    is_mixed = isinstance(task, RowTask) and task.row.is_mixed
     return ComponentInfo(
         component=task.kind,
         model=study.source(task.model),
-        arguments=study.model_arguments(task.model),
+        arguments={} if is_mixed else study.model_arguments(task.model),
         num_classes=len(context.data.classes),
         feature_dim=part.feature_dim,
         num_experts=study.recipe.experts.count if isinstance(part, Expert) else part.num_experts,

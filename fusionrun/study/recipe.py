@@ -358,9 +358,8 @@ class Recipe:
                 continue
             place = f"rows.{index}" if index < len(self.rows) else "grid"
             field = f"{place}.model" if index < len(self.rows) else "grid.models"
-            found, most = f"{len(row.model)} experts", self.experts.count
-            needed = f"at most experts.count ({most}), the last of them expert {most - 1}"
-            require(len(row.model) <= most, field, found, needed)
+            most = f"at most {self.experts.count} (experts.count), each of another part of the data"
+            require(len(row.model) <= self.experts.count, field, list(row.model), most)
             first, other = names.setdefault(row.label, (place, row))
             needed = f"another than that of {first}, whose experts are others"
             require(other.model == row.model, f"{place}.name", row.name, needed)
