@@ -1,12 +1,13 @@
 """One model of components that different rows or runs trained: found, verified, joined, saved."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fusionrun.common.file_paths import expanded_path
 from fusionrun.common.text import clipped, nearest, problem_of, shown
@@ -36,15 +37,11 @@ KEYS = {
     "experts": "a row's folder or a list of expert files",
     "fusion": "a row's folder or a file",
     "global_head": "a row's folder or a file",
+    "adapters": "a row's folder or a file",
     "evaluate": "a study's output directory",
 }
-LOADERS: Mapping[str, Callable[[Path], nn.Module]] = {
-    "expert": load_expert,
-    "fusion_module": load_fusion_module,
-    "global_head": load_global_head,
-}
 # what components say of themselves and must agree on
-SHARED = ("num_classes", "classes", "feature_dim", "image_size", "mean", "std")
+SHARED = ("num_classes", "classes", "image_size", "mean", "std")
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,7 @@ class Plan:
     experts: str | list[str]  # a row's folder, or files
     fusion: str  # a row's folder, or a file
     global_head: str  # likewise
+    adapters: str | None  # likewise; None: those of the fusion's row, else of the experts'
     evaluate: str | None  # a study's output directory
 
 
@@ -77,6 +75,7 @@ class Assembled:
 
     plan: Plan
     experts: list[Part]
+    adapters: Part | None  # where the experts' features aren't of the fusion's size
     fusion: Part
     global_head: Part
     model: FusionModel
@@ -84,7 +83,8 @@ class Assembled:
     @property
     def parts(self) -> list[Part]:
         """In the order of `component_paths`."""
-        return [*self.experts, self.fusion, self.global_head]
+        adapters = [] if self.adapters is None else [self.adapters]
+        return [*self.experts, *adapters, self.fusion, self.global_head]
 
 
 def read_plan(path: Path) -> Plan:
@@ -96,7 +96,7 @@ def read_plan(path: Path) -> Plan:
     values = {**dict.fromkeys(KEYS), "global_head": tree.get("fusion"), **tree}
     for key, expected in KEYS.items():
         value = values[key]
-        if key == "evaluate" and value is None:
+        if key in ("adapters", "evaluate") and value is None:
             continue
         paths = value if key == "experts" and isinstance(value, list) and value else [value]
         if not all(isinstance(each, str) and each.strip() and each.isprintable() for each in paths):
@@ -128,23 +128,43 @@ def assemble(plan: Plan) -> Assembled:
         else:
             row, manifest = _row(plan.experts)
             files = [row.expert(k) for k in range(manifest.num_experts)]
-    experts = [_load(plan, f"experts.{k}", path, "expert") for k, path in enumerate(files)]
-    fusion = _load(plan, "fusion", _file(plan, "fusion", "fusion_module"), "fusion_module")
-    head = _load(plan, "global_head", _file(plan, "global_head", "global_head"), "global_head")
-    first = experts[0]
+    experts = [
+        _load(plan, f"experts.{k}", path, "expert", load_expert) for k, path in enumerate(files)
+    ]
+    path = _file(plan, "fusion", "fusion_module")
+    fusion = _load(plan, "fusion", path, "fusion_module", load_fusion_module)
+    path = _file(plan, "global_head", "global_head")
+    head = _load(plan, "global_head", path, "global_head", load_global_head)
     for part in (*experts, fusion, head):
-        with blame(plan, part.field):
-            expected = {name: getattr(first.info, name) for name in SHARED}
-            check_equal(part.path, vars(part.info), expected, f"as in {first.path}")
+        _require_shared(plan, part, experts[0])
+    with blame(plan, "global_head"):
+        expected = {"feature_dim": fusion.info.feature_dim}
+        check_equal(head.path, vars(head.info), expected, f"as in {fusion.path}")
     with blame(plan, "fusion"):
         expected = {"num_experts": len(experts)}
         check_equal(fusion.path, vars(fusion.info), expected, "as many as `experts` names")
         assert isinstance(fusion.module, FusionModule)
         modules = [part.module for part in experts]
-        model = FusionModel(modules, fusion.module, first.info.num_classes)
+        model = FusionModel(modules, fusion.module, fusion.info.num_classes)
     with blame(plan, "global_head"):
         load_checked_state(model.global_head, head.module.state_dict(), head.path)
-    return Assembled(plan, experts, fusion, head, model.eval())
+    adapters = None
+    if model.is_adapted:
+        path = _adapters_file(plan, experts, fusion)
+        adapters = _load(plan, "adapters", path, "adapters", partial(_load_adapters, model))
+        _require_shared(plan, adapters, experts[0])
+    elif plan.adapters is not None:
+        size = fusion.info.feature_dim
+        raise RecipeError(
+            f"{plan.path}: adapters: none are needed, all features are of the fusion's size {size}"
+        )
+    return Assembled(plan, experts, adapters, fusion, head, model.eval())
+
+
+def _require_shared(plan: Plan, part: Part, first: Part) -> None:
+    with blame(plan, part.field):
+        expected = {name: getattr(first.info, name) for name in SHARED}
+        check_equal(part.path, vars(part.info), expected, f"as in {first.path}")
 
 
 def _file(plan: Plan, field: str, component: str) -> Path:
@@ -152,7 +172,46 @@ def _file(plan: Plan, field: str, component: str) -> Path:
     text = getattr(plan, field)
     with blame(plan, field):
         path = expanded_path(text)
-        return path if path.is_file() else component_paths(_row(text)[0], 0)[component]
+        return (
+            path if path.is_file() else component_paths(_row(text)[0], 0, adapted=True)[component]
+        )
+
+
+def _adapters_file(plan: Plan, experts: Sequence[Part], fusion: Part) -> Path:
+    """What the plan's `adapters` names, or what comes along with its rows.
+
+    Raises RecipeError, naming the first expert that doesn't meet the fusion, where none come.
+    """
+    if plan.adapters is not None:
+        return _file(plan, "adapters", "adapters")
+    for text in (plan.fusion, plan.experts):
+        if isinstance(text, str) and expanded_path(text).is_dir():
+            files, manifest = _row(text)
+            if "adapters" in manifest.components:
+                return files.adapters
+    for part in experts:
+        with blame(plan, part.field):
+            why = f"as in {fusion.path}, or a row in `adapters` that has learned to adapt them"
+            check_equal(part.path, vars(part.info), {"feature_dim": fusion.info.feature_dim}, why)
+    raise AssertionError("an expert of another size")
+
+
+def _load_adapters(model: FusionModel, path: Path) -> nn.Module:
+    """Those saved at `path`, in the model. Raises CheckpointError where experts need others."""
+    _, weights = load_component(path, "adapters")
+    found, expected = (_sizes(of) for of in (weights, model.adapters.state_dict()))
+    if found != expected:
+        raise CheckpointError(f"{path}: adapts {found}; here the fusion needs {expected}")
+    load_checked_state(model.adapters, weights, path)
+    return model.adapters
+
+
+def _sizes(adapters: Mapping[str, Tensor]) -> str:
+    """In words: expert 0 from 64 to 128, expert 2 from 32 to 128."""
+    weights = {
+        name.partition(".")[0]: value for name, value in adapters.items() if value.dim() == 2
+    }
+    return ", ".join(f"expert {k} from {w.shape[1]} to {w.shape[0]}" for k, w in weights.items())
 
 
 def _row(text: str) -> tuple[RowFiles, Manifest]:
@@ -165,7 +224,7 @@ def _row(text: str) -> tuple[RowFiles, Manifest]:
     return files, read_manifest(files.manifest)
 
 
-def _load(plan: Plan, field: str, path: Path, kind: str) -> Part:
+def _load(plan: Plan, field: str, path: Path, kind: str, load: Callable[[Path], nn.Module]) -> Part:
     with blame(plan, field):
         path = expanded_path(path)
         info, _ = load_component(path, kind)
@@ -177,7 +236,7 @@ def _load(plan: Plan, field: str, path: Path, kind: str) -> Part:
             sha256=file_hash(path),
             row=manifest.row if manifest else None,
             settings=info.settings or (manifest.settings if manifest else {}),
-            module=LOADERS[kind](path),
+            module=load(path),
         )
 
 

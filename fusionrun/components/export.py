@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from fusionrun.common.image_classifier import ImageClassifier
 from fusionrun.common.version import __version__
 from fusionrun.components.store import (
+    Component,
     ComponentInfo,
-    Part,
     join,
     load_expert,
     parts_of,
@@ -104,7 +104,7 @@ def export(source: Path, format_name: str, output: Path | None) -> tuple[Path, s
     return path, words
 
 
-def _write_weights(parts: Mapping[str, Part], path: Path) -> str:
+def _write_weights(parts: Mapping[str, Component], path: Path) -> str:
     """All components in one file, by their names in the model; in words."""
     first, *others = parts.values()
     if others:
@@ -119,7 +119,7 @@ def _write_weights(parts: Mapping[str, Part], path: Path) -> str:
     return f"{tensors} tensors, read again equal to those saved; {loader} loads it"
 
 
-def _write_program(parts: Mapping[str, Part], path: Path, format_name: str) -> str:
+def _write_program(parts: Mapping[str, Component], path: Path, format_name: str) -> str:
     """The network of these components, which answers as it does; in words."""
     first, *others = parts.values()
     if not others and first.info.component != "expert":

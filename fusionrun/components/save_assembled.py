@@ -29,8 +29,9 @@ def save_assembled(
     `evaluated_on`.
     """
     files = RowFiles(directory, csv=Path())
-    first, fusion, parts = assembled.experts[0], assembled.fusion, assembled.parts
-    copies = component_paths(files, len(assembled.experts))
+    experts, fusion, parts = assembled.experts, assembled.fusion, assembled.parts
+    adapted = assembled.adapters is not None
+    copies = component_paths(files, len(experts), adapted=adapted)
     origins = {}
     for part, (name, path) in zip(parts, copies.items(), strict=True):
         if has_checksums(part.path):
@@ -45,11 +46,15 @@ def save_assembled(
             "row": part.row,
             **{key: getattr(part.info, key) for key in said},
         }
+    architectures = dict.fromkeys(part.info.model for part in experts)
+    members = [f"{part.info.model} {part.info.expert}" for part in experts]
     manifest = Manifest(
-        model="+".join(dict.fromkeys(part.info.model for part in assembled.experts)),
+        model="+".join(architectures),
+        members=members if len(architectures) > 1 else [],
         fusion=fusion.info.fusion,
-        num_experts=len(assembled.experts),
-        **{name: getattr(first.info, name) for name in SHARED},
+        num_experts=len(experts),
+        feature_dim=fusion.info.feature_dim,
+        **{name: getattr(fusion.info, name) for name in SHARED},
         val_accuracy=measured["validation"].get("fused"),
         settings={},
         weights=state_hash(assembled.model.state_dict()),

@@ -64,7 +64,7 @@ class ComponentInfo:
     settings: dict[str, Any] = field(default_factory=dict)  # that it was trained with
 
 
-class Part(NamedTuple):
+class Component(NamedTuple):
     """A component as it was saved."""
 
     path: Path
@@ -163,12 +163,12 @@ def load_expert(path: str | Path, plugins: Collection[str] = ()) -> Expert:
 
     `plugins`, each FILE.py:NAME, tell where a user's own parts lie by now. Raises CheckpointError.
     """
-    return _expert(Part(Path(path), *load_component(path, "expert")), plugins)
+    return _expert(Component(Path(path), *load_component(path, "expert")), plugins)
 
 
 def load_fusion_module(path: str | Path, plugins: Collection[str] = ()) -> FusionModule:
     """The fusion module saved at `path`: features (N, E, D) -> (N, D). Raises CheckpointError."""
-    return _fusion_module(Part(Path(path), *load_component(path, "fusion_module")), plugins)
+    return _fusion_module(Component(Path(path), *load_component(path, "fusion_module")), plugins)
 
 
 def load_global_head(path: str | Path) -> nn.Linear:
@@ -196,7 +196,7 @@ def load_single(directory: str | Path, plugins: Collection[str] = ()) -> Expert:
     return load_expert(files.network, plugins)
 
 
-def parts_of(path: Path) -> Iterator[tuple[str, Part]]:
+def parts_of(path: Path) -> Iterator[tuple[str, Component]]:
     """(component's name in a manifest, the component) of a row's folder, each verified.
 
     Or of one file: a component's, or a whole model's that `save_whole` wrote. Raises
@@ -214,14 +214,14 @@ def parts_of(path: Path) -> Iterator[tuple[str, Part]]:
     verify(files, manifest, paths)
     for name, component in paths.items():
         kind = name if name in KINDS else "expert"
-        yield name, Part(component, *load_component(component, kind))
+        yield name, Component(component, *load_component(component, kind))
 
 
-def _parts_of_file(path: Path) -> Iterator[tuple[str, Part]]:
+def _parts_of_file(path: Path) -> Iterator[tuple[str, Component]]:
     kind = (peek(path) or {}).get("component")
     if not isinstance(kind, str) or kind != MODEL:
         kind = kind if isinstance(kind, str) and kind in KINDS else "expert"
-        yield kind, Part(path, *load_component(path, kind))
+        yield kind, Component(path, *load_component(path, kind))
         return
     payload = load(path)
     said_of = payload.get("components")
@@ -234,10 +234,10 @@ def _parts_of_file(path: Path) -> Iterator[tuple[str, Part]]:
             for key, value in payload["state_dict"].items()
             if key.startswith(prefix)
         }
-        yield name, Part(path, _info(said, path), weights)
+        yield name, Component(path, _info(said, path), weights)
 
 
-def save_whole(path: Path, parts: Mapping[str, Part]) -> None:
+def save_whole(path: Path, parts: Mapping[str, Component]) -> None:
     """Write a model's components as one safetensors file, atomically; `load_model` reads it.
 
     The weights have their names in the model's state dict; what each component says of itself
@@ -264,7 +264,7 @@ def _prefix(name: str) -> str:
     return {"expert": f"experts.{k}.", "fusion": "fusion."}.get(kind, f"{name}.")
 
 
-def join(parts: Iterable[tuple[str, Part]], plugins: Collection[str] = ()) -> FusionModel:
+def join(parts: Iterable[tuple[str, Component]], plugins: Collection[str] = ()) -> FusionModel:
     """The model of these components, in evaluation mode. Raises CheckpointError."""
     experts, others = [], {}
     for name, part in parts:  # one after the other: no second model's worth of weights is held
@@ -291,7 +291,7 @@ def join(parts: Iterable[tuple[str, Part]], plugins: Collection[str] = ()) -> Fu
     return model.eval()
 
 
-def _expert(part: Part, plugins: Collection[str]) -> Expert:
+def _expert(part: Component, plugins: Collection[str]) -> Expert:
     info = part.info
     with _fitting(part.path):
         expert = build_expert(where_now(info.model, plugins), info.num_classes, **info.arguments)
@@ -300,7 +300,7 @@ def _expert(part: Part, plugins: Collection[str]) -> Expert:
     return expert.eval()
 
 
-def _fusion_module(part: Part, plugins: Collection[str]) -> FusionModule:
+def _fusion_module(part: Component, plugins: Collection[str]) -> FusionModule:
     info = part.info
     with _fitting(part.path):
         fusion = build_fusion(where_now(info.fusion, plugins), info.num_experts, info.feature_dim)

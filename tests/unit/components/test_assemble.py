@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ CLASSES, SIZE, EXPERTS = 5, 8, 2
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "resnet": {"width": 8, "blocks": [1]},
     "improved_wide_resnet": {"depth": 10, "widen": 1, "width": 2},
+    "densenet": {"growth": 4, "blocks": [2], "stem": 8, "compression": 1.0},
 }
 ABOUT = ComponentInfo(
     component="row",
@@ -67,12 +68,16 @@ class Saved:
         return str(self.files.directory)
 
 
-def make_row(directory: Path, seed: int, about: ComponentInfo = ABOUT) -> Saved:
-    """A row as training saves it, of weights that no constructor makes."""
+def make_row(
+    directory: Path, seed: int, about: ComponentInfo = ABOUT, models: Sequence[str] = ()
+) -> Saved:
+    """A row as training saves it, of weights that no constructor makes; `models`: a mixed one."""
     torch.manual_seed(seed)
+    names = models or [about.model] * about.num_experts
+    arguments = [ARGUMENTS[name] if models else about.arguments for name in names]
     experts = [
-        build_expert(about.model, about.num_classes, **about.arguments)
-        for _ in range(about.num_experts)
+        build_expert(name, about.num_classes, **own)
+        for name, own in zip(names, arguments, strict=True)
     ]
     fusion = build_fusion(about.fusion, about.num_experts, about.feature_dim)
     model = FusionModel(experts, fusion, about.num_classes)
@@ -84,7 +89,16 @@ def make_row(directory: Path, seed: int, about: ComponentInfo = ABOUT) -> Saved:
     files = RowFiles(directory, csv=Path())
     numbers = {"validation": {"fused": 61.5}, "test": {"fused": 60.0}}
     manifest = {"row": f"task-{seed}", "settings": {"data.seed": 1}, **numbers}
-    each = [replace(about, val_accuracy=50.0 + k) for k in range(len(experts))]
+    each = [
+        replace(
+            about,
+            model=names[k],
+            arguments=arguments[k],
+            feature_dim=expert.feature_dim,
+            val_accuracy=50.0 + k,
+        )
+        for k, expert in enumerate(experts)
+    ]
     save_model(files, model.eval(), about, each, manifest)
     return Saved(files, model)
 
@@ -173,6 +187,61 @@ def test_architectures_mix_where_features_fit(tmp_path: Path, a: Saved) -> None:
         name,
         "resnet",
     ]
+
+
+MIXED = dataclasses.replace(ABOUT, model="mixed-ab", arguments={}, feature_dim=16, num_experts=3)
+MODELS = ["densenet", "resnet", "improved_wide_resnet"]  # of feature sizes 16, 8, 8
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Saved:
+    return make_row(tmp_path / "mixed", 5, MIXED, MODELS)
+
+
+def test_a_rows_adapters_come_along(tmp_path: Path, mixed: Saved) -> None:
+    """With its fusion or with its experts, whichever row's folder is named."""
+    files = mixed.files
+    experts = [str(files.expert(k)) for k in range(3)]
+    plain = make_row(
+        tmp_path / "plain",
+        6,
+        dataclasses.replace(MIXED, model="densenet", arguments=ARGUMENTS["densenet"]),
+    )
+    fused = [plain.model.fusion, plain.model.global_head]
+    for keys, modules in (
+        ({"experts": mixed.folder, "fusion": mixed.folder}, None),
+        ({"experts": experts, "fusion": mixed.folder}, None),
+        ({"experts": experts, "fusion": plain.folder, "adapters": mixed.folder}, fused),
+        ({"experts": experts, "fusion": plain.folder, "adapters": str(files.adapters)}, fused),
+        ({"experts": mixed.folder, "fusion": plain.folder}, fused),
+    ):
+        out = assembled(tmp_path, **keys)
+        images = make_images()
+        with torch.no_grad():
+            expected = mixed.model(images)
+            logits = expected.logits
+            if modules is not None:
+                logits = modules[1](modules[0](expected.features))
+            found = load_model(out)(images)
+        torch.testing.assert_close(found.logits, logits)
+        torch.testing.assert_close(found.features, expected.features)
+        manifest = read_manifest(out / "manifest.json")
+        assert manifest.model == "+".join(MODELS) and manifest.feature_dim == 16
+        assert manifest.members == [f"{name} {k}" for k, name in enumerate(MODELS)]
+        assert manifest.weights == state_hash(load_model(out).state_dict())
+        origin = manifest.assembled["from"]["adapters"]
+        assert origin["file"] == str(files.adapters) and origin["row"] == "task-5"
+        probabilities = load_model(out).predict(torch.rand(2, 3, SIZE, SIZE))
+        assert probabilities.shape == (2, CLASSES)
+        shutil.rmtree(out)
+
+
+def test_an_assembled_mixed_model_is_a_source_too(tmp_path: Path, mixed: Saved) -> None:
+    first = assembled(tmp_path, experts=mixed.folder, fusion=mixed.folder)
+    plan = write_plan(tmp_path, experts=str(first), fusion=str(first))
+    assert main(["assemble", str(plan), str(tmp_path / "second")]) == 0
+    found = load_model(tmp_path / "second")(make_images()).logits
+    torch.testing.assert_close(found, mixed.model(make_images()).logits)
 
 
 def test_experts_before_fusion_take_part_too(tmp_path: Path, a: Saved) -> None:
@@ -344,10 +413,6 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
         {"classes": [*ABOUT.classes[:3], "cat", "class 4"]},
         "classes.3: found 'cat', expected 'class 3'",
     ),
-    (
-        {"feature_dim": 16, "arguments": {"width": 16, "blocks": [1]}},
-        "feature_dim: found 16, expected 8",
-    ),
     ({"image_size": 16}, "image_size: found 16, expected 8"),
     ({"mean": [0.5, 0.41, 0.3]}, "mean.1: found 0.41, expected 0.4"),
     ({"std": [0.25, 0.2, 0.31]}, "std.2: found 0.31, expected 0.3"),
@@ -371,6 +436,52 @@ def test_a_fusion_that_does_not_fit_the_experts(
         keys = {"experts": a.folder, "fusion": a.folder, "global_head": other.folder}
         found = refused(tmp_path, capsys, write_plan(tmp_path, **keys))
         assert f"global_head: {other.files.global_head}: {words}" in found
+
+
+def test_experts_whose_sizes_do_not_meet_the_fusion(
+    tmp_path: Path, a: Saved, mixed: Saved, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = dataclasses.replace(ABOUT, feature_dim=16, arguments={"width": 16, "blocks": [1]})
+    other = make_row(tmp_path / "other", 3, wide)
+    for experts in (a.folder, [str(other.files.expert(0)), str(a.files.expert(0))]):
+        found = refused(
+            tmp_path, capsys, write_plan(tmp_path, experts=experts, fusion=other.folder)
+        )
+        path, k = a.files.expert(0), 0 if experts == a.folder else 1
+        assert f"experts.{k}: {path}: feature_dim: found 8, expected 16, as in" in found
+        assert f"{other.files.fusion_module}, or a row in `adapters` that has" in found
+    # adapters are those of one order of experts, and lead to one size
+    experts = [str(mixed.files.expert(k)) for k in (1, 0, 2)]
+    found = refused(tmp_path, capsys, write_plan(tmp_path, experts=experts, fusion=mixed.folder))
+    assert (
+        f"adapters: {mixed.files.adapters}: adapts expert 1 from 8 to 16, expert 2 from 8 to 16; "
+        f"here the fusion needs expert 0 from 8 to 16, expert 2 from 8 to 16"
+    ) in found
+    keys = {"experts": a.folder, "fusion": a.folder, "global_head": other.folder}
+    found = refused(tmp_path, capsys, write_plan(tmp_path, **keys))
+    assert f"global_head: {other.files.global_head}: feature_dim: found 16, expected 8" in found
+
+
+def test_adapters_that_cannot_be_used(
+    tmp_path: Path, a: Saved, mixed: Saved, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experts = [str(mixed.files.expert(k)) for k in range(3)]
+    keys = {"experts": experts, "fusion": mixed.folder}
+    found = refused(tmp_path, capsys, write_plan(tmp_path, **keys, adapters=a.folder))
+    assert f"adapters: {a.files.adapters}: no such checkpoint" in found
+    plan = write_plan(tmp_path, **keys, adapters=str(mixed.files.fusion_module))
+    assert "found a component of kind 'fusion_module', expected 'adapters'" in refused(
+        tmp_path, capsys, plan
+    )
+    payload = load(mixed.files.adapters)
+    payload["state_dict"]["1.bias"][0] += 1e-6
+    save(mixed.files.adapters, payload)
+    found = refused(tmp_path, capsys, write_plan(tmp_path, **keys))
+    assert f"adapters: {mixed.files.adapters}: is not the file that" in found
+    # where nothing is adapted, none are taken
+    plan = write_plan(tmp_path, experts=a.folder, fusion=a.folder, adapters=mixed.folder)
+    found = refused(tmp_path, capsys, plan)
+    assert "adapters: none are needed" in found
 
 
 def test_another_number_of_experts(
