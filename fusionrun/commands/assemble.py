@@ -19,9 +19,9 @@ def add_parser(verbs: Verbs) -> None:
         description="Put experts, a fusion module and a global head of different rows or runs "
         "together and save them as a row's folder that load_model loads. MANIFEST.yaml has the "
         "keys experts (a row's folder, or a list of expert files), fusion (a row's folder, or a "
-        "file), global_head (as fusion, which is the default), adapters (optional, as fusion: those "
-        "between features of different sizes come along with a row) and evaluate (optional: the "
-        "output directory of the study on whose images the model is measured).",
+        "file), global_head (as fusion, which is the default), adapters (as fusion; optional: "
+        "those between features of different sizes come along with a row) and evaluate (optional: "
+        "the output directory of the study on whose images the model is measured).",
         epilog="Exit status: 0 assembled, 1 could not start or write, 2 the manifest or command "
         "line is wrong, or the components don't fit together.",
     )
