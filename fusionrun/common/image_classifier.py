@@ -6,6 +6,14 @@ import torch
 from torch import Tensor, nn
 
 BATCH = 512  # images at once
+# the logit of a class that a network has no output for: a probability of 0 in every float type, and
+# still a number, so that means and losses of several networks stay numbers
+NO_OUTPUT = -1e4
+
+
+def has_output(logits: Tensor) -> Tensor:
+    """Of logits, of whatever shape, those that a network has an output for: bool."""
+    return logits > NO_OUTPUT / 2
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,15 @@ def _other_shape(
     if not isinstance(network, Expert):
         return "was it made for other experts?"
     if name.startswith("classifier.") and found[1:] == expected[1:]:
-        return f"it was trained for {found[0]} classes"
+        trained, own = f"it was trained for {found[0]} classes", network.own_classes
+        if own and found[0] == network.num_classes:
+            return f"{trained}: set experts.classes=all"
+        if own:
+            return f"{trained}, this expert's own are {own[0]} to {own[-1]}"
+        if found[0] < expected[0]:
+            option = "data.split=non_iid and experts.classes=own"
+            return f"{trained}; where these are its own part of all classes, set {option}"
+        return trained
     if name == "trunk.stem.weight" and found[2:] != expected[2:] and len(found) == 4:
         return (
             f"it begins with a {found[2]}x{found[3]} stem, as torchvision's do for ImageNet; ours "

@@ -133,6 +133,12 @@ def _require_same_network(about: ComponentInfo, path: Path, expert: Expert) -> N
     if about.component != "expert":
         kind = about.component.replace("_", " ")
         raise CheckpointError(f"{path}: found a {kind} of fusionrun, expected an expert")
+    own, theirs = list(expert.own_classes), about.own_classes
+    if own and theirs and own != theirs:
+        raise CheckpointError(
+            f"{path}: has outputs for classes {theirs[0]} to {theirs[-1]}, this expert's own are "
+            f"{own[0]} to {own[-1]}"
+        )
     name = architecture(expert)
     if name is None or about.model != name:
         return  # a plug-in's business, or told by the tensors' names

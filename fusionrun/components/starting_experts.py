@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,14 +35,14 @@ def plan_from_experts(recipe: Recipe, name: str) -> Study:
     for model, k in ((t.model, t.expert) for t in study.tasks if isinstance(t, ExpertTask)):
         own = study.model_arguments(model)
         for naming in NAMINGS.get(model, ()):
-            open_ones = {key: value for key, value in naming.needs if key not in own}
+            open_ones: dict[str, Any] = {n: v for n, v in naming.needs if n not in own}
             path = study.expert_file(model, k)
             if open_ones and path.is_file():
                 with torch.device("meta"):
                     expert = study.build_expert(model, recipe.data.num_classes, **open_ones)
                 file = peek_expert(expert, path)
                 if file is not None and file.needs == naming.needs:
-                    models[model] = {**own, **open_ones}
+                    models[model] = {**recipe.models.get(model, {}), **open_ones}
     return study if models == recipe.models else plan_study(replace(recipe, models=models), name)
 
 
@@ -50,7 +51,7 @@ def load_experts(context: RunContext, members: Sequence[Member]) -> tuple[list[E
     experts, sources = [], []
     for model, k in members:
         path = context.study.expert_file(model, k)
-        expert = context.build_expert(model)
+        expert = context.build_expert(model, k=k)
         file = load_expert_weights(expert, path)
         identity = context.identity(context.study.expert_task(model, k))
         require_origin(context.study, identity, path, file.about)
@@ -89,6 +90,11 @@ def with_origin_notes(context: RunContext) -> RunContext:
         if named and not told:
             notes.append(f"{place}: {len(paths)} {model} experts")
         notes += [f"{place}: {plural(count, 'expert')} {text}" for text, count in told.items()]
+        if study.recipe.experts.classes == "own":
+            notes.append(
+                f"{place}: {model} experts answer for their own classes alone (experts.classes=own)"
+                f"; those of others get a probability of 0"
+            )
     return replace(context, data=replace(context.data, notes=(*context.data.notes, *notes)))
 
 

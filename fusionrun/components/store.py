@@ -62,6 +62,7 @@ class ComponentInfo:
     fusion: str = ""
     expert: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)  # that it was trained with
+    own_classes: list[int] = field(default_factory=list)  # an expert's that alone have outputs
 
 
 class Component(NamedTuple):
@@ -295,6 +296,8 @@ def _expert(part: Component, plugins: Collection[str]) -> Expert:
     info = part.info
     with _fitting(part.path):
         expert = build_expert(where_now(info.model, plugins), info.num_classes, **info.arguments)
+        if info.own_classes:
+            expert.answer_only(info.own_classes)
     load_checked_state(expert, part.weights, part.path)
     expert.know(TrainedOn(tuple(info.classes), tuple(info.mean), tuple(info.std), info.image_size))
     return expert.eval()
@@ -363,7 +366,7 @@ def _vouch(
     files: RowFiles, info: ComponentInfo, manifest: Mapping[str, Any], paths: Mapping[str, Path]
 ) -> None:
     known = asdict(info)
-    del known["component"]
+    del known["component"], known["own_classes"]
     found = Manifest(**{**known, **manifest}, components=describe(files, paths))
     write_manifest(files.manifest, found)
 

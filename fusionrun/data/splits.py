@@ -129,7 +129,7 @@ def make_splits(
                 f"num_experts is {rules.num_experts} but there are only {len(classes)} classes to "
                 "divide. Use fewer experts, or kind iid."
             )
-        ranges = np.array_split(classes, rules.num_experts)
+        ranges = [class_range(len(classes), k, rules.num_experts) for k in range(rules.num_experts)]
         expert_train = tuple(pool[np.isin(labels[pool], own)] for own in ranges)
         expert_val = tuple(fusion_val[np.isin(labels[fusion_val], own)] for own in ranges)
     splits = Splits(expert_train, expert_val, fusion_train, fusion_val)
@@ -140,6 +140,13 @@ def make_splits(
                 f"{rules}. Use more data, fewer experts or other fractions."
             )
     return splits
+
+
+def class_range(num_classes: int, k: int, num_experts: int) -> range:
+    """The classes of expert `k` where each has its own, as equal in number as possible."""
+    least, more = divmod(num_classes, num_experts)
+    first = k * least + min(k, more)
+    return range(first, first + least + (k < more))
 
 
 def draw_holdout(total: int, rules: SplitRules) -> Indices:

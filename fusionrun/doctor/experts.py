@@ -26,13 +26,16 @@ COMPARE_CLASSES = "compare the order of its classes with that of data.root's fol
 def examine_experts(context: RunContext) -> Iterator[Finding]:
     """Every expert that is there loads, fits, was trained for this data, and answers as if so."""
     study, data = context.study, context.data
-    validation = context.splits.fusion_val[:ANSWERED_IMAGES]
-    loader = context.loader(validation, EVALUATION_BATCH)
     for model, paths in expert_paths(study).items():
-        expert = context.build_expert(model)
-        context.settle(expert)
         accuracies, others = [], []  # how good each is; whence those are that aren't ours
-        for path in filter(Path.exists, paths.values()):
+        for k, path in paths.items():
+            if not path.exists():
+                continue
+            expert = context.build_expert(model, k=k)
+            context.settle(expert)
+            images = context.splits.expert_val[k]  # which may be sorted by their classes
+            images = images[:: -(-len(images) // ANSWERED_IMAGES)]
+            loader = context.loader(images, EVALUATION_BATCH)
             try:
                 file = load_expert_weights(expert, path)
             except CheckpointError as error:
@@ -51,7 +54,9 @@ def examine_experts(context: RunContext) -> Iterator[Finding]:
                 yield Finding("experts", "warn", f"{path}: {found}", COMPARE_CLASSES)
         if accuracies:
             found = f"{model}: {len(accuracies)} fit, right on {', '.join(accuracies)} %"
-            found = f"{found} of {plural(len(validation), 'validation image')}"
+            found = f"{found} of {plural(len(images), 'validation image')}"
+            if study.recipe.data.split == "non_iid":
+                found = f"{found} of their own classes"
             yield Finding("experts", "pass", "; ".join([found, *dict.fromkeys(others)]))
     yield from missing_experts(study)
 

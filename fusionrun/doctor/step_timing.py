@@ -5,7 +5,6 @@ whether it should stop.
 """
 
 import contextlib
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -186,10 +185,8 @@ def _experts_for(context: RunContext, task: Task, scratch: Path) -> Path:
         return study.checkpoint_dir
     folder = scratch / "experts"
     for model, k in task.row.experts:
-        first, path = expert_file(folder, model, 0), expert_file(folder, model, k)
-        if not first.is_file():
-            expert = study.build_expert(model, len(context.data.classes))
-            save(first, expert.state_dict())
+        path = expert_file(folder, model, k)
         if not path.is_file():
-            os.link(first, path)
+            expert = study.build_expert(model, len(context.data.classes), k=k)
+            save(path, expert.state_dict())
     return folder

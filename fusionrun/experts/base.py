@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionrun.common.image_classifier import ImageClassifier, TrainedOn
+from fusionrun.common.image_classifier import NO_OUTPUT, ImageClassifier, TrainedOn
 
 from .stages import frozen_parts, stages_of
 
@@ -34,6 +34,7 @@ class Expert(ImageClassifier):
     normalisation: Normalisation | None = None
     input_size: int | None = None  # pixels, height and width
     frozen: tuple[nn.Module, ...] = ()  # parts of the trunk that don't learn
+    own_classes: tuple[int, ...] = ()  # that alone have outputs, consecutive; (): all do
 
     def __init__(
         self, num_classes: int, trunk: nn.Module, feature_dim: int, *, new_trunk: bool = False
@@ -124,7 +125,26 @@ class Expert(ImageClassifier):
         """Images (N, 3, H, W) -> features (N, D) and this expert's own logits (N, C)."""
         features = self.features(images)
         logits: Tensor = self.classifier(features)
+        if self.own_classes:
+            around = self.own_classes[0], self.num_classes - 1 - self.own_classes[-1]
+            logits = F.pad(logits, around, value=NO_OUTPUT)
         return features, logits
+
+    def answer_only(self, classes: Sequence[int]) -> None:
+        """A new classifier with outputs for these consecutive classes alone.
+
+        Logits stay (N, C): those of the others are `NO_OUTPUT`, a probability of 0. Raises
+        ValueError for classes that aren't consecutive or that there are not.
+        """
+        first, last = min(classes, default=-1), max(classes, default=-1)
+        if first < 0 or last >= self.num_classes or list(classes) != list(range(first, last + 1)):
+            raise ValueError(
+                f"own classes must be consecutive numbers from 0 to {self.num_classes - 1}, found "
+                f"{list(classes)!r:.60}"
+            )
+        self.own_classes = tuple(classes)
+        self.classifier = nn.Linear(self.feature_dim, len(classes))
+        _initialise(self.classifier)
 
     def class_logits(self, images: Tensor) -> Tensor:
         """As `forward`, the logits alone."""

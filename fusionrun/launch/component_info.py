@@ -35,6 +35,7 @@ def component_info(
         image_size=context.data.train_images.shape[-1],
         epoch=trainer.best.epoch,
         val_accuracy=trainer.best.val_accuracy,
+        own_classes=list(part.own_classes) if isinstance(part, Expert) else [],
         **more,
     )
 
@@ -43,13 +44,15 @@ def expert_infos(
     study: Study, row: Row, info: ComponentInfo, model: FusionModel, accuracies: Sequence[float]
 ) -> list[ComponentInfo]:
     """Of each of a row's experts, where `info` is of all of it."""
+    experts = [cast(Expert, expert) for expert in model.experts]
     return [
         replace(
             info,
             model=study.source(member.model),
             arguments=study.model_arguments(member.model),
-            feature_dim=cast(Expert, expert).feature_dim,
+            feature_dim=expert.feature_dim,
+            own_classes=list(expert.own_classes),
             val_accuracy=accuracy,
         )
-        for member, expert, accuracy in zip(row.experts, model.experts, accuracies, strict=True)
+        for member, expert, accuracy in zip(row.experts, experts, accuracies, strict=True)
     ]

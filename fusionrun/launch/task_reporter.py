@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusionrun.common.image_classifier import has_output
 from fusionrun.common.memory import peak_memory
 from fusionrun.launch.checks.doubts import doubt
 from fusionrun.launch.run_logs import open_run_logs
@@ -106,7 +107,8 @@ class TaskReporter:
 
     def answered(self, source: str, logits: Tensor, labels: Tensor) -> None:
         """Warn of an expert from `source` whose logits (N, C) on validation fit ill."""
-        if found := doubt(logits.argmax(dim=1), labels, logits.shape[1]):
+        asked = has_output(logits).gather(1, labels.unsqueeze(1))[:, 0]
+        if found := doubt(logits[asked].argmax(dim=1), labels[asked], logits.shape[1]):
             self.warn(f"{source.partition(' (')[0]}: {found}")
 
     def warn(self, text: str) -> None:

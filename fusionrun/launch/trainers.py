@@ -53,7 +53,8 @@ def network_trainer(
     defaults = study.expert_defaults(task.model)
     dropout = {"dropout": defaults.dropout} if defaults.dropout else {}
     torch.manual_seed(derive_seed(seed, "weights"))
-    network = context.build_expert(task.model, **dropout)
+    k = task.expert if isinstance(task, ExpertTask) else None
+    network = context.build_expert(task.model, k=k, **dropout)
     context.settle(network)
     groups = [Group.of("expert", [network], defaults.lr, optim.cosine_to_zero, HEAD_CLIP)]
     loaders = Loaders(

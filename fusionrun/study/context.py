@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fusionrun.common.image_classifier import TrainedOn
 from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
-from fusionrun.data.datasets import Dataset, Survey, load_dataset, survey_dataset
+from fusionrun.data.datasets import DataError, Dataset, Survey, load_dataset, survey_dataset
 from fusionrun.data.datasets.request import say_nothing
 from fusionrun.data.loader import ResidentLoader
 from fusionrun.data.split_files import load_or_create_splits, load_splits
@@ -153,6 +153,9 @@ def load_data(
     """
     dataset = load_images(study, progress)
     labels = dataset.train_labels.numpy()
+    if study.recipe.experts.classes == "own" and labels.max() + 1 < len(dataset.classes):
+        last = dataset.classes[-1]
+        raise DataError(f"experts.classes=own: the last class, {last}, has no training images")
     rules = split_rules(study.recipe)
     about = {
         "dataset_name": study.source(study.recipe.data.name),

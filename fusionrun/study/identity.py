@@ -39,6 +39,7 @@ def identity_of_task(
         **_of_models(recipe, models, alone=task.trains_alone, in_rows=row is not None),
         **{f"plugins.{n}": described(p) for n, p in recipe.plugins.items() if n in used},
         "experts.count": recipe.experts.count,
+        "experts.classes": recipe.experts.classes,
         "model": row.members if row and row.is_mixed else task.model,  # not by its given name
     }
     if row is None or row.is_single:

@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import re
 import signal
-import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -181,6 +180,8 @@ class ExpertsConfig:
     checkpoint_dir: FilePath | None = None  # null: <output_dir>/expert_checkpoints
     # their files below it, a name with {model} and {k}; null: as we or GMF name them
     pattern: str | None = None
+    # own: outputs for their own classes of data.split non_iid alone, elsewhere a probability of 0
+    classes: Literal["all", "own"] = "all"
     epochs: int = 250  # of each expert's own training
     batch_size: int | None = None  # null: as published for the architecture (128, DenseNet 64)
     lr: float | None = None  # null: 0.1 (SGD, Nesterov momentum 0.9, cosine to 0)
@@ -192,21 +193,13 @@ class ExpertsConfig:
 
     def __post_init__(self) -> None:
         require(self.count >= 2, "count", self.count, "2 or more experts")
-        if self.pattern is not None:
-            _check_pattern(self.pattern)
+        pattern = "{k}" if self.pattern is None else self.pattern
+        rest = re.sub(r"\{model\}|\{k(:0\dd)?\}", "", pattern)
+        wanted = "a file's name with {k}, and {model} where rows have several"
+        require("{k" in pattern and not {*"{}"} & {*rest}, "pattern", pattern, wanted)
         _require_positive(self, "epochs", "batch_size", "lr", "mixing_alpha")
         _require_not_negative(self, "weight_decay")
         _check_smoothing(self.label_smoothing)
-
-
-def _check_pattern(pattern: str) -> None:
-    wanted = "a file's name with {k}, and {model} where rows have several"
-    try:
-        parts = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
-        pattern.format(model="", k=0)
-    except (ValueError, LookupError, AttributeError, TypeError):
-        parts = set()
-    require("k" in parts and parts <= {"k", "model"}, "pattern", pattern, wanted)
 
 
 @dataclass(frozen=True)
@@ -338,6 +331,9 @@ class Recipe:
             "at least one {model: ..., fusion: ...}, or a grid",
         )
         _require_not_negative(self, "seed")
+        possible = self.experts.classes == "all" or self.data.split == "non_iid"
+        expected = "all, or data.split=non_iid, where each expert has its own classes"
+        require(possible, "experts.classes", "own", expected)
         seen: dict[tuple[object, ...], int] = {}
         for index, row in enumerate(self.rows):
             first = seen.setdefault(self._identity(row), index)

@@ -9,6 +9,7 @@ from typing import Any
 
 from fusionrun.common.text import nearest
 from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
+from fusionrun.data.splits import class_range
 from fusionrun.experts import Expert, build_expert
 from fusionrun.fusions import FusionModule, build_fusion
 from fusionrun.study import models, paths
@@ -21,7 +22,7 @@ from fusionrun.study.defaults import (
     expert_defaults,
 )
 from fusionrun.study.identity import identity_of_task
-from fusionrun.study.recipe import ExpertsConfig, FusionConfig, Recipe, RecipeError
+from fusionrun.study.recipe import Recipe, RecipeError
 from fusionrun.study.rows import Row
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.training.identity import Identity
@@ -103,13 +104,17 @@ class Study:
         """How its experts are trained."""
         return models.settings_of(self.recipe, model)
 
-    def build_expert(self, model: str, num_classes: int, **more: Any) -> Expert:
+    def build_expert(
+        self, model: str, num_classes: int, *, k: int | None = None, **more: Any
+    ) -> Expert:
         """One of the recipe's architectures, with its first stages frozen as the recipe has it.
 
-        `more` arguments override its own.
+        `more` arguments override its own. As expert `k` it has the outputs that this one has.
         """
         arguments = {**self.model_arguments(model), **more}
         expert = build_expert(self.source(model), num_classes, **arguments)
+        if k is not None and self.recipe.experts.classes == "own":
+            expert.answer_only(class_range(num_classes, k, self.recipe.experts.count))
         expert.freeze(self.model_settings(model).frozen_stages)
         return expert
 
@@ -144,10 +149,12 @@ class Study:
         )
 
     def expert_augmentation(self, model: str) -> Augmentation:
-        return _mixed(self.expert_defaults(model), self.recipe.experts)
+        own = self.recipe.experts
+        return _mixed(self.expert_defaults(model), own.mixing, own.mixing_alpha)
 
     def fusion_augmentation(self, fusion: str) -> Augmentation:
-        return _mixed(self.fusion_defaults(fusion), self.recipe.fusion)
+        own = self.recipe.fusion
+        return _mixed(self.fusion_defaults(fusion), own.mixing, own.mixing_alpha)
 
     def rates(self, fusion: str, feature_dim: int) -> tuple[float, float, float]:
         """Rates of (experts, fusion module, global head): the recipe's, else adapted ones."""
@@ -172,12 +179,12 @@ class Study:
 
 
 def _mixed(
-    defaults: ExpertDefaults | FusionDefaults, own: ExpertsConfig | FusionConfig
+    defaults: ExpertDefaults | FusionDefaults, mixing: str, alpha: float | None
 ) -> Augmentation:
     """The set of per-image operations, with the mixing of images that the recipe wants."""
-    alpha = first_set(own.mixing_alpha, defaults.mixup_alpha if own.mixing == "mixup" else 1.0)
+    alpha = first_set(alpha, defaults.mixup_alpha if mixing == "mixup" else 1.0)
     chosen = AUGMENTATIONS[defaults.augmentation]
-    return replace(chosen, mixing=own.mixing, mixing_alpha=alpha)
+    return replace(chosen, mixing=mixing, mixing_alpha=alpha)
 
 
 def first_set(value: float | None, default: float) -> float:

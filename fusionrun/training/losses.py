@@ -4,17 +4,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fusionrun.common.image_classifier import has_output
+
 
 def head_losses(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of every head: logits (N, H, C), soft targets (N, C) -> (H,), means over N.
 
     With targets mixed as lam * a + (1 - lam) * b this equals lam CE(a) + (1 - lam) CE(b), also
     with label smoothing (Szegedy et al. 2016), because cross-entropy is linear in its target.
+
+    A head without outputs for some classes is asked about the others alone: of a target their part
+    counts, and an image of none of them adds 0 to the mean.
     """
+    asked = has_output(logits)  # (N, H, C)
+    asked = asked & (targets.unsqueeze(1) * asked).any(dim=-1, keepdim=True)
     if smoothing:
         targets = targets * (1 - smoothing) + smoothing / targets.shape[-1]
     log_probabilities = functional.log_softmax(logits.float(), dim=-1)
-    return -(log_probabilities * targets.unsqueeze(1)).sum(dim=-1).mean(dim=0)
+    return -(log_probabilities * (targets.unsqueeze(1) * asked)).sum(dim=-1).mean(dim=0)
 
 
 def head_weights(num_experts: int, alpha: float, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+import fusionrun
 from fusionrun import load_model
 from tests.tiny import alone
 from tests.unit.components import gmf
@@ -99,3 +100,36 @@ def test_experts_that_are_not_clearly_meant_are_refused(
     refused = alone("train", "recipe.yaml", *words, cwd=folder)
     assert refused.returncode == 1 and expected in refused.stderr, refused.stderr
     assert "Traceback" not in refused.stderr and not (folder / "out").exists()
+
+
+OWN = ("data.split=non_iid", "experts.classes=own")
+
+
+def test_experts_with_outputs_for_their_own_classes_alone(folder: Path) -> None:
+    """Two of four classes each, one architecture's trained by others and the other's here."""
+    write_experts(folder, classes=2, kind="noniid")
+    for path in (folder / "given").glob("*resnet18*"):
+        path.unlink()
+    refused = alone("train", "recipe.yaml", cwd=folder)
+    assert (
+        refused.returncode == 1 and "data.split=non_iid and experts.classes=own" in refused.stderr
+    )
+    refused = alone("train", "recipe.yaml", OWN[1], cwd=folder)
+    assert refused.returncode == 2 and "data.split=non_iid" in refused.stderr
+    done = alone("train", "recipe.yaml", *OWN, "experts.epochs=1", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resnext experts answer for their own classes alone" in done.stdout
+    images = torch.rand(3, 3, 16, 16)
+    for model, fusion in (("resnext", "concatenation"), ("resnet", "simpleAddition")):
+        network = load_model(folder / f"out/{model}_fusions/{fusion}")
+        shares = network(images).expert_logits.softmax(dim=-1)
+        assert not shares[:, 0, 2:].any() and not shares[:, 1, :2].any()
+        assert len(network(images).logits.unique()) == 12  # the fused answer is for all classes
+    (expert,) = (folder / "given/resnet").glob("expert_1_best.pth")
+    assert fusionrun.load_expert(expert).own_classes == (2, 3)
+    measured = alone("evaluate", "out", cwd=folder)
+    assert measured.returncode == 0, measured.stdout + measured.stderr
+    scores = (folder / "out/evaluation.json").read_text()
+    assert "NaN" not in scores and "Infinity" not in scores
+    other = alone("train", "recipe.yaml", "output_dir=all", OWN[0], cwd=folder)
+    assert other.returncode == 1 and "experts.classes=own" in other.stderr

@@ -16,7 +16,8 @@ def doubt(answers: Tensor, labels: Tensor, classes: int) -> str:
     labels once they are renamed, the commonest pairs first.
     """
     count = len(labels)
-    if count < LEAST_IMAGES or classes < 2:
+    choices = len(set(labels.tolist()))  # an expert may have been asked about some classes alone
+    if count < LEAST_IMAGES or choices < 2:
         return ""
     right = int((answers == labels).sum())
     pairs = torch.bincount(answers * classes + labels, minlength=classes**2).view(classes, classes)
@@ -32,7 +33,7 @@ def doubt(answers: Tensor, labels: Tensor, classes: int) -> str:
             f"{accuracy}, and with its classes in another order on {100 * renamed / count:.0f} %: "
             f"its class order may be another than this data set's"
         )
-    chance = 1 / classes
+    chance = 1 / choices
     if right <= count * chance + 2 * math.sqrt(count * chance * (1 - chance)):
         return (
             f"{accuracy}, no better than chance: its class order, or the data it was trained on, "

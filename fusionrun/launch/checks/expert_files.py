@@ -37,11 +37,11 @@ def check_expert_files(study: Study, survey: Survey) -> Iterator[Finding]:
         loaded: dict[Path, Mapping[str, Tensor]] = {}
         if model in open_models:
             yield from _doubtful_names(study, model, paths)
-        for path in paths.values() if model in open_models else ():
+        for k, path in paths.items() if model in open_models else ():
             if not path.exists():
                 continue
             try:
-                file = _read(study, model, path, survey)
+                file = _read(study, model, k, path, survey)
                 loaded[path] = file.weights
                 strangers += [] if file.about else [path]
             except CheckpointError as error:
@@ -99,7 +99,7 @@ def _split_of(path: Path) -> str:
     return next((word for word in ("noniid", "iid") if f"_{word}_" in path.name), "")
 
 
-def _read(study: Study, model: str, path: Path, survey: Survey) -> ExpertFile:
+def _read(study: Study, model: str, k: int, path: Path, survey: Survey) -> ExpertFile:
     """Weights are left on the disk; there are none where only the data's own code knows classes.
 
     Raises CheckpointError when they can't be the expert's.
@@ -110,7 +110,7 @@ def _read(study: Study, model: str, path: Path, survey: Survey) -> ExpertFile:
     if survey.num_classes is None:
         return ExpertFile({}, component_info(payload, path), ())
     with torch.device("meta"):
-        expert = study.build_expert(model, survey.num_classes)
+        expert = study.build_expert(model, survey.num_classes, k=k)
     file = expert_in(payload, path, expert)
     problem = mismatch(expert, file.weights)
     if problem:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fusionrun.common.image_classifier import has_output
 from fusionrun.experts import BUILDERS, Expert, argument_names, build_expert
 from tests.tiny import ROOT
 
@@ -476,3 +477,20 @@ def test_narrow_shortcuts_learn_on_any_cpu(
         [sys.executable, "-c", SHORTCUT, *words], env=settings, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_outputs_for_its_own_classes_alone() -> None:
+    expert, images = small_expert("resnet", 10).eval(), torch.rand(3, 3, 8, 8)
+    features = expert.features(images)
+    expert.answer_only(range(3, 6))
+    found, logits = expert(images)
+    assert logits.shape == (3, 10) and torch.equal(found, features)
+    assert torch.equal(logits[:, 3:6], expert.classifier(features))
+    outside = torch.cat([logits[:, :3], logits[:, 6:]], dim=1)
+    assert not has_output(outside).any() and has_output(logits[:, 3:6]).all()
+    for number in (logits, logits.half(), logits.bfloat16()):
+        shares = number.float().softmax(dim=1)
+        assert shares.isfinite().all() and not shares[:, :3].any() and not shares[:, 6:].any()
+    for wrong in ([], [3, 5], [9, 10], [-1, 0], [4, 3]):
+        with pytest.raises(ValueError, match="own classes must be consecutive numbers from 0 to 9"):
+            expert.answer_only(wrong)

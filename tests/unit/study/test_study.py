@@ -99,14 +99,17 @@ def other_value(path: str, hint: Any, value: Any) -> Any:
     return NAMES.get(path, "elsewhere")
 
 
+# fields that only go with others
+NEEDS: dict[str, tuple[str, ...]] = {"experts.classes": ("data.split=non_iid",)}
 FIELDS = [(path, hint) for path, hint in leaves(Recipe) if path not in HARDWARE]
 
 
 @pytest.mark.parametrize(("path", "hint"), FIELDS, ids=[path for path, _ in FIELDS])
 def test_settings_are_what_changes_the_result(tmp_path: Path, path: str, hint: Any) -> None:
-    before = plan(tmp_path)
+    needed = NEEDS.get(path, ())
+    before = plan(tmp_path, *needed)
     value = other_value(path, hint, value_at(before.recipe, path))
-    after = plan(tmp_path, f"{path}={json.dumps(value)}")
+    after = plan(tmp_path, *needed, f"{path}={json.dumps(value)}")
     assert before.recipe != after.recipe
     row, expert = "task-1-densenet-TransformerBase", "expert-resnet-0"
     row_changed, expert_changed = (
@@ -115,11 +118,11 @@ def test_settings_are_what_changes_the_result(tmp_path: Path, path: str, hint: A
     )
     if path.startswith(PLACES):
         assert not row_changed and not expert_changed
-    elif path.startswith("experts.") and path != "experts.count":
+    elif path.startswith("experts.") and path not in ("experts.count", "experts.classes"):
         assert expert_changed
     elif path.startswith("fusion."):
         assert row_changed and not expert_changed
-    else:  # data, seed, number of experts
+    else:  # data, seed, number and classes of experts
         assert row_changed and expert_changed
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fusionrun.common.image_classifier import NO_OUTPUT
 from fusionrun.training.losses import head_correct, head_losses, head_weights
 
 N, H, C = 7, 5, 6
@@ -117,3 +118,32 @@ def test_answers_to_mixed_targets_earn_their_share(
     correct = head_correct(logits, mixed(labels, partners, shares))
     assert correct.tolist() == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 3) for value in expected}) > 1  # heads that differ, or it's no test
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_head_without_some_outputs_is_asked_about_its_own(
+    logits: Tensor, labels: Tensor, smoothing: float
+) -> None:
+    """As if the images of other classes, and those outputs, were not there: in value and slope."""
+    own = (labels >= 2) & (labels < 5)
+    narrow = logits[:, :1, 2:5].clone().requires_grad_()
+    wide = functional.pad(narrow, (2, 1), value=NO_OUTPUT)
+    (found,) = head_losses(wide, one_hot(labels), smoothing)
+    smoothed = one_hot(labels)[own] * (1 - smoothing) + smoothing / C
+    log_probabilities = narrow[own, 0].log_softmax(dim=-1)
+    by_hand = -(smoothed[:, 2:5] * log_probabilities).sum() / N
+    torch.testing.assert_close(found, by_hand)
+    (slope,) = torch.autograd.grad(found, narrow, retain_graph=True)
+    (expected,) = torch.autograd.grad(by_hand, narrow)
+    torch.testing.assert_close(slope, expected)
+    assert not slope[~own].any() and slope[own].any()
+
+
+def test_heads_with_all_outputs_are_not_touched_by_those_without(
+    logits: Tensor, labels: Tensor, partners: Tensor, shares: Tensor
+) -> None:
+    targets = mixed(labels, partners, shares)
+    alone = head_losses(logits[:, :2], targets, 0.1)
+    logits[:, 2:, :4] = NO_OUTPUT
+    together = head_losses(logits, targets, 0.1)
+    assert torch.equal(together[:2], alone) and together.isfinite().all()
