@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fusionrun.evaluation.alternatives import METHODS, NOTHING_CHOSEN, Choice, Method
 from fusionrun.evaluation.predictions import Predictions
-from fusionrun.evaluation.schema import Calibrated, Difference, MethodResult, RowName, name_row
+from fusionrun.evaluation.row_names import RowName, row_name
+from fusionrun.evaluation.schema import Calibrated, Difference, MethodResult
 from fusionrun.evaluation.statistics.metrics import (
     accuracy,
     apply_temperature,
@@ -52,11 +53,11 @@ class Controls:
         # made at once: all heads of all controls would take room until the last row
         test, validation = answers.test(), answers.validation()
         kept = Answers(answers.method, lambda: test, lambda: validation)
-        self._answers.append((RowName(**name_row(row)), kept))
+        self._answers.append((row_name(row), kept))
 
     def of(self, row: Row) -> list[Answers]:
         """Of those that differ from `row` in nothing but what they control."""
-        name = RowName(**name_row(row))
+        name = row_name(row)
         return [answers for other, answers in self._answers if other.is_control_of(name)]
 
 

@@ -18,7 +18,8 @@ from fusionrun.evaluation.answers import (
 )
 from fusionrun.evaluation.contributions import expert_contributions
 from fusionrun.evaluation.predictions import Predictions
-from fusionrun.evaluation.schema import Cost, ExpertResult, PerClass, RowResult, name_row
+from fusionrun.evaluation.row_names import name_row, row_name
+from fusionrun.evaluation.schema import Cost, ExpertResult, PerClass, RowResult
 from fusionrun.evaluation.statistics.expert_diversity import gain_per_class
 from fusionrun.evaluation.statistics.metrics import (
     accuracy,
@@ -75,6 +76,7 @@ def compare_row(
     scores = fused.test(), best.test()
     return RowResult(
         **name_row(row),
+        best_expert=after.choice.best,
         epoch=epoch,
         methods=tuple(
             measure_method(answers, fused, predictions, seed=row.seed)
@@ -100,6 +102,6 @@ def compare_row(
             gain=gain_per_class(*scores, labels),
         ),
         best_alternative_key=best.method.key,
-        contributions=expert_contributions(predictions),
+        contributions=expert_contributions(row_name(row), predictions),
         cost=cost,
     )

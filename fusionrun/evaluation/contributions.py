@@ -3,6 +3,7 @@
 import math
 
 from fusionrun.evaluation.predictions import Predictions
+from fusionrun.evaluation.row_names import RowName
 from fusionrun.evaluation.schema import Contributions, PathGradients
 from fusionrun.evaluation.statistics.expert_diversity import (
     attribution,
@@ -14,7 +15,7 @@ from fusionrun.evaluation.statistics.expert_diversity import (
 from fusionrun.evaluation.statistics.metrics import percent
 
 
-def expert_contributions(predictions: Predictions) -> Contributions:
+def expert_contributions(row: RowName, predictions: Predictions) -> Contributions:
     """What each expert brings, and whether the fusion needs more than one."""
     labels = predictions.test.labels
     fused, experts = predictions.test.of("fusion")[:, 0], predictions.test.of("after")
@@ -22,9 +23,9 @@ def expert_contributions(predictions: Predictions) -> Contributions:
     k, alarm = dominant.carried_by, ""
     if k is not None:
         alarm = (
-            f"expert {k} carries everything: of the {dominant.contested} images on which the "
-            f"experts differ, the fused model answers {dominant.agreement[k]:.1f} % as this expert "
-            "does"
+            f"{row.expert_name(k)} carries everything: of the {dominant.contested} images on which "
+            f"the experts differ, the fused model answers {dominant.agreement[k]:.1f} % as this "
+            "expert does"
         )
     gradients = (
         PathGradients(None, None) if math.isnan(share) else PathGradients(100 * share, cosine)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusionrun.common.seeds import derive_seed
+from fusionrun.components.starting_experts import load_experts
 from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
 from fusionrun.study.context import EVALUATION_BATCH, RunContext
 from fusionrun.study.defaults import HEAD_CLIP
+from fusionrun.study.rows import Member, Row
 from fusionrun.training.optim import (
     Group,
     adamw,
@@ -24,44 +27,78 @@ from fusionrun.training.optim import (
 )
 
 
+class Seen(NamedTuple):
+    """What a frozen expert makes of some images, on the device."""
+
+    features: Tensor  # (N, D_k) float32
+    logits: Tensor  # (N, C)
+
+
+Known = dict[Member, list[Seen]]  # of the images that train fusions, and of validation's
+
+
 @dataclass(frozen=True)
 class Extracted:
-    """What the frozen experts make of some images, on the device."""
+    """What all of a row's experts make of them."""
 
-    features: Tensor  # (N, E, D) float32
-    logits: Tensor  # (N, E, C)
+    experts: Sequence[Seen]
     labels: Tensor  # (N,)
+
+    @property
+    def features(self) -> list[Tensor]:
+        """Each expert's (N, D_k)."""
+        return [seen.features for seen in self.experts]
 
 
 @dataclass(frozen=True)
 class Given:
-    """What an architecture's fusions are trained with."""
+    """What the fusions of the same experts are trained with."""
 
     context: RunContext
-    model: str
-    experts: Sequence[Expert]
+    row: Row  # that has these experts
     train: Extracted
     validation: Extracted
 
 
+class FrozenFusion(nn.Module):
+    """What of a fusion model comes after its experts: features (N, D_k) of each -> logits."""
+
+    def __init__(self, model: FusionModel) -> None:
+        super().__init__()
+        self.adapters, self.fusion, self.head = model.adapters, model.fusion, model.global_head
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        adapted = [a(each) for a, each in zip(self.adapters, features, strict=True)]
+        logits: Tensor = self.head(self.fusion(torch.stack(adapted, dim=1)))
+        return logits
+
+
+def see(context: RunContext, row: Row, known: Known) -> Given:
+    """What the row's experts make of the images; each looks at them once. Raises ROW_PROBLEMS."""
+    parts = context.splits.fusion_train, context.splits.fusion_val
+    for member in row.experts:
+        if member not in known:
+            [expert], _ = load_experts(context, [member])
+            known[member] = [look(context, expert, part) for part in parts]
+    found = []
+    for part, seen in zip(parts, zip(*(known[m] for m in row.experts), strict=True), strict=True):
+        labels = context.labels[torch.from_numpy(part).to(context.device)]
+        found.append(Extracted(seen, labels))
+    return Given(context, row, *found)
+
+
 @torch.no_grad()
-def extract(
-    context: RunContext, experts: Sequence[Expert], indices: npt.NDArray[np.int64]
-) -> Extracted:
-    """One pass of every expert over those training images, as they are."""
-    loader = context.loader(indices, EVALUATION_BATCH)
-    features, logits = [], []
-    for expert in experts:
-        context.settle(expert.eval())
-        outputs = []
-        for batch in loader.evaluation_batches():
-            with torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16):
-                outputs.append(expert(batch.images))
-        features.append(torch.cat([of.float() for of, _ in outputs]))
-        logits.append(torch.cat([of.float() for _, of in outputs]))
-        expert.cpu()  # one at a time is enough on the device
-    labels = context.labels[torch.from_numpy(indices).to(context.device)]
-    return Extracted(torch.stack(features, dim=1), torch.stack(logits, dim=1), labels)
+def look(context: RunContext, expert: Expert, indices: npt.NDArray[np.int64]) -> Seen:
+    """One pass of the expert over those training images, as they are."""
+    context.settle(expert.eval())
+    outputs = []
+    for batch in context.loader(indices, EVALUATION_BATCH).evaluation_batches():
+        with torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16):
+            outputs.append(expert(batch.images))
+    features, logits = (
+        torch.cat([of.float() for of in each]) for each in zip(*outputs, strict=True)
+    )
+    return Seen(features, logits)
 
 
 def train_fusion(given: Given, fusion: str, seed: int, epochs: int) -> tuple[float, int]:
@@ -71,7 +108,8 @@ def train_fusion(given: Given, fusion: str, seed: int, epochs: int) -> tuple[flo
     doesn't take these features and for answers that aren't finite.
     """
     study, train, device = given.context.study, given.train, given.context.device
-    torch.manual_seed(derive_seed(seed, "preview", given.model, fusion))
+    who = given.row.members if given.row.is_mixed else given.row.model
+    torch.manual_seed(derive_seed(seed, "preview", who, fusion))
     network, groups = build(given, fusion)
     defaults = study.fusion_defaults(fusion)
     optimizer = adamw(groups, defaults.weight_decay)
@@ -84,7 +122,7 @@ def train_fusion(given: Given, fusion: str, seed: int, epochs: int) -> tuple[flo
         for start in range(0, len(order), batch):
             index = order[start : start + batch]
             loss = F.cross_entropy(
-                network(train.features[index]),
+                network([features[index] for features in train.features]),
                 train.labels[index],
                 label_smoothing=defaults.label_smoothing,
             )
@@ -101,18 +139,19 @@ def train_fusion(given: Given, fusion: str, seed: int, epochs: int) -> tuple[flo
 
 
 def build(given: Given, fusion: str) -> tuple[nn.Module, list[Group]]:
-    """A new fusion module and global head, features (N, E, D) -> logits, and how they learn.
+    """New adapters, fusion module and global head, and how they learn.
 
     Weights come from torch's generator as it stands. Raises ValueError.
     """
-    study, experts = given.context.study, given.experts
-    module = study.build_fusion(fusion, experts)
-    model = FusionModel(experts, module, experts[0].num_classes)
-    head = model.global_head
-    _, fusion_lr, head_lr = study.rates(fusion, head.in_features)
-    network = nn.Sequential(module, head).to(given.context.device)
+    context, study = given.context, given.context.study
+    with torch.device("meta"):
+        experts = [context.build_expert(member.model) for member in given.row.experts]
+    model = FusionModel(experts, study.build_fusion(fusion, experts), len(context.data.classes))
+    _, fusion_lr, head_lr = study.rates(fusion, model.global_head.in_features)
+    network = FrozenFusion(model).to(given.context.device)
     groups = [
-        Group.of("fusion", [module], fusion_lr, cosine_to_tenth, HEAD_CLIP),
-        Group.of("global_head", [head], head_lr, cosine_to_tenth, HEAD_CLIP),
+        Group.of("adapters", [network.adapters], fusion_lr, cosine_to_tenth, HEAD_CLIP),
+        Group.of("fusion", [network.fusion], fusion_lr, cosine_to_tenth, HEAD_CLIP),
+        Group.of("global_head", [network.head], head_lr, cosine_to_tenth, HEAD_CLIP),
     ]
     return network, [group for group in groups if group.parameters]

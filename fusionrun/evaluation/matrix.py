@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from fusionrun.evaluation.schema import RowName
+from fusionrun.evaluation.row_names import RowName
 from fusionrun.evaluation.statistics.seeds import spread
 from fusionrun.study.recipe import SINGLE
 from fusionrun.tables.headline import GAIN, digits, signed
@@ -32,7 +32,7 @@ def fusion_matrices(cells: Iterable[Cell], images: Images) -> list[Table]:
         pairs = {(row.model, row.fusion) for row, *_ in rows}
         if min(len(models), len(fusions)) < 2 or len(pairs) <= max(len(models), len(fusions)):
             continue
-        columns = [Column("model", "text", lambda model: model)]
+        columns = [Column("model", "name", lambda model: model)]
         columns += [
             Column(name, "written", partial(_written, rows, name, digits(images.test)))
             for name in fusions

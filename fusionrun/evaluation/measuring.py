@@ -18,7 +18,8 @@ from fusionrun.components.manifest import Manifest, read_manifest
 from fusionrun.components.store import load_model, load_single
 from fusionrun.data.errors import DataError
 from fusionrun.evaluation.opening import open_study, require_writable
-from fusionrun.evaluation.schema import FORMAT, DataInfo, FailedRow, name_row
+from fusionrun.evaluation.row_names import name_row
+from fusionrun.evaluation.schema import FORMAT, DataInfo, FailedRow
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
 from fusionrun.study.context import RunContext
@@ -46,13 +47,13 @@ def measure_study(
     *,
     measure: Callable[[RunContext], R],
     write: Callable[[Study, R], Path],
-    show: Callable[[R], RenderableType],
+    show: Callable[[R, int], RenderableType],
     new_splits: bool = False,
 ) -> int:
     """Open the study, `measure` it, `write` and `show` what was found; returns 0, or 3: failures.
 
-    `write` returns the file that has everything. Raises LaunchError when data, device or a folder
-    isn't there, or results can't be written.
+    `write` returns the file that has everything; `show` is told how wide the terminal is. Raises
+    LaunchError when data, device or a folder isn't there, or results can't be written.
     """
     try:
         require_writable(study.layout.measured)
@@ -60,7 +61,7 @@ def measure_study(
         path = write(study, results)
     except (DataError, OSError) as error:
         raise LaunchError(problem_of(error)) from None
-    console.print(show(results))
+    console.print(show(results, console.width))
     console.print(f"all of it: {path}", markup=False, soft_wrap=True)
     return ExitStatus.ROW_FAILED if results.failures else ExitStatus.DONE
 

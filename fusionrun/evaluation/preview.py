@@ -8,13 +8,13 @@ test set is not touched.
 import time
 from collections.abc import Sequence
 
+import torch
 from rich.console import Console
 
 from fusionrun.common.distributed import RankInfo
 from fusionrun.common.progress import Progress
 from fusionrun.common.text import problem_of
-from fusionrun.components.starting_experts import load_experts
-from fusionrun.evaluation.frozen_features import Given, extract, train_fusion
+from fusionrun.evaluation import frozen_features
 from fusionrun.evaluation.measuring import ROW_PROBLEMS, measure_study, run_header, say
 from fusionrun.evaluation.preview_results import (
     FailedModel,
@@ -24,11 +24,12 @@ from fusionrun.evaluation.preview_results import (
     tables,
     write_preview,
 )
+from fusionrun.evaluation.row_names import row_name
 from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.evaluation.statistics.seeds import spread
 from fusionrun.fusions import FUSIONS
 from fusionrun.study.context import RunContext
-from fusionrun.study.rows import Member
+from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
 from fusionrun.tables import headline
 from fusionrun.training.scores import mix_probabilities
@@ -51,8 +52,12 @@ def preview(
 
     def measure(context: RunContext) -> Preview:
         numbers = tuple(study.recipe.seed + i for i in range(seeds))
-        members = {row.model: row.experts for row in study.rows if not row.is_single}
-        models = tuple(preview_model(context, *each, numbers, epochs) for each in members.items())
+        rows: dict[object, Row] = {}  # the first with these experts
+        for row in study.rows:
+            if not row.is_single:
+                rows.setdefault(row.experts, row)
+        known: frozen_features.Known = {}
+        models = tuple(preview_model(context, r, known, numbers, epochs) for r in rows.values())
         return Preview(**run_header(context), epochs=epochs, seeds=numbers, models=models)
 
     return measure_study(
@@ -67,47 +72,54 @@ def preview(
 
 
 def preview_model(
-    context: RunContext, model: str, members: Sequence[Member], seeds: Sequence[int], epochs: int
+    context: RunContext, row: Row, known: frozen_features.Known, seeds: Sequence[int], epochs: int
 ) -> ModelPreview | FailedModel:
-    """An architecture's entry; a problem is said at once and the others go on."""
-    started = time.monotonic()
+    """The entry of all rows with the experts of `row`; what these see is looked up in `known`.
+
+    A problem is said at once and the others go on.
+    """
+    started, name = time.monotonic(), row_name(row)
     try:
-        experts, _ = load_experts(context, members)
-        train = extract(context, experts, context.splits.fusion_train)
-        validation = extract(context, experts, context.splits.fusion_val)
+        given = frozen_features.see(context, row, known)
     except ROW_PROBLEMS as error:
-        say(f"fusionrun: {model}: {problem_of(error)}")
-        return FailedModel(model, problem_of(error))
+        say(f"fusionrun: {row.model}: {problem_of(error)}")
+        return FailedModel(row.model, problem_of(error), name.members)
+    train, validation = given.train, given.validation
     images = len(train.labels) + len(validation.labels)
-    say(f"[{model}] features of {images} images, took {time.monotonic() - started:.0f} s")
-    given = Given(context, model, experts, train, validation)
-    names = dict.fromkeys([*FUSIONS, *(r.fusion for r in context.study.rows if not r.is_single)])
-    progress, fusions = Progress(len(names), say), []
+    say(f"[{row.model}] features of {images} images, took {time.monotonic() - started:.0f} s")
+    rows = context.study.rows
+    wanted = dict.fromkeys([*FUSIONS, *(each.fusion for each in rows if not each.is_single)])
+    progress, fusions = Progress(len(wanted), say), []
     shown = headline.digits(len(validation.labels))
-    for name in names:
-        fusions.append(preview_fusion(given, name, seeds, epochs))
+    for fusion in wanted:
+        fusions.append(preview_fusion(given, fusion, seeds, epochs))
         mean = fusions[-1].mean
         found = "not measured" if mean is None else f"{mean:.{shown}f} %"
-        progress.done_with(f"{model}, {name}: {found}")
+        progress.done_with(f"{row.model}, {fusion}: {found}")
     fusions.sort(key=lambda fusion: fusion.mean or 0.0, reverse=True)
-    alone = [accuracy(logits, validation.labels) for logits in validation.logits.unbind(dim=1)]
+    logits = torch.stack([seen.logits for seen in validation.experts], dim=1)
+    alone = [accuracy(each, validation.labels) for each in logits.unbind(dim=1)]
     return ModelPreview(
-        model=model,
+        model=row.model,
         problem="",
         images=len(train.labels),
-        mean_probabilities=accuracy(mix_probabilities(validation.logits), validation.labels),
+        mean_probabilities=accuracy(mix_probabilities(logits), validation.labels),
         best_expert=max(alone),
         fusions=tuple(fusions),
+        best_expert_name=name.expert_name(alone.index(max(alone))),
+        members=name.members,
     )
 
 
-def preview_fusion(given: Given, fusion: str, seeds: Sequence[int], epochs: int) -> FusionPreview:
+def preview_fusion(
+    given: frozen_features.Given, fusion: str, seeds: Sequence[int], epochs: int
+) -> FusionPreview:
     """A fusion's entry, over the seeds."""
     started = time.monotonic()
     try:
-        found = [train_fusion(given, fusion, seed, epochs) for seed in seeds]
+        found = [frozen_features.train_fusion(given, fusion, seed, epochs) for seed in seeds]
     except ROW_PROBLEMS as error:  # a fusion may not take this feature size
-        say(f"fusionrun: {given.model}, {fusion}: {problem_of(error)}")
+        say(f"fusionrun: {given.row.model}, {fusion}: {problem_of(error)}")
         return FusionPreview(fusion, problem_of(error))
     accuracies, best_epochs = zip(*found, strict=True)
     over, seconds = spread(accuracies), time.monotonic() - started

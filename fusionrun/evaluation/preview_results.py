@@ -42,7 +42,7 @@ class FusionPreview:
 
 @dataclass(frozen=True)
 class ModelPreview:
-    """An architecture's experts, and its fusions, the best first."""
+    """The experts of an architecture's rows, or of a mixed row, and their fusions, best first."""
 
     model: str
     problem: str
@@ -50,14 +50,17 @@ class ModelPreview:
     mean_probabilities: float
     best_expert: float
     fusions: tuple[FusionPreview, ...]
+    best_expert_name: str = ""
+    members: tuple[str, ...] = ()  # of mixed rows
 
 
 @dataclass(frozen=True)
 class FailedModel:
-    """An architecture whose experts can't be had."""
+    """Experts that can't be had."""
 
     model: str
     problem: str
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +77,12 @@ class Preview(RunHeader):
 
 
 COLUMNS = (
-    Column("model", "text", itemgetter(0)),
-    Column("fusion", "text", itemgetter(1)),
+    Column("model", "name", itemgetter(0)),
+    Column("fusion", "name", itemgetter(1)),
     Column("validation", "written", itemgetter(2)),
     Column(headline.GAIN, "written", itemgetter(3)),
-    Column("seeds", "written", itemgetter(4)),
-    Column("seconds", "written", itemgetter(5)),
+    Column("seeds", "written", itemgetter(4), dispensable=2),
+    Column("seconds", "written", itemgetter(5), dispensable=1),
 )
 
 
@@ -98,9 +101,9 @@ def write_preview(study: Study, found: Preview) -> Path:
     return study.layout.preview("json")
 
 
-def tables(found: Preview) -> Lines:
+def tables(found: Preview, width: int) -> Lines:
     """For the terminal."""
-    table = terminal_table(Table(TITLE, COLUMNS, lines(found), LEGEND))
+    table = terminal_table(Table(TITLE, COLUMNS, lines(found), LEGEND), width)
     return Lines(table, *(Text(line) for line in problems(found)))
 
 
@@ -136,6 +139,10 @@ def problems(found: Preview) -> list[str]:
     few = headline.too_few(found.data.val_images)
     said = [f"Warning: {few}."] if few else []
     for model in found.models:
+        if model.members:
+            name = "" if isinstance(model, FailedModel) else model.best_expert_name
+            best = f"; best expert: {name}" if name else ""
+            said.append(f"{model.model}: {', '.join(model.members)}{best}")
         if isinstance(model, FailedModel):
             said.append(f"{model.model}: not measured: {model.problem}")
             continue

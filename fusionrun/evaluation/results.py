@@ -11,7 +11,8 @@ from fusionrun.evaluation.accuracies import accuracies_by_method
 from fusionrun.evaluation.alternatives import ALTERNATIVES, FUSED, METHODS
 from fusionrun.evaluation.measuring import say
 from fusionrun.evaluation.predictions import Predictions
-from fusionrun.evaluation.schema import Difference, RowName, RowResult, name_row
+from fusionrun.evaluation.row_names import RowName, members_of, name_row
+from fusionrun.evaluation.schema import Difference, RowResult
 from fusionrun.study.recipe import SINGLE
 from fusionrun.study.study import Study
 from fusionrun.tables import headline
@@ -75,6 +76,8 @@ def csv_line(result: Result) -> dict[str, object]:
         **{key: result.top1.get(key) for key in (FUSED.key, *UNFITTED)},
         **dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True)),
         **dict(zip((best, f"{best}_low", f"{best}_high"), over_best, strict=True)),
+        "best_expert_name": result.best_expert_name,
+        "members": members_of([result]).get(result.model),
     }
     return {key: NOT_AVAILABLE if value is None else value for key, value in line.items()}
 
@@ -93,6 +96,7 @@ def collect_results(study: Study) -> list[Result]:
         results.append(
             Result(
                 **name_row(row),
+                best_expert=best_expert(manifest),
                 epoch=manifest.epoch,
                 val_accuracy=manifest.val_accuracy,
                 top1={key: value for key, value in manifest.test.items() if key in METHODS},
@@ -119,6 +123,12 @@ def update_manifest(
             write_manifest(path, replace(manifest, test=test, validation=validation))
         except OSError as error:
             say(f"[{row.task}] {path} keeps its earlier numbers: {error.strerror}")
+
+
+def best_expert(manifest: Manifest) -> int | None:
+    """The expert that is best on validation, of equals the first; None: it has none."""
+    found = manifest.validation.get("experts")
+    return found.index(max(found)) if isinstance(found, list) and found else None
 
 
 def stored_differences(manifest: Manifest) -> dict[str, Difference]:

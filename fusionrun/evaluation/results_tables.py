@@ -17,13 +17,14 @@ from fusionrun.evaluation.results import (
     images_of,
     words_of,
 )
+from fusionrun.evaluation.row_names import members_of, mixed_notes
 from fusionrun.evaluation.schema import OverSeeds
 from fusionrun.evaluation.statistics.seeds import over_seeds
 from fusionrun.study.paths import Layout
 from fusionrun.tables import headline
 from fusionrun.tables.csv import csv_text
 from fusionrun.tables.forest import forest
-from fusionrun.tables.markdown import markdown_table
+from fusionrun.tables.markdown import escape, markdown_table
 from fusionrun.tables.table import Column, Table
 from fusionrun.tables.terminal import terminal_table
 
@@ -81,12 +82,12 @@ def top1(key: str) -> Column:
 
 
 NAMES = (
-    Column("model", "text", lambda result: result.model),
-    Column("fusion", "text", lambda result: result.fusion),
+    Column("model", "name", lambda result: result.model),
+    Column("fusion", "name", lambda result: result.fusion),
     Column("seed", "whole", lambda result: result.seed),
     Column("alpha", "plain", lambda result: result.alpha),
 )
-STACKED = Column("row", "text", lambda result: f"{result.model}\n{result.variant}")
+STACKED = Column("row", "name", lambda result: f"{result.model}\n{result.variant}")
 NUMBERS = (
     Column("epoch", "whole", lambda result: result.epoch, dispensable=3),
     Column("val.", "validation", lambda result: result.val_accuracy, dispensable=4),
@@ -115,8 +116,8 @@ def seeds_table(results: Sequence[Result]) -> Table:
 
     measured = [(each, each.numbers) for each in results if each.fused is not None]
     columns = [
-        Column("model", "text", lambda group: group.model),
-        Column("fusion", "text", lambda group: group.fusion),
+        Column("model", "name", lambda group: group.model),
+        Column("fusion", "name", lambda group: group.fusion),
         Column("alpha", "plain", lambda group: group.alpha),
         Column("seeds", "whole", lambda group: group.seeds),
         *(Column(METHODS[key].heading, "written", spread(key)) for key in SUMMARISED[:2]),
@@ -156,9 +157,10 @@ def more_tables(results: Sequence[Result]) -> list[tuple[Table, str]]:
 def results_tables(results: Sequence[Result], width: int) -> Group:
     """For people: every row; the matrix of a grid, means over seeds, controls; the answer."""
     main = Table(TITLE, [STACKED, *NUMBERS], results, CAPTION, images=images_of(results))
-    tables = [main, *(table for table, _ in more_tables(results))]
+    notes = (Text(note, "dim") for note in mixed_notes(results))
+    more = (terminal_table(table, width) for table, _ in more_tables(results))
     words = (Text(f"\n{line}") for line in words_of(results))
-    return Group(*(terminal_table(table, width) for table in tables), *words)
+    return Group(terminal_table(main, width), *notes, *more, *words)
 
 
 def write_results(layout: Layout, results: Sequence[Result]) -> None:
@@ -167,9 +169,12 @@ def write_results(layout: Layout, results: Sequence[Result]) -> None:
     images = images_of(results)
     main = Table(TITLE, [*NAMES, *NUMBERS], results, images=images)
     sentence, *warnings = words_of(results)
-    parts = [sentence, markdown_table(main).rstrip("\n"), *warnings, LEGEND]
+    notes = (escape(note) for note in mixed_notes(results))
+    parts = [sentence, markdown_table(main).rstrip("\n"), *notes, *warnings, LEGEND]
     for table, legend in more_tables(results):
         parts += [markdown_table(table).rstrip("\n"), legend]
     write_text(layout.results("md"), "\n\n".join(parts) + "\n")
-    chart = forest(gains_of(results), headline.digits(images.test), CHART_NOTE)
+    members = (f"{name}: {of}." for name, of in members_of(results).items())
+    note = " ".join([CHART_NOTE, *members])
+    chart = forest(gains_of(results), headline.digits(images.test), note)
     write_text(layout.results("svg"), f"{chart}\n")

@@ -6,12 +6,10 @@ keeps under its older `key`. Needs no torch.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from fusionrun.common.typed_fields import require
 from fusionrun.evaluation.alternatives import FUSED, Stage
-from fusionrun.study.recipe import SINGLE
-from fusionrun.study.rows import Row
+from fusionrun.evaluation.row_names import RowName
 from fusionrun.tables.headline import (
     AVERAGING,
     BEST_EXPERT,
@@ -155,43 +153,6 @@ class Cost:
     latency_high: float | None
     images_per_second: float | None
     peak_memory_bytes: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowName:
-    """Whose an entry is, in every file that measures rows."""
-
-    task: str
-    model: str
-    fusion: str
-    variant: str
-    control: str | None = None  # frozen, detached: the row is there to be compared with
-    seed: int
-    alpha: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.model} + {self.variant}"
-
-    def is_control_of(self, row: "RowName") -> bool:
-        """Whether this row differs from `row` in nothing but what it controls."""
-        if row.control or row.fusion == SINGLE or (self.model, self.seed) != (row.model, row.seed):
-            return False
-        alike = (self.fusion, self.alpha) == (f"{row.fusion}-{self.control}", row.alpha)
-        return self.fusion == SINGLE or alike
-
-
-def name_row(row: Row) -> dict[str, Any]:
-    """The fields of a RowName."""
-    return {
-        "task": row.name,
-        "model": row.model,
-        "fusion": row.method,
-        "variant": row.variant,
-        "control": row.control,
-        "seed": row.seed,
-        "alpha": row.alpha,
-    }
 
 
 @dataclass(frozen=True, kw_only=True)

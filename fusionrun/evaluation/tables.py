@@ -11,6 +11,7 @@ from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.common.typed_fields import plain
 from fusionrun.evaluation.alternatives import FUSED, METHODS
 from fusionrun.evaluation.matrix import fusion_matrices
+from fusionrun.evaluation.row_names import members_of, mixed_notes
 from fusionrun.evaluation.schema import (
     Difference,
     Evaluation,
@@ -22,7 +23,7 @@ from fusionrun.evaluation.schema import (
 from fusionrun.logs.csv import write_csv
 from fusionrun.study.paths import Layout
 from fusionrun.tables import headline
-from fusionrun.tables.markdown import markdown_table
+from fusionrun.tables.markdown import escape, markdown_table
 from fusionrun.tables.table import Column, Table
 from fusionrun.tables.terminal import terminal_table
 
@@ -72,6 +73,7 @@ CSV_COLUMNS = (
     "only_fused",
     "only_other",
     "p_value",
+    "members",
 )
 
 
@@ -86,12 +88,13 @@ def write(layout: Layout, evaluation: Evaluation) -> None:
     write_csv(layout.evaluation("csv"), CSV_COLUMNS, list(long_rows(evaluation)))
 
 
-def show(evaluation: Evaluation) -> Group:
+def show(evaluation: Evaluation, width: int) -> Group:
     """For the terminal: of every row a line for fused, and below it one for the mean."""
     main = Table(TITLE, LINES, evaluation.entries, LEGEND, images=evaluation.data.images)
-    drawn = (terminal_table(table) for table in (main, *more_tables(evaluation)))
+    notes = (Text(note, "dim") for note in mixed_notes(evaluation.entries))
+    more = (terminal_table(table, width) for table in more_tables(evaluation))
     words = (evaluation.verdict, *remarks(evaluation))
-    return Group(*drawn, *(Text(line) for line in words))
+    return Group(terminal_table(main, width), *notes, *more, *(Text(line) for line in words))
 
 
 def markdown(evaluation: Evaluation) -> str:
@@ -104,6 +107,7 @@ def markdown(evaluation: Evaluation) -> str:
         f"{evaluation.verdict}\n",
         markdown_table(main),
         f"{LEGEND}\n",
+        "".join(f"- {escape(line)}\n" for line in mixed_notes(evaluation.entries)),
         "".join(f"- {line}\n" for line in remarks(evaluation)),
     ]
     for table in more_tables(evaluation):
@@ -130,12 +134,14 @@ def matrices(evaluation: Evaluation) -> list[Table]:
 
 def long_rows(evaluation: Evaluation) -> Iterator[dict[str, object]]:
     """A line for each method of each row that was measured, by CSV_COLUMNS."""
+    members = members_of(evaluation.rows)
     for row in evaluation.rows:
         for method in row.methods:
             found = {**plain(row), **plain(method), "contender": method.key}
             found |= {f"calibrated_{key}": value for key, value in found["calibrated"].items()}
             found |= plain(method.difference) if method.difference else {}
             found["difference"] = method.difference and method.difference.points
+            found["members"] = members.get(row.model)
             yield {column: found.get(column) for column in CSV_COLUMNS}
 
 
@@ -159,30 +165,35 @@ def ece(method: MethodResult) -> str:
 
 GAINS = (
     Column(headline.GAIN, "margin", measured(lambda row: row.gain_over_averaging.margin)),
-    Column("p", "p", measured(lambda row: row.gain_over_averaging.p_value)),
+    Column("p", "p", measured(lambda row: row.gain_over_averaging.p_value), dispensable=2),
 )
 VS_EXPERT = Column(
     headline.VS_BEST_EXPERT, "margin", measured(lambda row: row.vs_best_expert.margin)
 )
+BEST_EXPERT = Column("best expert's name", "text", measured(lambda row: row.best_expert_name))
 VS_ALTERNATIVE = (
     Column("best alternative", "text", measured(lambda row: row.best_alternative.label)),
     Column(
-        headline.VS_BEST_ALTERNATIVE, "margin", measured(lambda row: row.vs_best_alternative.margin)
+        headline.VS_BEST_ALTERNATIVE,
+        "margin",
+        measured(lambda row: row.vs_best_alternative.margin),
+        dispensable=1,
     ),
 )
 MAIN = (
-    Column("model", "text", lambda row: row.model),
-    Column("fusion", "text", lambda row: row.variant),
+    Column("model", "name", lambda row: row.model),
+    Column("fusion", "name", lambda row: row.variant),
     Column("fused", "accuracy", measured(lambda row: row.fused.top1)),
     Column("mean prob.", "accuracy", measured(lambda row: row.averaging.top1)),
     *GAINS,
+    BEST_EXPERT,
     VS_EXPERT,
     *VS_ALTERNATIVE,
     Column("NLL", "written", both(nll, " / ")),
     Column("ECE", "written", both(ece, " / ")),
 )
 LINES = (
-    Column("row", "text", lambda row: f"{row.model}\n{row.variant}"),
+    Column("row", "name", lambda row: f"{row.model}\n{row.variant}"),
     Column("fused", "accuracy", measured(lambda row: row.fused.top1)),
     Column("mean prob.", "accuracy", measured(lambda row: row.averaging.top1)),
     *GAINS,
@@ -190,8 +201,8 @@ LINES = (
     VS_ALTERNATIVE[1],
 )
 CONTROLS = (  # of (row, control, difference)
-    Column("model", "text", lambda item: item[0].model),
-    Column("fusion", "text", lambda item: item[0].variant),
+    Column("model", "name", lambda item: item[0].model),
+    Column("fusion", "name", lambda item: item[0].variant),
     Column("fused", "accuracy", lambda item: item[0].fused.top1),
     Column("control", "text", lambda item: METHODS[item[1].key].heading),
     Column("its", "accuracy", lambda item: item[1].top1),
@@ -211,8 +222,8 @@ def seeds_columns(evaluation: Evaluation) -> list[Column]:
     known = {key for group in evaluation.over_seeds for key in group.columns}
     named = {**{key: METHODS[key].heading for key in SUMMARISED}, **MARGINS}
     return [
-        Column("model", "text", lambda group: group.model),
-        Column("fusion", "text", lambda group: group.fusion),
+        Column("model", "name", lambda group: group.model),
+        Column("fusion", "name", lambda group: group.fusion),
         Column("alpha", "written", lambda group: group.alpha),
         Column("seeds", "whole", lambda group: group.seeds),
         *(

@@ -1,7 +1,7 @@
 """What a report says, before it is a page or a file: chapters of sections of blocks."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fusionrun.report import charts
@@ -14,6 +14,7 @@ from fusionrun.tables.table import Table
 class Text:
     text: str
     warning: bool = False
+    note: bool = False  # to what stands above it
 
 
 Outcome = Literal["ahead", "open", "behind", "unknown"]
@@ -78,6 +79,21 @@ class Chapter:
     title: str
     subtitle: str
     sections: Sequence[Section]
+    members: Mapping[str, str] = field(default_factory=dict)  # of mixed rows, by name
+
+
+def named_in(block: Block, members: Mapping[str, str]) -> list[str]:
+    """A line for each mixed row that a block names: its members."""
+    match block:
+        case Table():
+            texts = [cell.text for cells in block.lines() for cell in cells]
+        case Verdicts():
+            texts = [verdict.row for verdict in block.each]
+        case Gallery():
+            texts = [*(f.title for f in block.figures), *(text for _, text in block.legend)]
+        case _:
+            texts = []
+    return [f"{n}: {of}." for n, of in members.items() if any(n in text for text in texts)]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ WIDTH, HEIGHT = 280.0, 200.0  # pixels: four beside each other, or one on a phon
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 10.0, 8.0, 36.0  # margins of a plot
 STRIP = 260.0  # width of an interval and of the axis below it
 LONGEST_LABEL = 14  # characters beside a bar
+LONGEST_LINE = 24  # characters beside a heat map's line
 MOST_HIGH_LINES = 10  # of a heat map; of more they are lower
 FUSED, ALTERNATIVE = "fused", "alternative"  # styles
 SHAPES = ("circle", "square", "triangle", "diamond", "nabla", "cross")
@@ -77,9 +78,8 @@ def bars(label: str, groups: Bars, ticks: Ticks, digits: int) -> Markup:
     drawn = [_horizontal_axis(across, TOP, bottom)]
     top = TOP + 2.5
     for name, values in groups:
-        short = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…"
         middle = top + thick * len(values) / 2
-        drawn.append(_text(short, 90, middle + 4, "tick end", name))
+        drawn.append(_text(_short(name, LONGEST_LABEL), 90, middle + 4, "tick end", name))
         for style, value in values:
             start, end = sorted((across(0), across(value)))
             box = {"x": start, "y": top + 1, "width": max(end - start, 0.5), "height": thick - 2}
@@ -105,14 +105,16 @@ class Grid:
 
 def heat_map(label: str, grid: Grid, least: float, most: float, digits: int) -> Markup:
     """The numbers with a digit at most, palest at `least` and darkest at `most`."""
-    start = max(54.0, 14 + 5.9 * max(map(len, grid.lines)))
+    shown = [_short(name, LONGEST_LINE) for name in grid.lines]
+    start = max(54.0, 14 + 5.9 * max(map(len, shown)))
     side = min(54.0, (WIDTH - start - 4) / len(grid.columns))
     high = min(side, 36.0 if len(grid.lines) <= MOST_HIGH_LINES else 22.0)
     drawn = [_text(grid.corner, 4, 14, "label")]
     for k, name in enumerate(grid.columns):
         drawn.append(_text(name, start + (k + 0.5) * side, 14, "tick middle"))
-    for i, name in enumerate(grid.lines):
-        drawn.append(_text(name, start - 10, 22 + (i + 0.5) * high + 4, "tick end"))
+    for i, name in enumerate(shown):
+        place = start - 10, 22 + (i + 0.5) * high + 4
+        drawn.append(_text(name, *place, "tick end", grid.lines[i]))
     for i, k in itertools.product(range(len(grid.lines)), range(len(grid.columns))):
         value = grid.values[i][k]
         text = f"{value:.{min(digits, 1)}f}"
@@ -189,6 +191,11 @@ def _horizontal_axis(across: Scale, top: float, bottom: float) -> Markup:
 
 def _rule(x1: float, y1: float, x2: float, y2: float, style: str = "grid") -> Markup:
     return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=style)
+
+
+def _short(name: str, most: int) -> str:
+    """With its last letters: resnet 0 and resnet 1 differ there."""
+    return name if len(name) <= most else f"{name[: most - 3]}…{name[-2:]}"
 
 
 def _text(text: str, x: float, y: float, style: str, tooltip: str = "") -> Markup:

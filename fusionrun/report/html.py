@@ -86,7 +86,7 @@ def html_block(block: Block) -> Markup:
     if isinstance(block, Text):
         if block.warning:
             return tag("p", f"⚠ {block.text}", class_="warning")
-        return tag("p", block.text)
+        return tag("p", block.text, class_="note" if block.note else None)
     if isinstance(block, Listing):
         listing = tag("pre", block.text)
         return tag("details", tag("summary", block.title), listing, class_="listing")

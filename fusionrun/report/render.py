@@ -1,10 +1,11 @@
 """The tables of a report as Markdown, CSV and LaTeX."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from fusionrun.common.text import NOT_AVAILABLE
-from fusionrun.report.blocks import Document, Text, Verdicts
+from fusionrun.report.blocks import Chapter, Document, Text, Verdicts, named_in
 from fusionrun.tables.csv import csv_text
 from fusionrun.tables.headline import Margin
 from fusionrun.tables.latex import latex, latex_table
@@ -37,12 +38,12 @@ def as_csv(document: Document) -> str:
     Of a margin the points alone: intervals have columns of their own in other tables.
     """
     lines = [
-        {"study": study, "table": table.title}
+        {"study": chapter.title, "table": table.title}
         | {
             column.heading: NOT_AVAILABLE if (shown := plain_number(value)) is None else shown
             for column, value in zip(table.columns, table.values(item), strict=True)
         }
-        for study, table in _tables(document)
+        for chapter, table in _tables(document)
         for item in table.items
     ]
     return csv_text(lines)
@@ -52,12 +53,12 @@ def plain_number(value: Any) -> Any:
     return value.points if isinstance(value, Margin) else value
 
 
-def _tables(document: Document) -> Iterator[tuple[str, Table]]:
+def _tables(document: Document) -> Iterator[tuple[Chapter, Table]]:
     for chapter in document.chapters:
         for section in chapter.sections:
             for block in section.blocks:
                 if isinstance(block, Table):
-                    yield chapter.title, block
+                    yield chapter, block
 
 
 LATEX = r"""% Each table stands alone: copy it with the packages booktabs and longtable.
@@ -80,8 +81,9 @@ def as_latex(document: Document) -> str:
     parts = [LATEX]
     previous = None
     for chapter, table in _tables(document):
-        if chapter != previous:
-            parts.append(f"\\section*{{{latex(chapter)}}}\n")
+        if chapter is not previous:
+            parts.append(f"\\section*{{{latex(chapter.title)}}}\n")
             previous = chapter
-        parts.append(latex_table(table))
+        note = " ".join([table.note, *named_in(table, chapter.members)])
+        parts.append(latex_table(replace(table, note=note)))
     return "\n".join([*parts, "\\end{document}\n"])

@@ -1,10 +1,12 @@
 """`report OUTPUT_DIR...`: one page and its tables from what `evaluate` left."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from fusionrun.common.atomic_files import write_text
-from fusionrun.report.blocks import Chapter, Document, Section
+from fusionrun.evaluation.row_names import members_of
+from fusionrun.report.blocks import Block, Chapter, Document, Section, Text, named_in
 from fusionrun.report.html import as_html
 from fusionrun.report.load import ReportError, StudyResults, read_study
 from fusionrun.report.render import as_csv, as_latex, as_markdown
@@ -13,6 +15,8 @@ from fusionrun.study.paths import Layout
 
 QUESTION = "Does learned fusion beat the cheap alternatives?"
 COMPARISON = "comparison.html"  # of several studies, in the current folder
+T = TypeVar("T")
+
 WRITERS = {"html": as_html, "md": as_markdown, "csv": as_csv, "tex": as_latex}
 
 
@@ -64,13 +68,34 @@ def compose(studies: Sequence[StudyResults]) -> Document:
     """A chapter a study, before them one that compares several; empty sections are left out."""
     chapters = []
     if len(studies) > 1:
-        found = [Section(title, say(studies)) for title, say in comparison.SECTIONS]
-        chapters.append(Chapter("Side by side", f"{len(studies)} studies", found))
+        subtitle = f"{len(studies)} studies"
+        chapters.append(chapter("Side by side", subtitle, comparison.SECTIONS, studies, {}))
     for study in studies:
-        found = [Section(title, say(study)) for title, say in SECTIONS]
-        kept = [section for section in found if section.blocks]
-        chapters.append(Chapter(study.label, study.evaluation.subtitle, kept))
+        of = study.evaluation
+        members = members_of(of.entries)
+        chapters.append(chapter(study.label, of.subtitle, SECTIONS, study, members))
     return Document(QUESTION, chapters)
+
+
+def chapter(
+    title: str,
+    subtitle: str,
+    sections: Sequence[tuple[str, Callable[[T], Sequence[Block]]]],
+    of: T,
+    members: Mapping[str, str],
+) -> Chapter:
+    """What `sections` say of it; where one first names a mixed row, its members stand below."""
+    found = []
+    for name, say in sections:
+        blocks: list[Block] = []
+        said: set[str] = set()
+        for block in say(of):
+            notes = [note for note in named_in(block, members) if note not in said]
+            blocks += [block, *([Text(" ".join(notes), note=True)] if notes else [])]
+            said.update(notes)
+        if blocks:
+            found.append(Section(name, blocks))
+    return Chapter(title, subtitle, found, members)
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:

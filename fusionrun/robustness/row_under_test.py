@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fusionrun.evaluation.alternatives import METHODS, Stage, scores_by_method
 from fusionrun.evaluation.measuring import load_row
-from fusionrun.evaluation.schema import name_row
+from fusionrun.evaluation.results import best_expert
+from fusionrun.evaluation.row_names import name_row, row_name
 from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.robustness.conditions import CLEAN, ImageCondition
 from fusionrun.robustness.corruptions import CORRUPTIONS, NOISE_SIGMAS, SEVERITIES
@@ -39,7 +40,7 @@ class RowUnderTest:
     row: Row
     model: nn.Module
     epoch: int
-    best: int  # expert on validation
+    best: int | None  # expert on validation; None: a single network
     accuracies: dict[ImageCondition, dict[str, float]] = field(default_factory=dict)  # by method
     confidences: Confidences = field(default_factory=dict)  # in the clean images
     ood: list[OODResult] = field(default_factory=list)
@@ -48,14 +49,10 @@ class RowUnderTest:
     def load(cls, context: RunContext, row: Row) -> Self:
         """A finished row, on the device. Raises ROW_PROBLEMS."""
         manifest, model = load_row(context, row)
-        best = 0
-        if not row.is_single:
-            # of equals the first
-            accuracies = manifest.validation.get("experts")
-            if not isinstance(accuracies, list) or not accuracies:
-                found = f"found {accuracies!r}, expected numbers"
-                raise CheckpointError(f"the manifest's validation.experts: {found}")
-            best = accuracies.index(max(accuracies))
+        best = best_expert(manifest)
+        if best is None and not row.is_single:
+            found = f"found {manifest.validation.get('experts')!r}, expected numbers"
+            raise CheckpointError(f"the manifest's validation.experts: {found}")
         assert manifest.epoch is not None  # only an assembled model has none, which is no row's
         return cls(row, model.eval(), manifest.epoch, best)
 
@@ -87,6 +84,7 @@ class RowUnderTest:
         methods = [self._method(key) for key in self.accuracies[CLEAN]]
         return RobustnessRow(
             **name_row(self.row),
+            best_expert=self.best,
             epoch=self.epoch,
             methods=tuple(methods),
             ood=tuple(self.ood),
@@ -94,11 +92,14 @@ class RowUnderTest:
 
     def _method(self, key: str) -> CorruptionResult:
         top1 = {condition: found[key] for condition, found in self.accuracies.items()}
-        label = METHODS[key].label if key in METHODS else key.replace("_", " ")
+        if key in METHODS:
+            label = METHODS[self.row.fusion].heading if self.row.is_single else METHODS[key].label
+        else:
+            label = row_name(self.row).expert_name(int(key.rpartition("_")[2]))
         noise = ((sigma, top1[ImageCondition("noise", level=sigma)]) for sigma in NOISE_SIGMAS)
         return CorruptionResult(
             key=key,
-            label=METHODS[self.row.fusion].heading if self.row.is_single else label,
+            label=label,
             clean=top1[CLEAN],
             noise=tuple(NoiseLevel(*level) for level in noise),
             made=suite("made", top1),
@@ -106,7 +107,7 @@ class RowUnderTest:
         )
 
 
-def method_scores(logits: Tensor, best: int) -> Mapping[str, Tensor]:
+def method_scores(logits: Tensor, best: int | None) -> Mapping[str, Tensor]:
     """Scores (N, C) by method, the highest being its answer.
 
     Of logits (N, 1 + E, C), or (N, 1, C) of a single network; `best` is the best expert on
@@ -116,7 +117,7 @@ def method_scores(logits: Tensor, best: int) -> Mapping[str, Tensor]:
     experts = logits[:, 1:]
     if experts.shape[1]:
         stages["after"] = experts
-    scores = scores_by_method(stages, {"after": best})
+    scores = scores_by_method(stages, {"after": best or 0})
     alone = {f"expert_{k}": each for k, each in enumerate(experts.unbind(dim=1))}
     return {**{method.key: each for method, each in scores.items()}, **alone}
 

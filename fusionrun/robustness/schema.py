@@ -6,7 +6,8 @@ are the file's, but for those that a field keeps under its older `key`. Needs no
 
 from dataclasses import dataclass, field
 
-from fusionrun.evaluation.schema import FailedRow, RowName, RunHeader
+from fusionrun.evaluation.row_names import RowName
+from fusionrun.evaluation.schema import FailedRow, RunHeader
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.evaluation.alternatives import FUSED
+from fusionrun.evaluation.row_names import members_of, mixed_notes
 from fusionrun.evaluation.schema import FailedRow
 from fusionrun.robustness.schema import CorruptionResult, Robustness, RobustnessRow
 from fusionrun.tables.headline import AVERAGING, BEST_EXPERT, GAIN
@@ -41,13 +42,13 @@ MORE_LEGEND = (
     "at 95 % TPR: OOD images that pass where 95 % of the in-distribution do."
 )
 
-CSV_COLUMNS = ("task", "model", "fusion", "set", "severity", "contender", "top1")
+CSV_COLUMNS = ("task", "model", "fusion", "set", "severity", "contender", "top1", "members")
 
 Entry = FailedRow | RobustnessRow
 Item = tuple[Entry, Any]  # a row and one of its results, None where it has none
 NAME = (
-    Column("model", "text", lambda item: item[0].model),
-    Column("fusion", "text", lambda item: item[0].variant),
+    Column("model", "name", lambda item: item[0].model),
+    Column("fusion", "name", lambda item: item[0].variant),
 )
 METHOD = Column("method", "text", lambda item: item[1] and item[1].label)
 DETECTED = (  # of (row, OODResult)
@@ -61,7 +62,7 @@ DETECTED = (  # of (row, OODResult)
 )
 
 
-def tables(results: Robustness) -> Group:
+def tables(results: Robustness, width: int) -> Group:
     """For the terminal."""
     legend = f"{DETECTION_LEGEND} By {' / by '.join(SCORES.values())}."
     columns = [Column("method", "text", lambda item: item[1] and item[0].label(item[1]))]
@@ -71,7 +72,7 @@ def tables(results: Robustness) -> Group:
     detection = _stacked(DETECTION_TITLE, columns, results, detectors, legend)
     main = _stacked(TITLE, accuracy_columns(results), results, main_methods, main_legend(results))
     remarks = (Text(line) for line in _remarks(results))
-    return Group(terminal_table(main), terminal_table(detection), *remarks)
+    return Group(terminal_table(main, width), terminal_table(detection), *remarks)
 
 
 def markdown(results: Robustness) -> str:
@@ -107,6 +108,7 @@ def markdown(results: Robustness) -> str:
 
 def long_rows(results: Robustness) -> Iterator[dict[str, object]]:
     """A line for every accuracy, by CSV_COLUMNS; severity is sigma where the set is noise."""
+    members = members_of(results.rows)
     for row in results.rows:
         for method in row.methods:
             accuracies: list[tuple[str, float | None, float]] = [("clean", None, method.clean)]
@@ -119,7 +121,7 @@ def long_rows(results: Robustness) -> Iterator[dict[str, object]]:
                 ]
             for name, severity, top1 in accuracies:
                 values = (row.task, row.model, row.fusion, name, severity, method.key, top1)
-                yield dict(zip(CSV_COLUMNS, values, strict=True))
+                yield dict(zip(CSV_COLUMNS, (*values, members.get(row.model)), strict=True))
 
 
 def main_methods(row: Entry) -> Sequence[CorruptionResult | None]:
@@ -134,7 +136,9 @@ def accuracy_columns(results: Robustness) -> list[Column]:
     levels = next((method.noise for row in results.rows for method in row.methods), ())
     columns = [METHOD, Column("clean", "accuracy", lambda item: item[1] and item[1].clean)]
     columns += [
-        Column(f"noise {level.sigma:g}", "accuracy", partial(with_noise, index))
+        Column(
+            f"noise {level.sigma:g}", "accuracy", partial(with_noise, index), dispensable=1 + index
+        )
         for index, level in enumerate(levels)
         if level.sigma
     ]
@@ -201,16 +205,15 @@ def _stacked(
         lines = Table("", columns, of_row, images=Images(results.images)).lines()
         cells = ("\n".join(cell.text for cell in column) for column in zip(*lines, strict=True))
         items.append([f"{row.model}\n{row.variant}", *cells])
-    drawn = [Column("row", "text", itemgetter(0))]
+    drawn = [Column("row", "name", itemgetter(0))]
     for index, column in enumerate(columns, 1):
-        drawn.append(
-            Column(column.heading, "text" if column.is_text else "written", itemgetter(index))
-        )
+        how = "text" if column.is_text else "written"
+        drawn.append(Column(column.heading, how, itemgetter(index), dispensable=column.dispensable))
     return Table(title, drawn, items, note)
 
 
 def _remarks(results: Robustness) -> list[str]:
-    """The verdict, what the OOD images are, then what a reader must not overlook."""
+    """Mixed rows' members, the verdict, the OOD images, what a reader must not overlook."""
     pairs = []
     for row in results.rows:
         means = {method.key: method.made.mean for method in row.methods if method.made}
@@ -224,4 +227,5 @@ def _remarks(results: Robustness) -> list[str]:
     )
     ood = [f"{of.name}: {of.images} images: {of.about}" for of in results.ood_sets]
     problems = [f"{row.task}: not measured: {row.problem}" for row in results.failures]
-    return [*([verdict] if pairs else []), *ood, *results.notes, *problems]
+    mixed = mixed_notes(results.entries)
+    return [*mixed, *([verdict] if pairs else []), *ood, *results.notes, *problems]

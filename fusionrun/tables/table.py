@@ -18,6 +18,7 @@ def p_value(value: float) -> str:
 # how a column writes its values; text is left-aligned, everything else right-aligned
 FORMATS: dict[str, Callable[..., str]] = {
     "text": str,
+    "name": str,  # text that a terminal folds behind its punctuation where it's long
     "written": str,  # numbers that are text already: a mean and its deviation, two on two lines
     "percent": "{:.2f}".format,
     "score": "{:.4f}".format,
@@ -59,7 +60,7 @@ class Column:
 
     @property
     def is_text(self) -> bool:
-        return self.format == "text"
+        return self.format in ("text", "name")
 
 
 @dataclass(frozen=True)

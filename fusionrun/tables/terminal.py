@@ -1,5 +1,6 @@
 """A table on the terminal."""
 
+import re
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -10,6 +11,8 @@ from rich.text import Text
 from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.tables.table import Column, Table
 
+LONGEST = 32  # letters of a name that stays on one line,
+FOLDED = 24  # and of the lines of one that doesn't
 STYLES = {NOT_AVAILABLE: "dim"}
 
 
@@ -49,10 +52,22 @@ def _draw(table: Table, columns: Sequence[Column]) -> RichTable:
             stacked = Text(column.heading.replace(" ", "\n"))
             drawn.add_column(stacked, justify="right", overflow="fold")
     for cells in table.lines(columns):
-        drawn.add_row(
-            *(
-                Text(cell.text, cell.style or STYLES.get(cell.text, "bold" if cell.strong else ""))
-                for cell in cells
-            )
-        )
+        shown = []
+        for cell, column in zip(cells, columns, strict=True):
+            text = folded(cell.text) if column.format == "name" else cell.text
+            style = cell.style or STYLES.get(cell.text, "bold" if cell.strong else "")
+            shown.append(Text(text, style))
+        drawn.add_row(*shown)
     return drawn
+
+
+def folded(name: str) -> str:
+    """A long name on several lines, e.g. of timm's vit_tiny_patch16_224.augreg_in21k_ft_in1k."""
+    lines = []
+    for line in name.split("\n"):
+        lines.append("")
+        for part in re.split(r"(?<=[._:-])", line) if len(line) > LONGEST else [line]:
+            if lines[-1] and len(lines[-1] + part) > FOLDED:
+                lines.append("")
+            lines[-1] += part
+    return "\n".join(lines)

@@ -56,7 +56,7 @@ def path_gradients(
     between the two is negative where they pull apart. NaN where one path reaches nothing.
     """
     model.eval()
-    experts = [list(expert.parameters()) for expert in model.experts]
+    experts = [[p for p in e.parameters() if p.requires_grad] for e in model.experts]
     parameters = list(chain(*experts))
     sums = [[torch.zeros_like(parameter) for parameter in parameters] for _ in ("fused", "own")]
     for batch in loader.evaluation_batches():

@@ -4,7 +4,8 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from fusionrun.evaluation.schema import OverSeeds, RowName, Spread
+from fusionrun.evaluation.row_names import RowName
+from fusionrun.evaluation.schema import OverSeeds, Spread
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -36,6 +36,7 @@ COMPARED = (
     Column("fused", "accuracy", lambda row: row.fused.top1),
     Column("mean of probabilities", "accuracy", lambda row: row.averaging.top1),
     Column(GAIN, "margin", lambda row: row.gain_over_averaging.margin),
+    Column("best expert's name", "text", lambda row: row.best_expert_name),
     Column(VS_BEST_EXPERT, "margin", lambda row: row.vs_best_expert.margin),
     Column("best alternative", "text", lambda row: row.best_alternative.label),
     Column(VS_BEST_ALTERNATIVE, "margin", lambda row: row.vs_best_alternative.margin),

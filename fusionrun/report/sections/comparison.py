@@ -19,15 +19,21 @@ DIFFERENT_TESTS = "These studies have different test sets: their accuracies don'
 
 
 def side_by_side(studies: Studies) -> list[Block]:
-    """Rows of the same model and variant on one line."""
+    """Rows of the same experts and variant on one line, whatever mixed ones are called."""
     data = [study.evaluation.data for study in studies]
     same_test = len({(of.name, of.classes, of.test_images, of.image_size) for of in data}) == 1
     columns = [Column("row", "text", lambda item: item[0])]
     for index, study in enumerate(studies):
         columns += _columns(index, study.label, same_test)
-    named = [{row.name: row for row in study.evaluation.rows} for study in studies]
-    names = dict.fromkeys(name for rows in named for name in rows)
-    items = [(name, [rows.get(name) for rows in named]) for name in names]
+    found = [
+        {(row.members or row.model, row.variant): row for row in study.evaluation.rows}
+        for study in studies
+    ]
+    names: dict[Any, str] = {}
+    for key, row in (pair for rows in found for pair in rows.items()):
+        members = f" ({', '.join(row.members)})" if row.members else ""
+        names.setdefault(key, f"{row.name}{members}")
+    items = [(name, [rows.get(key) for rows in found]) for key, name in names.items()]
     note = (
         "Rows of the same model and variant; the highest on the same test set stands out. "
         f"{GAIN}: of the same study, low and high its 95 % interval. Nothing is tested between "

@@ -41,7 +41,7 @@ def _gradients(row: RowResult, k: int) -> PathGradients:
 
 EXPERTS = (  # of (row, k)
     OF_ROW,
-    Column("expert", "plain", lambda of: of[0].experts[of[1]].expert),
+    Column("expert", "written", lambda of: (of[0].members or range(len(of[0].experts)))[of[1]]),
     Column("before", "accuracy", lambda of: of[0].experts[of[1]].before_top1),
     Column("after", "accuracy", lambda of: of[0].experts[of[1]].top1),
     Column("weight", "score", lambda of: of[0].weights[of[1]]),
@@ -87,8 +87,8 @@ def contributions(study: StudyResults) -> list[Block]:
     most = max(value for square in squares for line in square for value in line)
     maps, shown = [], digits(images.test)
     for row, square in zip(rows, squares, strict=True):
-        names = [str(k) for k in range(len(square))]
-        grid = Grid("expert", names, names, square)
+        numbers = [str(k) for k in range(len(square))]
+        grid = Grid("expert", row.members or numbers, numbers, square)
         maps.append(Figure(row.name, heat_map(f"{row.name}: disagreement", grid, 0.0, most, shown)))
     legend = (
         (charts.swatch(FUSED, "bar"), "fused"),
@@ -125,5 +125,5 @@ def left_out(row: RowResult) -> tuple[str, charts.Bars]:
     )
     for k, (fused, others) in enumerate(parts):
         changes = [(FUSED, fused - row.fused.top1), (ALTERNATIVE, others - row.averaging.top1)]
-        groups.append((f"expert {k}", changes))
+        groups.append((row.members[k] if row.members else f"expert {k}", changes))
     return row.name, groups

@@ -12,7 +12,7 @@ from fusionrun.tables.axis import round_ticks
 from fusionrun.tables.headline import GAIN, digits
 from fusionrun.tables.table import Column, Table
 
-MODEL_COLOURS = 6  # of the style sheet
+MODEL_COLOURS = 8  # of the style sheet
 REFERENCE = "before_mean_probabilities"  # what the experts give without any fusion training
 
 

@@ -31,7 +31,7 @@ from fusionrun.evaluation.schema import (
 )
 from fusionrun.evaluation.statistics.seeds import over_seeds
 from fusionrun.evaluation.tables import CSV_COLUMNS, long_rows, markdown, show
-from fusionrun.study.rows import Row
+from fusionrun.study.rows import Member, Row
 from fusionrun.training.scores import log_probabilities
 
 N, V, E, C = 400, 150, 3, 7
@@ -254,8 +254,35 @@ def test_an_expert_that_carries_everything_raises_the_alarm() -> None:
     copied = replace(found, test=found.test._replace(logits=logits))
     brought = compare(copied).contributions
     assert brought.dominance.carried_by == 1
-    assert brought.alarm.startswith("expert 1 carries everything")
+    assert brought.alarm.startswith("resnet expert 1 carries everything")
     assert f"{brought.dominance.contested} images" in brought.alarm and "100.0 %" in brought.alarm
+
+
+def test_different_experts_are_named() -> None:
+    """In the entry, in its alarm and in the tables."""
+    experts = (Member("densenet", 0), Member("resnet", 1), Member("timm:vit_x.y", 2))
+    found = make_predictions(validation=(1.0, 0.1, 4.0, 0.1))
+    logits = found.test.logits.clone()
+    logits[:, 0] = logits[:, 3]
+    copied = replace(found, test=found.test._replace(logits=logits))
+    row = compare(copied, model="mixed-a", experts=experts)
+    assert row.members == ("densenet 0", "resnet 1", "timm:vit_x.y 2")
+    assert row.best_expert_name == "resnet expert 1"
+    assert row.contributions.alarm.startswith("timm:vit_x.y expert 2 carries everything")
+    evaluation = make_evaluation(row, make_row(2))
+    note = "mixed-a: densenet 0, resnet 1, timm:vit_x.y 2; best on validation: resnet expert 1"
+    assert f"- {note} (concatenation-seed1)" in markdown(evaluation)
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(show(evaluation, console.width))
+    text = " ".join(str(console.file.getvalue()).split())  # type: ignore[attr-defined]
+    assert text.count(note) == 1
+    lines = list(long_rows(evaluation))
+    assert {line["members"] for line in lines if line["model"] == "mixed-a"} == {
+        "densenet 0, resnet 1, timm:vit_x.y 2"
+    }
+    assert {line["members"] for line in lines if line["model"] == "resnet"} == {None}
+    plain_row = compare(found, experts=tuple(Member("resnet", k) for k in range(3)))
+    assert (plain_row.members, plain_row.best_expert_name) == ((), "resnet expert 1")
 
 
 def test_gradients_that_were_not_measured_are_null() -> None:
@@ -344,7 +371,7 @@ def test_the_tables_say_who_is_ahead_and_what_is_wrong() -> None:
     gain = ahead.gain_over_averaging
     assert gain.low > 0 > behind.gain_over_averaging.high
     console = Console(width=100, file=io.StringIO(), color_system=None)
-    console.print(show(evaluation))
+    console.print(show(evaluation, console.width))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for text in (markdown(evaluation), " ".join(shown.split())):
         assert "lies above zero in 1 of 2 rows, below in 1, and holds zero in 0" in text

@@ -97,7 +97,7 @@ ROW = {
     "problem",
     "contenders",
 }
-ROW |= {"gain_over_averaging"}
+ROW |= {"gain_over_averaging", "members", "best_expert"}
 ROW |= {"weights", "before_weights", "experts", "per_class", "best_alternative", "xray", "cost"}
 EXPERT = {"expert", "top1", "before_top1", "validation", "before_validation"}
 XRAY = {"disagreement", "oracle", "without_expert", "credit", "dominance", "attention", "alarm"}
@@ -599,7 +599,7 @@ def test_a_broken_row_is_said_and_the_others_go_on(
     broken, whole = read_tree(out)["rows"]
     assert message in broken["problem"] and broken["epoch"] is None
     about = {"task", "model", "fusion", "variant", "control", "seed", "alpha", "epoch", "problem"}
-    assert set(broken) == about
+    assert set(broken) == {*about, "members", "best_expert"}
     assert whole["contenders"] == read_tree(evaluated)["rows"][1]["contenders"]
     assert message in (out / "evaluation.md").read_text()
     with (out / "evaluation.csv").open(newline="") as file:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from fusionrun.cli import main
-from fusionrun.components.starting_experts import load_experts
 from fusionrun.components.store import load_expert
 from fusionrun.evaluation import frozen_features, opening
-from fusionrun.evaluation.frozen_features import Extracted, Given, extract, train_fusion
+from fusionrun.evaluation.frozen_features import Extracted, Given, Seen, build, train_fusion
 from fusionrun.fusions import FUSIONS
 from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.planning import plan_study
@@ -49,9 +49,7 @@ def context_at(out: Path) -> RunContext:
 @pytest.fixture(scope="module")
 def given(trained_study: Path) -> Given:
     context = context_at(trained_study)
-    experts, _ = load_experts(context, context.study.rows[0].experts)
-    parts = (context.splits.fusion_train, context.splits.fusion_val)
-    return Given(context, "resnet", experts, *(extract(context, experts, part) for part in parts))
+    return frozen_features.see(context, context.study.rows[0], {})
 
 
 def tree_of(out: Path) -> dict[str, Any]:
@@ -84,9 +82,10 @@ def test_features_are_the_experts_own(given: Given, trained_study: Path, part: s
     found: Extracted = getattr(given, part)
     name = {"train": "fusion_train", "validation": "fusion_val"}[part]
     features, logits, labels = by_hand(trained_study, "resnet", name)
-    assert found.features.shape == features.shape
-    torch.testing.assert_close(found.features, features, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(found.logits, logits, rtol=1e-3, atol=1e-4)
+    for k, seen in enumerate(found.experts):
+        torch.testing.assert_close(seen.features, features[:, k], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(seen.logits, logits[:, k], rtol=1e-3, atol=1e-4)
+    assert len(found.experts) == E
     assert torch.equal(found.labels, labels)
     assert not torch.allclose(features[:, 0], features[:, 1])
 
@@ -149,11 +148,7 @@ def test_the_best_epoch_is_chosen_and_everything_learns(
 ) -> None:
     seen: list[float] = []
     networks: list[nn.Module] = []
-    validate, step, build = (
-        frozen_features.accuracy,
-        frozen_features.clip_gradients,
-        frozen_features.build,
-    )
+    validate, step = frozen_features.accuracy, frozen_features.clip_gradients
     idle: set[str] = set()
 
     def watch(scores: Tensor, labels: Tensor) -> float:
@@ -177,17 +172,14 @@ def test_the_best_epoch_is_chosen_and_everything_learns(
     monkeypatch.setattr(frozen_features, "accuracy", watch)
     monkeypatch.setattr(frozen_features, "build", construct)
     monkeypatch.setattr(frozen_features, "clip_gradients", look)
-    before = [p.clone() for expert in given.experts for p in expert.state_dict().values()]
     best, epoch = train_fusion(given, fusion, 7, 5)
     assert len(seen) == 5 and best == max(seen) and epoch == seen.index(best) + 1
     assert not idle
     network = networks[-1]
     counted = sum(p.numel() for p in network.parameters())
-    own = FUSIONS[fusion](E, given.experts[0].feature_dim)
-    head = (given.experts[0].feature_dim + 1) * C
-    assert counted == sum(p.numel() for p in own.parameters()) + head
-    after = [p for expert in given.experts for p in expert.state_dict().values()]
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    size = given.train.features[0].shape[1]
+    own = FUSIONS[fusion](E, size)
+    assert counted == sum(p.numel() for p in own.parameters()) + (size + 1) * C
     assert train_fusion(given, fusion, 7, 5) == (best, epoch)
 
 
@@ -200,15 +192,77 @@ def test_it_learns_what_can_be_learned(
 
     def images(count: int) -> Extracted:
         labels = torch.arange(count) % C
-        features = torch.randn(count, E, given.experts[0].feature_dim, generator=generator)
+        size = given.train.features[0].shape[1]
+        features = torch.randn(count, E, size, generator=generator)
         features[torch.arange(count), :, labels] += 6
         if shuffled:
             labels = labels[torch.randperm(count, generator=generator)]
-        return Extracted(features, torch.zeros(count, E, C), labels)
+        seen = [Seen(each, torch.zeros(count, C)) for each in features.unbind(dim=1)]
+        return Extracted(seen, labels)
 
     easy = replace(given, train=images(400), validation=images(200))
     best, _ = train_fusion(easy, "concatenation", 0, 10)
     assert low <= best <= high
+
+
+@pytest.fixture(scope="module")
+def mixed(trained_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study with two mixed rows of the same experts, that was previewed; nothing trained."""
+    out = copy_study(trained_study, tmp_path_factory.mktemp("mixed") / "out")
+    recipe = yaml.safe_load((out / "recipe.yaml").read_text())
+    for fusion in ("concatenation", "simpleAddition"):
+        recipe["rows"].append({"model": ["densenet", "resnet"], "fusion": fusion})
+    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["preview", str(out), "--seeds", "2", "--epochs", "3"]) == 0
+    return out
+
+
+def test_different_experts_meet_through_adapters(mixed: Path) -> None:
+    """They learn with every fusion; each expert looks at the images once for all its rows."""
+    context = context_at(mixed)
+    row = context.study.rows[-1]
+    given = frozen_features.see(context, row, {})
+    sizes = [features.shape[1] for features in given.train.features]
+    assert sizes[0] != sizes[1] and row.is_mixed
+    network, groups = build(given, "concatenation")
+    assert [group.name for group in groups] == ["adapters", "fusion", "global_head"]
+    assert groups[0].lr == groups[1].lr and groups[0].clip == groups[1].clip
+    small, large = sorted(sizes)
+    assert (
+        sum(p.numel() for p in groups[0].parameters) == (small + 1) * large
+    )  # the larger has none
+    network([features[:4] for features in given.train.features]).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in groups[0].parameters)
+
+
+def test_mixed_rows_of_the_same_experts_are_one_entry(mixed: Path, previewed: Path) -> None:
+    tree = tree_of(mixed)
+    *_, found = tree["models"]
+    assert [of["model"] for of in tree["models"][:2]] == list(MODELS) and len(tree["models"]) == 3
+    assert found["members"] == ["densenet 0", "resnet 1"]
+    logits = []
+    for k, model in enumerate(("densenet", "resnet")):
+        _, of_model, labels = by_hand(mixed, model, "fusion_val")
+        logits.append(of_model[:, k])
+    each = [100 * float((of.argmax(dim=1) == labels).double().mean()) for of in logits]
+    assert found["best_expert"] == pytest.approx(max(each))
+    best = ("densenet expert 0", "resnet expert 1")[each.index(max(each))]
+    assert found["best_expert_name"] == best
+    text = (mixed / "preview.md").read_text()
+    assert f"- {found['model']}: densenet 0, resnet 1; best expert: {best}" in text
+    # and the others' numbers are what they were without it
+    assert without_clocks(tree)["models"][:2] == without_clocks(tree_of(previewed))["models"]
+
+
+def test_an_expert_looks_once_for_all_its_rows(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+    load = frozen_features.load_experts
+    monkeypatch.setattr(frozen_features, "load_experts", lambda *a: loaded.append(a[1]) or load(*a))
+    words = ["--seeds", "1", "--epochs", "1", "--output", str(tmp_path)]
+    assert main(["preview", str(mixed), *words]) == 0
+    assert sorted(loaded) == sorted([(model, k)] for model in MODELS for k in range(E))
 
 
 def test_it_never_looks_at_the_test_set(

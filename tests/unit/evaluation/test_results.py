@@ -15,7 +15,8 @@ from rich.console import Console
 from fusionrun.evaluation.matrix import fusion_matrices
 from fusionrun.evaluation.results import Result, words_of
 from fusionrun.evaluation.results_tables import results_tables, seeds_table, write_results
-from fusionrun.evaluation.schema import Difference, RowName
+from fusionrun.evaluation.row_names import RowName
+from fusionrun.evaluation.schema import Difference
 from fusionrun.study.paths import Layout
 from fusionrun.tables.headline import GAIN, Margin
 from fusionrun.tables.table import Images, Table
@@ -177,6 +178,28 @@ def test_the_files_hold_every_column_and_csv_every_digit(tmp_path: Path) -> None
     markdown = layout.results("md").read_text()
     assert markdown.count("| resnet | concatenation |") == 3  # two rows and their summary
     assert "Mean ± sample standard deviation" in markdown
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_mixed_rows_say_what_they_are(tmp_path: Path, width: int) -> None:
+    """Below the table, in every file, and with the best expert by name."""
+    members = ("densenet 0", "resnet 1", "improved_wide_resnet 2", "resnext 3")
+    mixed = replace(result("mixed-1a2b3c4d"), members=members, best_expert=2)
+    rows = [replace(result(), best_expert=1), mixed]
+    layout = Layout(tmp_path)
+    write_results(layout, rows)
+    listed, best = ", ".join(members), "improved_wide_resnet expert 2"
+    note = f"mixed-1a2b3c4d: {listed}; best on validation: {best} (concatenation-seed42)"
+    text = drawn(rows, width)
+    assert max(map(len, text.splitlines())) <= width and "mixed-1a2b3c4d" in text.split()
+    assert " ".join(text.split()).count(note) == 1
+    assert layout.results("md").read_text().count(note) == 1
+    table = list(csv.DictReader(layout.results("csv").open()))
+    assert [line["members"] for line in table] == ["n/a", listed]
+    assert [line["best_expert_name"] for line in table] == ["resnet expert 1", best]
+    root = ElementTree.parse(layout.results("svg")).getroot()
+    chart = " ".join(e.text or "" for e in root.iter("{http://www.w3.org/2000/svg}text"))
+    assert f"mixed-1a2b3c4d: {listed}." in chart
 
 
 @pytest.mark.parametrize(("images", "shown"), [(60, "80"), (1_000, "80.0"), (10_000, "80.00")])

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fusionrun.common.typed_fields import FieldError, build, plain
-from fusionrun.evaluation.schema import Evaluation, FailedRow, RowName, RowResult
+from fusionrun.evaluation.row_names import RowName, members_of, mixed_notes
+from fusionrun.evaluation.schema import Evaluation, FailedRow, RowResult
 from tests.unit.report.test_report import CLASSES, make_evaluation
 
 FAILED = {
@@ -28,7 +30,8 @@ def test_the_files_words_go_in_and_come_out() -> None:
     tree = make_evaluation(CLASSES)
     tree["rows"].append(FAILED)
     for row in tree["rows"]:
-        row.setdefault("control", None)
+        for name, default in (("control", None), ("members", []), ("best_expert", None)):
+            row.setdefault(name, default)
     tree["data"].setdefault("notes", [])
     found = build(Evaluation, json.loads(json.dumps(tree)), strict=False)
     assert plain(found) == tree
@@ -77,6 +80,33 @@ def test_a_control_differs_in_nothing_but_what_it_controls(control: RowName, ans
     assert control.is_control_of(row) is answer
     assert not control.is_control_of(name("concatenation-frozen", "frozen"))
     assert not control.is_control_of(name("single"))
+
+
+def test_experts_are_called_by_their_architecture() -> None:
+    mixed = name("concatenation", model="mixed-a", members=("densenet 0", "timm:vit_x.y 1"))
+    assert [mixed.expert_name(k) for k in (0, 1)] == ["densenet expert 0", "timm:vit_x.y expert 1"]
+    assert mixed.best_expert_name is None
+    assert replace(mixed, best_expert=1).best_expert_name == "timm:vit_x.y expert 1"
+    assert name("concatenation", best_expert=1).best_expert_name == "resnet expert 1"
+    assert members_of([name("single"), mixed]) == {"mixed-a": "densenet 0, timm:vit_x.y 1"}
+
+
+def test_mixed_rows_are_explained_once_with_the_best_of_each() -> None:
+    known = {"model": "mixed-a", "members": ("densenet 0", "resnet 1")}
+    rows = [
+        name("concatenation", best_expert=1, **known),
+        name("simpleAddition", best_expert=0, **known),
+        name("multiplicative", best_expert=1, **known),
+        name("concatenation-frozen", "frozen", best_expert=0, **known),
+        name("TransformerBase", **known),  # not measured
+        name("concatenation", best_expert=0),
+    ]
+    assert mixed_notes(rows) == [
+        "mixed-a: densenet 0, resnet 1; best on validation: resnet expert 1 (concatenation, "
+        "multiplicative), densenet expert 0 (simpleAddition)"
+    ]
+    assert mixed_notes(rows[-2:-1]) == ["mixed-a: densenet 0, resnet 1"]
+    assert mixed_notes(rows[-1:]) == []
 
 
 def test_it_needs_no_torch() -> None:

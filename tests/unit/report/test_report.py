@@ -416,6 +416,70 @@ FUSED_WITHOUT = "fused_without_expert"
 GRADIENTS = ("fused_share", "cosine")
 
 
+MEMBERS = ["densenet 0", "timm:vit_tiny_patch16_224.augreg_in21k 1", "resnet 2", "resnext 3"]
+SAID = f"mixed-1a2b3c4d: {', '.join(MEMBERS)}."
+
+
+def mix(row: dict[str, Any], name: str = "mixed-1a2b3c4d") -> None:
+    row.update(model=name, members=MEMBERS, best_expert=2, task=f"task-0-{name}-multiplicative")
+
+
+def test_a_mixed_row_is_explained_wherever_it_first_stands(tmp_path: Path) -> None:
+    tree = make_evaluation(CLASSES)
+    mix(tree["rows"][0])
+    write_report([write_study(tmp_path, tree)])
+    page = Page(tmp_path / "report.html")
+    for text in (page.source, (tmp_path / "report.md").read_text()):
+        sections = re.split(r"<h3>|\n### ", text)
+        for section in sections[1:]:
+            named = section.count("mixed-1a2b3c4d") > 0
+            assert section.count(SAID) == named, section[:40]
+        assert text.count(SAID) >= 6
+    # each of LaTeX's tables stands alone
+    tables = re.findall(
+        r"\\begin\{longtable\}.*?\\end\{longtable\}", (tmp_path / "report.tex").read_text(), re.S
+    )
+    for table in tables:
+        caption = table.split("\\toprule")[0]
+        assert ("mixed-{}1a2b3c4d" in table) == ("mixed-{}1a2b3c4d: densenet 0" in caption)
+
+
+def test_each_expert_of_a_mixed_row_has_its_name(tmp_path: Path) -> None:
+    tree = make_evaluation(CLASSES)
+    mix(tree["rows"][0])
+    write_report([write_study(tmp_path, tree)])
+    page = Page(tmp_path / "report.html")
+    (header, *lines) = page.tables["Beside other comparisons"]
+    names = [line[header.index("best expert's name")] for line in lines]
+    assert names == ["resnet expert 2", "n/a", "n/a", "n/a"]  # as an older version wrote them
+    (_, *lines) = page.tables["Expert by expert"]
+    assert [line[1] for line in lines] == [*MEMBERS, *"0123", *"0123", *"0123"]
+    label = "mixed-1a2b3c4d + multiplicative: "
+    texts = [text for _, text in page.chart(f"{label}without each expert", "text", "tick")]
+    # a long name keeps its number, and the whole of it in its tooltip
+    assert {"densenet 0", "timm:vit_ti… 1", "resnet 2", "resnext 3"} <= set(texts)
+    texts = [text for _, text in page.chart(f"{label}disagreement", "text", "tick")]
+    assert "timm:vit_tiny_patch16… 1" in texts and texts[:4] == [*"0123"]
+    assert f"<title>{MEMBERS[1]}</title>" in page.source
+    assert page.chart(f"{label}disagreement", "text", "cell")  # there is room for the numbers
+
+
+def test_studies_are_compared_by_what_their_mixed_rows_are(tmp_path: Path) -> None:
+    """Not by a name that people gave: the same experts on one line, others never."""
+    trees = [make_evaluation(CLASSES, seed=seed) for seed in (1, 2, 3)]
+    for tree, name in zip(trees, ("mixed-all", "mixed-1a2b3c4d", "mixed-all"), strict=True):
+        mix(tree["rows"][0], name)
+    trees[2]["rows"][0]["members"] = MEMBERS[::-1]
+    folders = [write_study(tmp_path / name, t) for name, t in zip("abc", trees, strict=True)]
+    write_report(folders, tmp_path / "three.html")
+    (_, *lines) = Page(tmp_path / "three.html").tables["Fused accuracy"]
+    mixed = {line[0]: line[1::4] for line in lines if line[0].startswith("mixed")}
+    top1 = [f"{tree['rows'][0]['contenders'][0]['top1']:.2f}" for tree in trees]
+    first = f"mixed-all + multiplicative ({', '.join(MEMBERS)})"
+    other = f"mixed-all + multiplicative ({', '.join(MEMBERS[::-1])})"
+    assert mixed == {first: [*top1[:2], "n/a"], other: ["n/a", "n/a", top1[2]]}
+
+
 def test_the_highest_of_a_row_stands_out(page: Page) -> None:
     lines = page.tables["Top-1 accuracy"]
     expected = {(i, line.index(max(line[1:], key=float))) for i, line in enumerate(lines[1:], 1)}

@@ -12,7 +12,7 @@ from fusionrun.tables.headline import Margin
 from fusionrun.tables.latex import latex_table
 from fusionrun.tables.markdown import escape, markdown_table
 from fusionrun.tables.table import FORMATS, Cell, Column, Images, Table
-from fusionrun.tables.terminal import terminal_table
+from fusionrun.tables.terminal import folded, terminal_table
 
 ITEMS = [
     {"name": "one", "top1": 71.234, "other": 70.0, "gain": -1.5},
@@ -102,6 +102,25 @@ def test_what_it_can_do_without_goes_first(width: int, kept: set[str]) -> None:
     text = drawn(TABLE, width)
     assert {word for word in ("top-1", "gain") if word in text} == kept
     assert "row" in text and "other" in text
+
+
+LONG = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        (LONG, ["timm:vit_tiny_patch16_", "224.augreg_in21k_ft_in1k"]),
+        (f"{LONG}\nconcatenation", [*folded(LONG).split("\n"), "concatenation"]),
+        ("multiplicativeAddition-detached", ["multiplicativeAddition-detached"]),
+        ("x" * 40, ["x" * 40]),  # nowhere to fold
+        ("", [""]),
+    ],
+)
+def test_long_names_fold_behind_their_punctuation(name: str, lines: list[str]) -> None:
+    assert folded(name).split("\n") == lines
+    table = Table("", [Column("model", "name", itemgetter(0))], [(name,)])
+    assert markdown_table(table).splitlines()[2] == f"| {escape(name)} |"  # on the terminal alone
 
 
 def test_markdown_aligns_and_escapes() -> None:
