@@ -66,10 +66,13 @@ def _joined(stored: Recipe, recipe: Recipe) -> Recipe:
         table = {"rows": stored.rows, "grid": stored.grid, "controls": stored.controls}
     else:
         table = {"rows": tuple(rows), "grid": None, "controls": ()}
+    models = {**stored.models, **recipe.models}
+    for model in _architectures(stored) - _architectures(recipe):  # whose networks are made already
+        models[model] = stored.models.get(model, {})
     return replace(
         recipe,
         **table,  # type: ignore[arg-type]
-        models={**stored.models, **recipe.models},
+        models={model: own for model, own in models.items() if own},
         plugins={**stored.plugins, **recipe.plugins},
     )
 

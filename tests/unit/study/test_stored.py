@@ -75,6 +75,14 @@ def test_more_rows_come_after_the_stored_ones(tmp_path: Path) -> None:
     assert names(again) == names(joined)
 
 
+def test_networks_that_are_made_already_stay_what_they_are(tmp_path: Path) -> None:
+    """Whatever the recipe of a launch that doesn't use them says of them by now."""
+    layout = store(tmp_path, recipe(tmp_path, "models.resnet.dropout=0.1"))
+    rows = "rows=[{model: densenet, fusion: concatenation}]"
+    joined = join_stored(recipe(tmp_path, rows, "controls=[]", "models.densenet.growth=4"), layout)
+    assert joined.models == {"resnet": {"width": 8, "dropout": 0.1}, "densenet": {"growth": 4}}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
