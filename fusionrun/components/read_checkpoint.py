@@ -20,7 +20,7 @@ from fusionrun.components.mismatch import architecture, mismatch
 from fusionrun.components.namings import NAMINGS, OURS, Naming
 from fusionrun.components.store import ComponentInfo, component_info, load_checked_state
 from fusionrun.experts import Expert, argument_defaults
-from fusionrun.training.checkpoint import CheckpointError, has_checksums, load, peek
+from fusionrun.training.checkpoint import CheckpointError, has_checksums, is_program, load, peek
 
 # what torch's wrappers put into names, wherever they wrap
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -258,6 +258,8 @@ def _notes(
 ) -> Iterator[str]:
     """What it took to read the file, but for what was converted."""
     found = fits[0]
+    if is_program(path):
+        yield "of a TorchScript program the weights alone"
     if not has_checksums(path):
         yield "no checksum to verify"
     if found.place:

@@ -17,7 +17,9 @@ import torch
 
 from fusionrun.common.atomic_files import write_atomically
 from fusionrun.training.file_kinds import FileKind, file_kind
+from fusionrun.training.torchscript import read_torchscript
 
+ZIPPED = ("archive", "torchscript")  # kinds whose every record has a checksum
 FOLDER_MARK = 0x10  # in the attributes of a zip archive's record
 HEADER = "fusionrun"  # key in a safetensors file's header: a payload of ours but for its tensors
 
@@ -64,10 +66,13 @@ def load(path: Path) -> dict[str, Any]:
     """
     kind = _kind(path)
     try:
-        damaged = _damaged_record(path) if kind == "archive" else None
+        damaged = _damaged_record(path) if kind in ZIPPED else None
         if damaged is not None:
             raise CheckpointError(f"{path}: is damaged (its record {damaged} has changed)")
-        payload = _read_safetensors(path) if kind == "safetensors" else _read(path)
+        if kind == "torchscript":
+            payload: Any = read_torchscript(path)
+        else:
+            payload = _read_safetensors(path) if kind == "safetensors" else _read(path)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
@@ -94,7 +99,12 @@ def peek(path: Path) -> dict[str, Any] | None:
 
 def has_checksums(path: Path) -> bool:
     """Whether `load` could have missed no damage in the file."""
-    return _kind(path) == "archive"
+    return _kind(path) in ZIPPED
+
+
+def is_program(path: Path) -> bool:
+    """Whether the file holds a program, of which `load` reads the weights alone."""
+    return _kind(path) == "torchscript"
 
 
 def _kind(path: Path) -> FileKind:

@@ -4,7 +4,9 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-FileKind = Literal["archive", "legacy", "safetensors"]  # that hold tensors and can be read
+FileKind = Literal[
+    "archive", "torchscript", "legacy", "safetensors"
+]  # that hold tensors and can be read
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6 begins with it
 ZIP = b"PK\x03\x04"
@@ -33,11 +35,6 @@ BEGINNINGS: tuple[tuple[bytes, str], ...] = (
 # what only archives of a kind have among their records
 RECORDS: tuple[tuple[str, str], ...] = (
     (
-        "constants.pkl",
-        "is a TorchScript archive, a program; expected its weights: "
-        "torch.save(torch.jit.load(FILE).state_dict(), NEW)",
-    ),
-    (
         "models/model.json",
         "is a program of torch.export; expected its weights: "
         "torch.save(torch.export.load(FILE).state_dict, NEW)",
@@ -62,15 +59,14 @@ def file_kind(path: Path) -> FileKind:
     if head.startswith(LEGACY):
         return "legacy"
     if head.startswith(ZIP):
-        _require_checkpoint(path)
-        return "archive"
+        return _archive_kind(path)
     if _begins_safetensors(head, path.stat().st_size):
         return "safetensors"
     raise ValueError(_other(head))
 
 
-def _require_checkpoint(path: Path) -> None:
-    """Raise ValueError for a zip archive that torch.save didn't write."""
+def _archive_kind(path: Path) -> FileKind:
+    """Raises ValueError for a zip archive that torch didn't write."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -84,6 +80,7 @@ def _require_checkpoint(path: Path) -> None:
             raise ValueError(words)
     if not any(name.endswith("data.pkl") for name in names):
         raise ValueError(f"is a zip archive of {', '.join(names[:3]) or 'nothing'}; {UNPACK}")
+    return "torchscript" if any(name.endswith("/constants.pkl") for name in names) else "archive"
 
 
 def _begins_safetensors(head: bytes, size: int) -> bool:

@@ -70,7 +70,6 @@ KINDS: list[tuple[Callable[[], bytes], str]] = [
     (arrays, "is a NumPy archive; expected a state dict: torch.save({k: torch.from_numpy"),
     (lambda: b"\x93NUMPY\x01\x00" + bytes(90), "is a NumPy array"),
     (lambda: pickle.dumps({"a": np.ones(3)}), "is a pickle that torch.save didn't write"),
-    (lambda: zipped(["a/data.pkl", "a/code/net.py", "a/constants.pkl"]), "a TorchScript archive"),
     (exported, "is a program of torch.export; expected its weights"),
     (lambda: b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:" + bytes(90), "is an ONNX program"),
     (tarred, "is a tar archive; unpack it"),
