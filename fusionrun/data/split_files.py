@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -300,7 +300,10 @@ def _stored(directory: Path, expected: dict[str, Any]) -> tuple[SplitMeta, Indic
     found = {**vars(meta), "dataset": _plain_name(meta.dataset)}
     for field, value in expected.items():
         if found[field] != value:
-            raise mismatch(path, field, found[field], value)
+            problem = mismatch(path, field, found[field], value)
+            keeps = f" To keep the holdout, copy {HOLDOUT_FILE} alone into that folder."
+            is_rule = field in {rule.name for rule in fields(SplitRules)}
+            raise SplitError(f"{problem}{keeps}") if is_rule else problem
     holdout = np.sort(read_indices(directory / HOLDOUT_FILE, meta.total))
     pool = np.sort(read_indices(directory / POOL_FILE, meta.total))
     overlap = len(np.intersect1d(holdout, pool))

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,13 @@ def test_a_split_of_something_else_is_refused(tmp_path, changes, field, found):
     for part in (str(tmp_path / META), f"{field} is {found}", "splits_dir to another folder"):
         assert part in message
     assert "elete" not in message  # an adopted holdout can't be made again
+    if not {"dataset_name", "fingerprint", "labels"} & changes.keys():  # it's of the same images
+        assert f"copy {HOLDOUT} alone into that folder" in message
+        (tmp_path / "new").mkdir()
+        shutil.copy(tmp_path / HOLDOUT, tmp_path / "new")
+        kept = load(tmp_path / "new", **changes)
+        holdout = np.union1d(kept.fusion_train, kept.fusion_val)
+        assert np.array_equal(holdout, np.load(tmp_path / HOLDOUT))
 
 
 def test_a_plugin_is_the_same_wherever_its_file_lies(tmp_path):
