@@ -78,7 +78,10 @@ def find_origin(context: RunContext, row: Row, network: FusionModel | Expert) ->
     paths = [context.study.expert_file(*member) for member in row.experts]
     for path in paths:
         if not path.is_file():
-            raise CheckpointError(f"{path}: no such checkpoint; the row began with this expert")
+            raise CheckpointError(
+                f"{path}: no such checkpoint, nor another that experts.checkpoint_dir and "
+                f"experts.pattern would find; the row began with this expert"
+            )
     hashes = tuple(file_hash(path) for path in paths)
     return Origin(
         state_hash(network.state_dict()), hashes, context.data.fingerprint, context.split_hash

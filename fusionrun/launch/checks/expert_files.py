@@ -88,10 +88,15 @@ def _doubtful_names(study: Study, model: str, paths: Mapping[int, Path]) -> Iter
             yield Finding("experts", "fail", found, advice)
     for k, path in paths.items():
         others = {files.expert(k) for files in sets} - {path, None}
-        same_split = [other for other in others if other and _split_of(other) == _split_of(path)]
-        if same_split:
-            found = f"expert {k} of {model}: {path} is taken, {same_split[0]} is there as well"
+        rivals = [p for p in others if p and {_split_of(p), _split_of(path)} != {"iid", "noniid"}]
+        if rivals:
+            found = f"expert {k} of {model}: {path} is taken, {rivals[0]} is there as well"
             yield Finding("experts", "warn", found, "move away the one that isn't meant")
+    split = study.recipe.data.split
+    odd = [path for path in paths.values() if _split_of(path) not in ("", split.replace("_", ""))]
+    if odd:
+        found = f"{odd[0]} was trained on another split, by its name, than data.split={split}"
+        yield Finding("experts", "warn", found, "set data.split as the experts were trained")
 
 
 def _split_of(path: Path) -> str:

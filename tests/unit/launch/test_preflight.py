@@ -396,6 +396,25 @@ def test_a_split_of_something_else_is_refused_before_the_data_is_read(
         preflight.require_startable(study, rank_info())
 
 
+def test_files_that_may_not_be_the_meant_ones_are_a_warning(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = copy_of(trained)
+    ours = expert_file(study.checkpoint_dir, "resnet", 0)
+    shutil.rmtree("out/resnet_fusions")
+    shutil.copy(ours, study.checkpoint_dir / "best_iid_resnet18_expert_0.pth")
+    preflight.require_startable(study, rank_info())
+    said = capsys.readouterr().out
+    assert f"expert 0 of resnet: {ours} is taken, " in said and "resnet18_expert_0.pth is" in said
+    ours.rename(study.checkpoint_dir / "best_noniid_resnet18_expert_0.pth")
+    preflight.require_startable(study, rank_info())  # of both splits the recipe's is taken
+    assert "is taken" not in capsys.readouterr().out
+    (study.checkpoint_dir / "best_iid_resnet18_expert_0.pth").unlink()
+    preflight.require_startable(study, rank_info())
+    said = capsys.readouterr().out
+    assert "best_noniid_resnet18_expert_0.pth was trained on another split, by its name," in said
+
+
 def test_two_experts_of_the_same_weights_are_a_warning(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
