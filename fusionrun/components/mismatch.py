@@ -60,7 +60,7 @@ def _other_names(network: nn.Module, own: Iterable[str], found: Sequence[str]) -
             return f"{words}: "
     if name is None:
         return ""
-    for naming in NAMINGS[name]:
+    for naming in NAMINGS.get(name, ()):
         renamed = {naming.rename(each) for each in found}
         if naming.refused and _share(renamed, own) > ALIKE:
             return f"it has {naming.words}, and {naming.refused}: "
@@ -112,7 +112,8 @@ def recognised(names: Iterable[str]) -> str | None:
         ours = {name: _skeleton(build_expert(name, 2).state_dict()) for name in BUILDERS}
     shares = {
         name: max(
-            _share(_skeleton(map(naming.rename, names)), own) for naming in (OURS, *NAMINGS[name])
+            _share(_skeleton(map(naming.rename, names)), own)
+            for naming in (OURS, *NAMINGS.get(name, ()))
         )
         for name, own in ours.items()
     }

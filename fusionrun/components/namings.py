@@ -6,7 +6,7 @@ where that computes something else, the naming says what, and its weights are re
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -27,6 +27,14 @@ class Naming:
 
 
 OURS = Naming("", ())
+
+
+def trunk_naming(heads: Sequence[str], words: str) -> Naming:
+    """Of a network that stands whole as an expert's trunk, but for its classifiers `heads`."""
+    renames = [(rf"^trunk\.{re.escape(head)}\.", "classifier.") for head in heads]
+    return Naming(words, (("^", "trunk."), *renames))
+
+
 _STAGES = (r"^layer(\d)\.", r"trunk.stage\1.")
 _BLOCK_NORMS = (r"^(trunk\.\w+\.\d+)\.bn(\d)\.", r"\1.norm\2.")
 _STEM = ((r"^conv1\.", "trunk.stem."), (r"^bn1\.", "trunk.stem_norm."))

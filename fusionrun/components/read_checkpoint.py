@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from fusionrun.components.mismatch import architecture, mismatch
-from fusionrun.components.namings import NAMINGS, OURS, Naming
+from fusionrun.components.namings import NAMINGS, OURS, Naming, trunk_naming
 from fusionrun.components.store import ComponentInfo, component_info, load_checked_state
 from fusionrun.experts import Expert, argument_defaults
+from fusionrun.experts.backbone import Backbone
 from fusionrun.training.checkpoint import CheckpointError, has_checksums, is_program, load, peek
 
 # what torch's wrappers put into names, wherever they wrap
@@ -112,7 +113,7 @@ def expert_in(payload: Mapping[str, Any], path: Path, expert: Expert) -> ExpertF
     if about is not None:
         _require_same_network(about, path, expert)
         return ExpertFile(dict(payload["state_dict"]), about, ())
-    fits = _choose(list(_candidates(payload, expert)), own, path)
+    fits = _choose(list(candidates(payload, expert)), own, path)
     found = fits[0]
     if not found.fits(own):
         renamed = {name: found.tensors[theirs] for name, theirs in found.names.items()}
@@ -142,21 +143,27 @@ def _require_same_network(about: ComponentInfo, path: Path, expert: Expert) -> N
     name = architecture(expert)
     if name is None or about.model != name:
         return  # a plug-in's business, or told by the tensors' names
-    for argument, _ in {needed for naming in NAMINGS[name] for needed in naming.needs}:
+    for argument, _ in {needed for naming in NAMINGS.get(name, ()) for needed in naming.needs}:
         made = about.arguments.get(argument, argument_defaults(name)[argument])
         if made != getattr(expert, argument):
             raise CheckpointError(f"{path}: was trained with models.{name}.{argument}={made}")
 
 
-def _candidates(payload: Mapping[str, Any], expert: Expert) -> Iterator[_Found]:
+def candidates(payload: Mapping[str, Any], expert: Expert) -> Iterator[_Found]:
     """Every set of tensors in the file, under every prefix and naming that may be the expert's."""
-    known, own = architecture(expert), expert.state_dict()
-    needed = sum(not name.endswith(COUNTER) for name in own)
+    own = expert.state_dict()
+    known = architecture(expert)
+    namings = NAMINGS.get(known or "", ())
+    if isinstance(expert, Backbone):
+        namings = (trunk_naming(expert.heads, "its library's names"),)
+    elif known is None:
+        namings = (trunk_naming((), "its trunk's own names"),)
+    needed = sum(not name.endswith(COUNTER) and name.startswith("trunk.") for name in own)
     for place, tensors in _tensor_dicts(payload):
         plain = {_unwrapped(name): name for name in tensors}
         for prefix in _prefixes(plain, needed):
             below = {name[len(prefix) :]: plain[name] for name in plain if name.startswith(prefix)}
-            for naming in (OURS, *(NAMINGS[known] if known else ())):
+            for naming in (OURS, *namings):
                 names = {naming.rename(name): theirs for name, theirs in below.items()}
                 found = _Found(place, prefix, naming, names, tensors)
                 yield found

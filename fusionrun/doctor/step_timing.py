@@ -19,6 +19,7 @@ from fusionrun.launch.train_task import train_expert, train_row
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
 from fusionrun.study.context import RunContext
+from fusionrun.study.models import without_pretrained
 from fusionrun.study.paths import Layout, expert_file
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.training.checkpoint import save
@@ -154,7 +155,7 @@ def _shortened(
     context: RunContext, task: Task, batch: int, scratch: Path, watch: Stopwatch
 ) -> RunContext:
     """The context for a few steps: an endless epoch, little validation, files in `scratch`."""
-    recipe, splits = context.study.recipe, context.splits
+    recipe, splits = without_pretrained(context.study.recipe), context.splits
     if isinstance(task, RowTask):
         recipe = replace(recipe, fusion=replace(recipe.fusion, batch_size=batch))
     else:

@@ -8,12 +8,13 @@ one of their networks is named.
 
 import difflib
 import importlib
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .base import Expert
 
@@ -47,6 +48,25 @@ class Backbone(Expert):
         found: Any = self.trunk
         groups = group(found, found.group_matcher(coarse=True))
         return [groups[number] for number in sorted(groups)]
+
+    def converted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of other releases, or of images of another size, as the library's own loader
+        has them; by our names, where it has a way, else as they are.
+        """
+        convert = getattr(sys.modules[type(self.trunk).__module__], "checkpoint_filter_fn", None)
+        if convert is None or not self.heads:
+            return tensors
+        theirs = {
+            name.replace("trunk.", "", 1)
+            if name.startswith("trunk.")
+            else name.replace("classifier", self.heads[0], 1): value
+            for name, value in tensors.items()
+        }
+        try:
+            found: dict[str, Tensor] = convert(theirs, self.trunk)
+        except Exception:  # it knows of other files, which this isn't
+            return tensors
+        return {self.own_name(name): value for name, value in found.items()}
 
     def own_name(self, name: str) -> str:
         """What a tensor that the library calls `name` is called here."""

@@ -13,6 +13,7 @@ from fusionrun.launch.checks.finding import Check, Finding, run_checks
 from fusionrun.launch.checks.folders import check_disk, check_folders, check_locks
 from fusionrun.launch.checks.loggers import check_loggers
 from fusionrun.launch.checks.machine import check_device, check_threads
+from fusionrun.launch.checks.pretrained import check_pretrained, download_pretrained
 from fusionrun.study.study import Study
 
 
@@ -36,6 +37,7 @@ def preflight_checks(study: Study, rank_info: RankInfo) -> list[Check]:
         Check("splits", data.split, needs=("data",)),
         Check("memory", memory, needs=("data",)),
         Check("experts", lambda: check_expert_files(study, data.survey)),
+        Check("pretrained weights", lambda: check_pretrained(study)),
         Check("loggers", lambda: check_loggers(study)),
     ]
 
@@ -46,6 +48,7 @@ def node_checks(study: Study, rank_info: RankInfo) -> list[Check]:
     return [
         Check("device", lambda: check_device(study, ranks)),
         Check("data", DataChecks(study).look),
+        Check("pretrained weights", lambda: check_pretrained(study)),
         Check("loggers", lambda: check_loggers(study, network=False)),
     ]
 
@@ -53,7 +56,8 @@ def node_checks(study: Study, rank_info: RankInfo) -> list[Check]:
 def require_startable(study: Study, rank_info: RankInfo) -> None:
     """Raise LaunchError for all that is in the way of a launch; what is doubtful is printed.
 
-    Rank 0 does it for all, the first rank of another machine for what is that machine's own.
+    Weights to begin with that must be downloaded are, once all else is well. Rank 0 does it for
+    all, the first rank of another machine for what is that machine's own.
     """
     checks = preflight_checks if rank_info.rank == 0 else node_checks
     # a launch that could have worked shouldn't fail by its checks
@@ -66,3 +70,4 @@ def require_startable(study: Study, rank_info: RankInfo) -> None:
         failures = [f"{len(failures)} things are in the way", *(f"- {line}" for line in failures)]
     if failures:
         raise LaunchError("\n".join(failures))
+    download_pretrained(study)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fusionrun.common.seeds import derive_seed
+from fusionrun.components.pretrained import begin_pretrained
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
 from fusionrun.launch.resume import resume_path
@@ -15,6 +16,7 @@ from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.study.context import EVALUATION_BATCH, RunContext
 from fusionrun.study.defaults import EXPERT_CLIP, HEAD_CLIP
 from fusionrun.study.rows import Row
+from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.training import optim
 from fusionrun.training.checkpoint import ResumeFile
@@ -55,6 +57,8 @@ def network_trainer(
     torch.manual_seed(derive_seed(seed, "weights"))
     k = task.expert if isinstance(task, ExpertTask) else None
     network = context.build_expert(task.model, k=k, **dropout)
+    if begun := begin_pretrained(study, task.model, network):
+        reporter.message(begun)
     context.settle(network)
     groups = [Group.of("expert", [network], defaults.lr, optim.cosine_to_zero, HEAD_CLIP)]
     loaders = Loaders(
@@ -96,13 +100,16 @@ def row_trainer(
         for expert in experts:
             expert.requires_grad_(False)
     size = model.global_head.in_features
-    rates = experts_lr, fusion_lr, head_lr = study.rates(row.fusion, size)
+    experts_lr, fusion_lr, head_lr = study.rates(row.fusion, size)
+    models = [member.model for member in row.experts]
+    of_experts = expert_groups(study, models, experts, experts_lr)
+    rates = [*(group.lr for group in of_experts), fusion_lr, head_lr]
     reporter.message(
         "learning rates of experts, fusion and global head for features of size "
         f"{size}: {', '.join(f'{rate:g}' for rate in rates)}"
     )
     groups = [
-        Group.of("experts", model.experts, experts_lr, optim.warm_restarts, EXPERT_CLIP),
+        *of_experts,
         Group.of("adapters", [model.adapters], fusion_lr, optim.cosine_to_tenth, HEAD_CLIP),
         Group.of("fusion", [model.fusion], fusion_lr, optim.cosine_to_tenth, HEAD_CLIP),
         Group.of("global_head", [model.global_head], head_lr, optim.cosine_to_tenth, HEAD_CLIP),
@@ -127,6 +134,21 @@ def row_trainer(
     return _trainer(
         context, task, reporter, model, loaders, optimisation, seed=seed, sources=sources
     )
+
+
+def expert_groups(
+    study: Study, models: Sequence[str], experts: Sequence[Expert], lr: float
+) -> list[Group]:
+    """The group of a row's experts, and beside it one for each rate of an architecture's own."""
+    by_rate: dict[float, list[Expert]] = {}
+    for model, expert in zip(models, experts, strict=True):
+        by_rate.setdefault(study.row_rate(model, lr), []).append(expert)
+    first, *others = sorted(by_rate, key=lambda rate: rate != lr)
+    names = {first: "experts", **{rate: f"experts_{rate:g}" for rate in others}}
+    return [
+        Group.of(names[rate], by_rate[rate], rate, optim.warm_restarts, EXPERT_CLIP)
+        for rate in names
+    ]
 
 
 def _trainer(

@@ -2,15 +2,15 @@
 
 import hashlib
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fusionrun.common.file_paths import FilePath
 from fusionrun.common.plugins import is_backbone
 from fusionrun.common.typed_fields import FieldError, build, flatten, require
 from fusionrun.experts import INPUTS, argument_defaults, argument_names
+from fusionrun.experts.backbone import RESERVED
 from fusionrun.study.recipe import Recipe
 
 
@@ -19,7 +19,7 @@ class ModelSettings:
     """How experts of an architecture are trained; all else below `models.<name>` builds them."""
 
     # begin an expert's own training from the library's weights (true) or those of a file
-    pretrained: bool | FilePath | None = None
+    pretrained: bool | str | None = None
     frozen_stages: int = 0  # the first so many stages of the trunk never learn
     lr: float | None = None  # of an expert's own training; null: experts.lr
     row_lr: float | None = None  # of the experts in rows; null: fusion.experts_lr
@@ -31,6 +31,7 @@ class ModelSettings:
             require(value is None or value > 0, name, value, "a number above 0")
 
 
+DECIDED = (RESERVED - {"pretrained"}) | {"name"}  # of what a library's constructor takes
 SETTINGS = tuple(field.name for field in fields(ModelSettings))
 
 
@@ -38,6 +39,8 @@ def settings_of(recipe: Recipe, model: str) -> ModelSettings:
     """How `model` is trained. Raises FieldError, from the setting's name on."""
     tree = recipe.models.get(model, {})
     own = _own_names(recipe, model)
+    if is_backbone(model) and (decided := sorted(DECIDED & tree.keys())):
+        raise FieldError(decided[0], "found a value, expected none: fusionrun decides it")
     settings = build(ModelSettings, {n: tree[n] for n in SETTINGS if n in tree and n not in own})
     if settings.pretrained is True and not is_backbone(model):
         raise FieldError("pretrained", "found true, expected a file: no library has weights of it")
@@ -49,6 +52,15 @@ def arguments_of(recipe: Recipe, model: str) -> dict[str, Any]:
     own = _own_names(recipe, model)
     tree = recipe.models.get(model, {})
     return {name: value for name, value in tree.items() if name in own or name not in SETTINGS}
+
+
+def without_pretrained(recipe: Recipe) -> Recipe:
+    """The recipe for steps whose numbers don't matter: they begin with random weights."""
+    models = {
+        model: {name: value for name, value in tree.items() if name != "pretrained"}
+        for model, tree in recipe.models.items()
+    }
+    return replace(recipe, models=models)
 
 
 def known_names(recipe: Recipe, model: str) -> list[str] | None:

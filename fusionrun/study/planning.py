@@ -12,6 +12,7 @@ from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.common.image_classifier import TrainedOn
 from fusionrun.common.plugins import is_backbone, load_plugin
 from fusionrun.common.text import nearest
+from fusionrun.common.typed_fields import FieldError
 from fusionrun.data.augmentation.policies import AUGMENTATIONS
 from fusionrun.data.datasets import DATASETS
 from fusionrun.experts import BUILDERS, Expert, build_expert
@@ -89,8 +90,10 @@ def _check_names(recipe: Recipe, name: str) -> None:
         known = known_names(recipe, model)
         for argument in arguments if known is not None else ():
             check(f"models.{model}.{argument}", argument, known or ())
-        with errors_at(f"{name}: models.{model}"):
+        try:
             settings_of(recipe, model)
+        except FieldError as error:
+            raise RecipeError(f"{name}: models.{model}.{error}") from None
     check("data.name", recipe.data.name, datasets)
     check("experts.augmentation", recipe.experts.augmentation, [*AUGMENTATIONS, "auto"])
     check("fusion.augmentation", recipe.fusion.augmentation, [*AUGMENTATIONS, "auto"])

@@ -2,13 +2,15 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
-from fusionrun.common.file_paths import FilePath, literal
+from fusionrun.common.file_paths import FilePath, expanded, literal
+from fusionrun.common.plugins import is_backbone
 from fusionrun.common.text import clipped, one_line
 from fusionrun.common.typed_fields import FieldError, build, kind_of, plain, with_paths
 from fusionrun.study.paths import Layout
@@ -56,7 +58,7 @@ def make_recipe(
         key, value = _parse_override(text)
         _assign(tree, key, value, sources, source=f"override {text!r}")
     try:
-        return build(Recipe, tree)
+        return _with_weights(build(Recipe, tree), expanded)
     except FieldError as error:
         source = _source_of(error.path, sources) or name
         where = f"{error.path}: " if error.path else ""
@@ -93,7 +95,7 @@ def require_movable(override: str) -> None:
 def _stored_tree(layout: Layout) -> dict[str, Any]:
     """The fields of the recipe that a study keeps, with its paths as they are now."""
     stored = make_recipe(read_yaml(layout.recipe), str(layout.recipe))
-    tree: dict[str, Any] = plain(with_paths(_found_again(stored, layout.output_dir), literal))
+    tree: dict[str, Any] = plain(_with_paths(_found_again(stored, layout.output_dir), literal))
     return {**tree, "output_dir": literal(layout.output_dir)}
 
 
@@ -115,7 +117,7 @@ def _found_again(stored: Recipe, output_dir: Path) -> Recipe:
         below = Path(place).is_relative_to(then)
         return moved if below or (_exists(moved) and not _exists(place)) else place
 
-    return cast(Recipe, with_paths(stored, now))
+    return _with_paths(stored, now)
 
 
 def _exists(path: str) -> bool:
@@ -125,15 +127,36 @@ def _exists(path: str) -> bool:
 
 def dump_for_study(recipe: Recipe) -> str:
     """As `dump_recipe`, with whole paths: the study can be measured from any folder."""
-    return dump_recipe(cast(Recipe, with_paths(recipe, os.path.abspath)))
+    return dump_recipe(_with_paths(recipe, os.path.abspath))
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `load_recipe` reads back to the same value."""
-    tree = plain(with_paths(recipe, literal))
+    tree = plain(_with_paths(recipe, literal))
     return yaml.dump(
         tree, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True
     )
+
+
+def _with_paths(recipe: Recipe, change: Callable[[FilePath], str]) -> Recipe:
+    """The recipe with every path changed."""
+    return _with_weights(cast(Recipe, with_paths(recipe, change)), change)
+
+
+def _with_weights(recipe: Recipe, change: Callable[[FilePath], str]) -> Recipe:
+    """The recipe with the files changed that models.*.pretrained names.
+
+    A plug-in's own argument of this name may be any word, which has no ending.
+    """
+    models = {model: dict(tree) for model, tree in recipe.models.items()}
+    for model, tree in models.items():
+        found = tree.get("pretrained")
+        if isinstance(found, str) and Path(found).suffix:
+            try:
+                tree["pretrained"] = change(FilePath(found))
+            except ValueError as error:
+                raise FieldError(f"models.{model}.pretrained", str(error)) from None
+    return replace(recipe, models=models)
 
 
 # what a plain word means, in this order: as in YAML 1.2, in which `no`, `off` and dates are text
@@ -283,7 +306,7 @@ def _assign(
     tree: dict[str, Any], key: str, value: Any, sources: dict[str, str], *, source: str
 ) -> None:
     """Set the dotted path `key` in `tree`; numbers index into lists."""
-    *parents, last = key.split(".")
+    *parents, last = _names_in(key, value, tree)
     place: Any = tree
     for depth, name in enumerate(parents):
         place = _enter(place, name, ".".join(parents[: depth + 1]), source)
@@ -296,6 +319,23 @@ def _assign(
         raise RecipeError(f"{source}: {problem}")
     sources.pop(key, None)  # the last one set stands last
     sources[key] = source
+
+
+def _names_in(key: str, value: Any, tree: Mapping[str, Any]) -> list[str]:
+    """The names that lead to a field; that of another library's network may hold dots itself.
+
+    models.timm:NAME=... is all of its settings, where a mapping is set; else the last name is one
+    of them.
+    """
+    names = key.split(".")
+    if names[0] != "models" or not is_backbone(".".join(names[1:2])):
+        return names
+    known = tree.get("models") or {}
+    for end in range(len(names), 1, -1):
+        if isinstance(known, dict) and (model := ".".join(names[1:end])) in known:
+            return ["models", model, *names[end:]]
+    end = len(names) if isinstance(value, dict) or len(names) == 2 else len(names) - 1
+    return ["models", ".".join(names[1:end]), *names[end:]]
 
 
 def _enter(place: Any, name: str, path: str, source: str) -> Any:

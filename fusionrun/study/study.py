@@ -164,6 +164,10 @@ class Study:
         head_lr = first_set(own.global_head_lr, fusion_lr)
         return first_set(own.experts_lr, experts), fusion_lr, head_lr
 
+    def row_rate(self, model: str, experts_lr: float) -> float:
+        """Of experts of `model` in rows: the architecture's own, else `experts_lr`."""
+        return first_set(self.model_settings(model).row_lr, experts_lr)
+
     def expert_task(self, model: str, k: int) -> ExpertTask:
         """The task that trains expert `k` of `model`."""
         experts = (task for task in self.tasks if isinstance(task, ExpertTask))

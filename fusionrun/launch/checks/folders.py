@@ -146,18 +146,23 @@ def weight_bytes(study: Study) -> dict[str, tuple[int, int]]:
         build = cache(lambda model: study.build_expert(model, classes))
         for task in study.tasks:
             if isinstance(task, ExpertTask) or task.row.is_single:
-                sizes[task.name] = (_bytes(build(task.model)), _bytes(build(task.model)))
+                expert = build(task.model)
+                sizes[task.name] = (_bytes(expert), _bytes(expert) - _frozen_bytes(expert))
                 continue
             experts = [build(member.model) for member in task.row.experts]
             fusion = study.build_fusion(task.row.fusion, experts)
             everything = _bytes(FusionModel(experts, fusion, classes))
-            heads = everything - sum(map(_bytes, experts))
-            sizes[task.name] = (everything, heads if task.row.control == "frozen" else everything)
+            still = _bytes if task.row.control == "frozen" else _frozen_bytes
+            sizes[task.name] = (everything, everything - sum(map(still, experts)))
     return sizes
 
 
 def _bytes(module: nn.Module) -> int:
     return NUMBER_BYTES * sum(int(value.numel()) for value in module.state_dict().values())
+
+
+def _frozen_bytes(module: nn.Module) -> int:
+    return NUMBER_BYTES * sum(p.numel() for p in module.parameters() if not p.requires_grad)
 
 
 def present_bytes(resume: Path) -> int:
