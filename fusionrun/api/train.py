@@ -47,8 +47,8 @@ def train(recipe: str | os.PathLike[str] | Mapping[str, Any], *overrides: str) -
         raise LaunchError(record.note if record and record.note else f"{name}: nothing started")
     opened = open_study(layout.output_dir)  # where rows of other calls may stand before these
     if status == ExitStatus.ROW_FAILED:
-        asked = {(row.model, row.variant) for row in study.rows}
-        rows = [row for row in opened.rows if (row.model, row.variant) in asked]
+        asked = {row.experiment for row in study.rows}
+        rows = [row for row in opened.rows if row.experiment in asked]
         outcomes = {row.name: read_outcome(layout.outcome(row.name)) for row in rows}
         failed = [f"{k}: {v.note}" for k, v in outcomes.items() if v and v.state == "failed"]
         raise TaskError(f"{layout.output_dir}: {len(failed)} failed. {'; '.join(failed)}")

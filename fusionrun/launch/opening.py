@@ -13,6 +13,7 @@ from fusionrun.common.atomic_files import write_json, write_text
 from fusionrun.common.distributed import LaunchError, RankInfo
 from fusionrun.common.locks import locked
 from fusionrun.common.typed_fields import plain
+from fusionrun.launch.checks.controls import check_controls
 from fusionrun.launch.preflight import require_startable
 from fusionrun.launch.resume import as_found, is_reusable, require_own, require_own_experts
 from fusionrun.launch.row_locks import BusyError, Claim, claim_rows, is_alone, release, sweep
@@ -52,6 +53,9 @@ def open_launch(
     with locked(recipe_lock) if can_lock else nullcontext():
         asked = _with_stored_rows(study, in_use=can_lock and not is_alone(study.layout))
     if is_first_attempt:  # what has run once needs no second look
+        # joined with others, the rows are listed one by one, and no controls are left to look at
+        for finding in check_controls(study) if not asked.recipe.controls else ():
+            _say(finding.line)
         require_own(asked)  # before anything is locked: a refused launch leaves no trace
         require_startable(asked, rank_info)
     study.layout.state.mkdir(parents=True, exist_ok=True)
@@ -111,9 +115,9 @@ def _with_stored_rows(study: Study, *, in_use: bool) -> Study:
     joined = join_stored(study.recipe, study.layout, in_use=in_use)
     if joined == study.recipe:
         return study
-    asked = {(task.model, task.row.variant) for task in study.row_tasks}
+    asked = {task.row.experiment for task in study.row_tasks}
     whole = plan_study(joined, study.name)
-    return whole.only([row for row in whole.rows if (row.model, row.variant) in asked])
+    return whole.only([row for row in whole.rows if row.experiment in asked])
 
 
 def _without_needless_experts(study: Study, done: Collection[str]) -> Study:

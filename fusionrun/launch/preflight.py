@@ -7,6 +7,7 @@ training. So what the doctor passes starts, and what `train` refuses the doctor 
 import torch
 
 from fusionrun.common.distributed import LaunchError, RankInfo
+from fusionrun.launch.checks.controls import check_controls
 from fusionrun.launch.checks.data import DataChecks
 from fusionrun.launch.checks.expert_files import check_expert_files
 from fusionrun.launch.checks.finding import Check, Finding, run_checks
@@ -28,6 +29,7 @@ def preflight_checks(study: Study, rank_info: RankInfo) -> list[Check]:
         return list(data.memory(ranks, min(ranks, devices)))
 
     return [
+        Check("controls", lambda: check_controls(study)),
         Check("write permission", lambda: check_folders(study)),
         Check("locks", lambda: check_locks(study)),
         Check("disk space", lambda: check_disk(study, rank_info.world_size)),

@@ -11,6 +11,7 @@ from fusionrun.monitor.words import (
     counts,
     epoch_of,
     failures,
+    members,
     number,
     percent,
     printable_line,
@@ -56,7 +57,8 @@ def summary_lines(snapshot: Snapshot) -> list[str]:
                 _note(task, reasons),
             ]
         lines.append("  ".join(fields).rstrip())
-    return lines + [f"  {text}" for text, _ in rank_notes(snapshot, snapshot.ranks)]
+    more = [*members(snapshot.tasks), *(text for text, _ in rank_notes(snapshot, snapshot.ranks))]
+    return lines + [f"  {text}" for text in more]
 
 
 def _note(task: TaskStatus, reasons: Mapping[str, Sequence[TaskStatus]]) -> str:

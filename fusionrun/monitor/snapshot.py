@@ -51,6 +51,7 @@ class TaskStatus:
     eta_seconds: float | None = None
     seconds: float | None = None  # spent, once ended
     note: str = ""  # why it failed, what it waits for
+    members: str = ""  # of a row of different experts, in words
 
     @property
     def progress(self) -> float:
@@ -224,13 +225,15 @@ class SnapshotBuilder:
             outcomes[task.name] = outcome
         statuses = []
         for task in self._tasks:
+            row = task.row if isinstance(task, RowTask) else None
             status = TaskStatus(
                 name=task.name,
                 kind=task.kind,
                 model=task.model,
-                fusion=task.row.variant if isinstance(task, RowTask) else "",
+                fusion=row.variant if row else "",
                 state="queued",
                 epochs=task.epochs,
+                members=row.members if row and row.is_mixed else "",
             )
             missing = [need for need in task.needs if outcomes[need] is None]
             if (outcome := outcomes[task.name]) is not None:
@@ -238,6 +241,9 @@ class SnapshotBuilder:
             elif task.index in running:
                 rank, record = running[task.index]
                 status = status.while_running(rank, record, still[rank])
+                # the channel has room for as many as the study has; a mixed row may have fewer
+                own = status.experts[: len(row.experts)] if row and row.is_mixed else status.experts
+                status = replace(status, experts=own)
             elif missing:
                 status = replace(status, state="waiting", note=f"for {', '.join(missing)}")
             statuses.append(status)

@@ -14,6 +14,7 @@ from fusionrun.monitor.words import (
     LOOK,
     clock,
     counts,
+    members,
     percent,
     printable,
     printable_line,
@@ -40,9 +41,11 @@ def table(
     head, foot = _head(snapshot, width), _foot(snapshot, width, notices, hint)
     rows = TaskTable(snapshot, width, "row")
     at_work = TaskTable(snapshot, width, "expert")
-    shown, working = rows.lines(), at_work.lines()
-    # what is left out until it fits: air, then the experts' details, then tasks
+    working = at_work.lines()
+    mixed = [line for text in members(snapshot.tasks) for line in wrapped(text, width, "dim")]
+    # what is left out until it fits: air, then details of experts and members, then tasks
     for gap, folded in ((1, False), (0, False), (0, True)):
+        shown = rows.lines() if folded else [*rows.lines(), *mixed]
         experts = expert_lines(snapshot, width, folded=folded)
         lines = _joined([head, shown, working, experts, foot], gap)
         if height is None or len(lines) <= height:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fusionrun.common.text import duration, one_line, plural
 from fusionrun.monitor.record import ENDED, RankState
@@ -76,9 +76,10 @@ def what_it_needs(task: TaskStatus, snapshot: Snapshot) -> str:
         return "and not begun"
     if task.state == "queued":
         return "for a free rank"
+    needed = task.note.removeprefix("for ").split(", ")  # of a mixed row, of any model
     missing = sum(
         other.kind == "expert"
-        and other.model == task.model
+        and (other.model == task.model or other.name in needed)
         and other.state not in ("done", "failed")
         for other in snapshot.tasks
     )
@@ -124,6 +125,11 @@ def failures(tasks: Sequence[TaskStatus]) -> dict[str, list[TaskStatus]]:
 def together(word: str, numbers: Sequence[int]) -> str:
     """row 3; rows 0, 2, 5."""
     return f"{word}{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
+
+
+def members(tasks: Iterable[TaskStatus]) -> list[str]:
+    """Of what rows of different experts consist, each once."""
+    return list(dict.fromkeys(f"{t.model}: {t.members}" for t in tasks if t.members))
 
 
 def rank_notes(snapshot: Snapshot, ranks: Sequence[RankStatus]) -> list[tuple[str, str]]:

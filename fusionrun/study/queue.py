@@ -98,13 +98,20 @@ class Queue:
         return sorted(self.tasks, key=preference)
 
     def _paces(self) -> dict[str, float]:
-        """Seconds a unit of cost by model, as its finished tasks show; else all models' mean."""
+        """Seconds a unit of cost by model, as its finished tasks show; else all models' mean.
+
+        A mixed row's is that of its architectures.
+        """
         known: dict[str, list[float]] = {}
         for task in self.tasks:
             if task.name in self._seconds:
                 known.setdefault(task.model, []).append(self._seconds[task.name] / task.cost)
         paces = {model: fmean(each) for model, each in known.items()}
         usual = fmean(paces.values()) if paces else 1.0
+        for task in self.tasks:
+            models = task.row.architectures if isinstance(task, RowTask) else ()
+            if found := [paces[model] for model in models if model in paces]:
+                paces.setdefault(task.model, fmean(found))
         return {task.model: paces.get(task.model, usual) for task in self.tasks}
 
     def _may_take(self, task: Task) -> bool:

@@ -4,7 +4,6 @@ A launch reads its recipe once (recipe_yaml.py); models, data and losses take pl
 """
 
 import dataclasses
-import hashlib
 import itertools
 import re
 import signal
@@ -14,12 +13,10 @@ from typing import Any, Literal
 
 from fusionrun.common.file_paths import FilePath
 from fusionrun.common.typed_fields import FieldError, require
+from fusionrun.study.members import Members, expanded_members, mixed_label
 
 DATA = FilePath("data")
 SINGLE = "single"  # in place of a fusion type: one network on all that experts and fusion see
-
-# an architecture; or one for each of a row's experts, which may be written with their numbers
-Members = dict[str, int] | tuple[str, ...] | str
 
 
 class RecipeError(Exception):
@@ -38,19 +35,6 @@ def _require_not_negative(config: object, *names: str) -> None:
         require(value is None or value >= 0, name, value, "0 or more")
 
 
-def expanded(model: Members, name: str) -> tuple[str, ...] | str:
-    """`model` of the field `name` as an architecture, or as one for each expert of a mixed row."""
-    if isinstance(model, str):
-        return model
-    if isinstance(model, dict):
-        for each, count in model.items():
-            require(0 < count < 1000, f"{name}.{each}", count, "1 or more experts of it")
-        model = tuple(each for each, count in model.items() for _ in range(count))
-    needed = "two or more different architectures; a row of one is written model: resnet"
-    require(len(set(model)) > 1, name, list(model), needed)
-    return model
-
-
 @dataclass(frozen=True)
 class RowConfig:
     """One row of the assignment table."""
@@ -63,10 +47,11 @@ class RowConfig:
     alpha: float | None = None  # null: fusion.alpha
     # frozen: the experts stay as they are; detached: they learn without gradients of the fusion
     control: Literal["frozen", "detached"] | None = None
-    name: str | None = None  # different experts are called mixed-<name>; null: by a hash of them
+    # different experts are called mixed-<name>; null: as another row calls them, else by a hash
+    name: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "model", expanded(self.model, "model"))
+        object.__setattr__(self, "model", expanded_members(self.model, "model"))
         _require_not_negative(self, "seed", "alpha")
         if self.name is not None:
             require(
@@ -88,10 +73,19 @@ class RowConfig:
 
     @property
     def label(self) -> str:
-        """In paths, tables and logs: the architecture, or mixed-<name, else a hash of them>."""
-        if isinstance(self.model, str):
-            return self.model
-        return f"mixed-{self.name or hashlib.sha256(','.join(self.model).encode()).hexdigest()[:8]}"
+        """In paths, tables and logs: the architecture, or mixed-<name or hash>."""
+        return self.model if isinstance(self.model, str) else mixed_label(self.model, self.name)
+
+
+def named(rows: Iterable[RowConfig], others: Iterable[RowConfig]) -> list[RowConfig]:
+    """`rows`, those without a name called as `others` call the same experts."""
+    names = {row.model: row.name for row in others if row.name is not None}
+    return [
+        dataclasses.replace(row, name=names[row.model])
+        if row.name is None and row.model in names
+        else row
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,7 @@ class GridConfig:
     alphas: tuple[float, ...] = ()  # none: fusion.alpha
 
     def __post_init__(self) -> None:
-        models = (expanded(model, f"models.{i}") for i, model in enumerate(self.models))
+        models = (expanded_members(model, f"models.{i}") for i, model in enumerate(self.models))
         object.__setattr__(self, "models", tuple(models))
         for name in ("models", "fusions", "seeds", "alphas"):
             values = getattr(self, name)
@@ -347,21 +341,23 @@ class Recipe:
             require(needed, "controls", found, "more: nothing else would train its experts")
 
     def _check_members(self) -> None:
-        """Mixed rows have no more experts than were trained, and one name for the same ones."""
-        names: dict[object, tuple[str, RowConfig]] = {}
+        """Mixed rows have no more experts than were trained; one name is of the same ones."""
+        names: dict[object, tuple[str, object]] = {}
+        for index, row in enumerate(self.rows):
+            if row.name is not None:
+                first, other = names.setdefault(row.model, (f"rows.{index}", row.name))
+                needed = f"{other!r} as in {first}, whose experts are the same"
+                require(row.name == other, f"rows.{index}.name", row.name, needed)
         for index, row in enumerate(self._rows_without_controls()):
-            if not row.is_mixed:
-                continue
-            place = f"rows.{index}" if index < len(self.rows) else "grid"
-            field = f"{place}.model" if index < len(self.rows) else "grid.models"
-            most = f"at most {self.experts.count} (experts.count), each of another part of the data"
-            require(len(row.model) <= self.experts.count, field, list(row.model), most)
-            first, other = names.setdefault(row.label, (place, row))
-            needed = f"another than that of {first}, whose experts are others"
-            require(other.model == row.model, f"{place}.name", row.name, needed)
-            first, other = names.setdefault(row.model, (place, row))
-            needed = f"{other.name or 'null'} as in {first}, whose experts are the same"
-            require(other.name == row.name, f"{place}.name", row.name, needed)
+            if row.is_mixed:
+                listed = index < len(self.rows)
+                most = f"at most {self.experts.count} (experts.count), each of other data"
+                fits = len(row.model) <= self.experts.count
+                field = f"rows.{index}.model" if listed else "grid.models"
+                require(fits, field, list(row.model), most)
+                first, members = names.setdefault(row.label, (f"rows.{index}", row.model))
+                needed = f"another than that of {first}, whose experts are others"
+                require(row.model == members, f"rows.{index}.name", row.name, needed)
 
     def all_rows(self) -> tuple[RowConfig, ...]:
         """The rows that are listed, those that the grid adds, then the controls of all these."""
@@ -369,7 +365,8 @@ class Recipe:
         return self._each_once([*rows, *self._control_rows(rows)])
 
     def _rows_without_controls(self) -> tuple[RowConfig, ...]:
-        return self._each_once([*self.rows, *(self.grid.rows() if self.grid else [])])
+        rows = [*self.rows, *(self.grid.rows() if self.grid else [])]
+        return self._each_once(named(rows, rows))
 
     def _control_rows(self, rows: Iterable[RowConfig]) -> Iterator[RowConfig]:
         for row, control in itertools.product(rows, self.controls):

@@ -52,6 +52,11 @@ class Row:
         return ", ".join(f"{model} {k}" for model, k in self.experts)
 
     @property
+    def experiment(self) -> tuple[str, str]:
+        """(whose experts, variant): the same wherever the row stands, and whatever it's called."""
+        return self.members or self.model, self.variant
+
+    @property
     def method(self) -> str:
         """The fusion type, with its control."""
         return f"{self.fusion}-{self.control}" if self.control else self.fusion

@@ -7,7 +7,7 @@ from pathlib import Path
 from fusionrun.study.identity import identity_of_study
 from fusionrun.study.paths import Layout
 from fusionrun.study.planning import plan_study
-from fusionrun.study.recipe import SINGLE, Recipe, RecipeError, RowConfig
+from fusionrun.study.recipe import SINGLE, Recipe, RecipeError, RowConfig, named
 from fusionrun.study.recipe_yaml import load_stored
 from fusionrun.study.rows import rows_of
 from fusionrun.study.study import Study
@@ -38,7 +38,20 @@ def join_stored(recipe: Recipe, layout: Layout, *, in_use: bool = False) -> Reci
         )
     except IdentityError as error:
         raise RecipeError(str(error)) from None
+    _require_same_names(stored, recipe, f"{layout.recipe} (the study in this folder)")
     return _joined(stored, recipe)
+
+
+def _require_same_names(stored: Recipe, recipe: Recipe, place: str) -> None:
+    """Raise RecipeError where a name that `recipe` gives to experts isn't theirs in the study."""
+    for row in recipe.all_rows():
+        for other in stored.all_rows() if row.name is not None else ():
+            if other.label == row.label and other.model != row.model:
+                found = f"{other.label} has other experts there: {', '.join(other.model)}"
+                raise RecipeError(f"{place}: {found}; choose another name for {list(row.model)}")
+            if other.model == row.model and other.label != row.label:
+                found = f"the experts of {row.label} are called {other.label} there"
+                raise RecipeError(f"{place}: {found}; leave out their name")
 
 
 def _architectures(recipe: Recipe) -> set[str]:
@@ -56,11 +69,12 @@ def has_results(recipe: Recipe, layout: Layout) -> bool:
 
 def _joined(stored: Recipe, recipe: Recipe) -> Recipe:
     """`recipe` with the stored rows before its own; as it is where that changes nothing."""
-    kept, wanted = stored.all_rows(), recipe.all_rows()
+    kept, own = stored.all_rows(), recipe.all_rows()
+    wanted = named(own, kept)
     explicit = tuple(_explicit(row, stored) for row in kept)
     rows = list(explicit)
     rows += [row for row in (_explicit(row, recipe) for row in wanted) if row not in explicit]
-    if rows == [_explicit(row, recipe) for row in wanted]:
+    if rows == [_explicit(row, recipe) for row in own]:
         return recipe
     if rows == list(explicit):
         table = {"rows": stored.rows, "grid": stored.grid, "controls": stored.controls}

@@ -1,5 +1,6 @@
 """From records, heartbeats and outcomes to what the table shows."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from fusionrun.monitor.snapshot import (
     seconds_to_end,
 )
 from fusionrun.study.paths import Layout
-from fusionrun.study.rows import Row
+from fusionrun.study.rows import Member, Row
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
 
 EXPERTS = tuple(ExpertTask(1 + k, "resnet", k, cost=10.0, epochs=4) for k in range(2))
@@ -59,6 +60,17 @@ def builder(
         every_seconds=1.0,
         outcome_of=(told or {}).get,
     )
+
+
+def test_a_mixed_row_has_its_own_experts_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = (Member("densenet", 0), Member("resnet", 1))
+    row = Row(0, "mixed-duo", "concatenation", 42, 1.0, "concatenation", None, members)
+    monkeypatch.setattr(sys.modules[__name__], "TASKS", (RowTask(0, row, cost=20.0, epochs=10),))
+    working = Record(state="working", task=0, experts=[70.0, None, None, None])
+    (status,) = builder(tmp_path, [working]).build().tasks
+    assert (status.members, status.experts) == ("densenet 0, resnet 1", (70.0, None))
 
 
 def test_a_launch_from_its_start_to_its_end(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from fusionrun.monitor.table import table
 
 MODELS = ("densenet", "resnet", "improved_wide_resnet", "resnext")
 FUSIONS = ("multiplicative", "multiplicativeAddition", "TransformerBase", "concatenation")
+MEMBERS = "densenet 0, resnet 1, improved_wide_resnet 2, resnext 3"
+NEEDS = "for expert-densenet-0, expert-resnet-1"
 WIDTHS = (60, 79, 80, 100, 119, 120, 160, 200)
 SHORT = "ValueError: images.npy holds 3 classes, expected 10; see data.num_classes"
 REASON = (
@@ -159,6 +161,14 @@ def launches() -> dict[str, Snapshot]:
             [row(i, state) for i, state in enumerate(sixty_four)] + experts("done")
         ),
         "one row": snapshot([row(0)]),
+        "different experts": snapshot(
+            [
+                row(0, "done"),
+                row(1, model="mixed-1a2b3c4d", members=MEMBERS),
+                row(2, "waiting", model="mixed-1a2b3c4d", members=MEMBERS, note=NEEDS),
+                *(expert(model, k, "queued") for k, model in enumerate(MODELS)),
+            ]
+        ),
         "experts only": snapshot(experts("running", "failed")),
         "in trouble": snapshot(
             [row(i) for i in range(4)],
@@ -355,6 +365,13 @@ def test_waiting_rows_say_how_many_experts_they_wait_for() -> None:
     text = "\n".join(drawn(snapshot(tasks), 80))
     assert "waiting for 2 experts" in text
     assert "queued  for a free rank" in text
+
+
+def test_rows_of_different_experts_say_once_whose_they_are() -> None:
+    shown = launches()["different experts"]
+    for lines in (drawn(shown, 100), summary_lines(shown)):
+        assert sum(f"mixed-1a2b3c4d: {MEMBERS}" in line for line in lines) == 1
+        assert any("for 2 experts" in line for line in lines)
 
 
 def test_experts_have_a_line_a_model_and_done_models_share_one() -> None:

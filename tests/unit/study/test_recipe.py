@@ -90,6 +90,33 @@ WRONG: list[tuple[str, str, str, str, str]] = [
     ("rows", "[{model: resnet}]", "rows.0.fusion", "nothing", "expected a value"),
     ("rows", "[{model: a, fusion: b, alpa: 1}]", "rows.0.alpa", "'alpa'", "did you mean 'alpha'?"),
     ("rows", "[{model: 1, fusion: b}]", "rows.0.model", "1", "text"),
+    ("rows", "[{model: [a, 2], fusion: b}]", "rows.0.model.1", "2", "text"),
+    ("rows", "[{model: {a: 1, b: x}, fusion: c}]", "rows.0.model.b", "'x'", "a whole number"),
+    ("rows", "[{model: {a: 0, b: 1}, fusion: c}]", "rows.0.model.a", "0", "1 or more"),
+    ("rows", "[{model: , fusion: b}]", "rows.0.model", "nothing", "a value"),
+    ("rows", "[{model: [], fusion: b}]", "rows.0.model", "[]", "two or more different"),
+    ("rows", "[{model: [a, a], fusion: b}]", "rows.0.model", "['a', 'a']", "is written model:"),
+    ("rows", "[{model: {a: 4, b: 1}, fusion: c}]", "rows.0.model", "'b']", "4 (experts.count)"),
+    ("rows", "[{model: [a, b], fusion: single}]", "rows.0.model", "'b']", "one architecture"),
+    ("rows", "[{model: a, fusion: b, name: c}]", "rows.0.name", "'c'", "null"),
+    ("rows", "[{model: [a, b], fusion: c, name: d/e}]", "rows.0.name", "'d/e'", "letters"),
+    (
+        "rows",
+        "[{model: [a, b], fusion: c, name: d}, {model: [b, a], fusion: c, name: d}]",
+        "rows.1.name",
+        "'d'",
+        "whose experts are others",
+    ),
+    (
+        "rows",
+        "[{model: [a, b], fusion: c, name: d}, {model: [a, b], fusion: e, name: f}]",
+        "rows.1.name",
+        "'f'",
+        "'d' as in rows.0",
+    ),
+    ("grid", "{models: [[a, b], {a: 1, b: 1}], fusions: [c]}", "grid.models.1", "'b'", "once"),
+    ("grid", "{models: [{a: 9, b: 1}], fusions: [c]}", "grid.models", "'a'", "(experts.count)"),
+    ("fusion", "{dim: 0}", "fusion.dim", "0", "above 0"),
     ("rows", "[{model: a, fusion: b, alpha: -1}]", "rows.0.alpha", "-1.0", "0 or more"),
     ("rows", "[{model: a, fusion: b}, {model: a, fusion: b}]", "rows.1", "rows.0", "another seed"),
     ("data", "cifar100", "data", "text", "fields of: name, root"),
@@ -351,6 +378,23 @@ def test_a_grid_is_every_combination_with_the_models_first(tmp_path: Path) -> No
     assert sorted(map(str, found)) == sorted(
         str((model, fusion, seed, 0.5)) for model in "ab" for fusion in "cd" for seed in (1, 2)
     )
+
+
+def test_different_experts_have_one_name_wherever_they_stand(tmp_path: Path) -> None:
+    rows = "rows=[{model: {resnet: 2, densenet: 1}, fusion: concatenation, name: three}]"
+    grid = "grid={models: [[resnet, resnet, densenet], [densenet, resnet]], "
+    grid += "fusions: [concatenation, multiplicative]}"
+    found = load(tmp_path, text_of(), rows, grid, "controls=[frozen, single]").all_rows()
+    unnamed = found[1].label
+    assert unnamed != "mixed-three" and len(unnamed) == len("mixed-") + 8
+    assert [(row.label, row.fusion) for row in found if row.control is None] == [
+        ("mixed-three", "concatenation"),
+        (unnamed, "concatenation"),
+        ("mixed-three", "multiplicative"),
+        (unnamed, "multiplicative"),
+    ]
+    assert found[0].model == ("resnet", "resnet", "densenet")
+    assert len(found) == 8  # no single network stands beside different ones
 
 
 def test_a_grid_adds_what_is_not_listed(tmp_path: Path) -> None:
@@ -654,13 +698,15 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
+MODEL = TEXT | st.lists(TEXT, min_size=2, max_size=4, unique=True)
+MODEL |= st.dictionaries(TEXT, st.integers(1, 2), min_size=2, max_size=2)
 ROW = st.fixed_dictionaries(
-    {"model": TEXT, "fusion": TEXT},
+    {"model": MODEL, "fusion": TEXT.filter(lambda text: text != "single")},
     optional={"seed": st.none() | COUNT, "alpha": st.none() | POSITIVE},
 )
 REQUIRED: dict[str, st.SearchStrategy[Any]] = {
     "output_dir": FOLDER,
-    "rows": st.lists(ROW, min_size=1, max_size=3, unique_by=lambda r: (r["model"], r["fusion"])),
+    "rows": st.lists(ROW, min_size=1, max_size=3, unique_by=lambda r: r["fusion"]),
 }
 DATA = {
     "name": TEXT,

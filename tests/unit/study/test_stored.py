@@ -1,5 +1,6 @@
 """The study that an output directory holds, and what a launch adds to it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,9 +84,41 @@ def test_networks_that_are_made_already_stay_what_they_are(tmp_path: Path) -> No
     assert joined.models == {"resnet": {"width": 8, "dropout": 0.1}, "densenet": {"growth": 4}}
 
 
+MIXED = "rows=[{{model: [resnet, densenet], fusion: {fusion}, name: {name}}}]"
+
+
+def test_different_experts_keep_the_name_that_they_have(tmp_path: Path) -> None:
+    """Whoever adds rows of them needn't know it; nobody can give them another one."""
+    stored = recipe(tmp_path, MIXED.format(fusion="concatenation", name="duo"))
+    layout = store(tmp_path, stored, trained=False)
+    manifest = layout.row("mixed-duo", "concatenation").manifest
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    for fusion, count in (("concatenation", 2), ("multiplicative", 4)):
+        own = recipe(tmp_path, MIXED.format(fusion=fusion, name="null"), "experts.count=4")
+        joined = join_stored(own, layout)
+        assert {row.label for row in joined.all_rows()} == {"mixed-duo"}
+        assert len(joined.all_rows()) == count  # with their controls
+    for entry, said in (
+        (MIXED.format(fusion="multiplicative", name="other"), "mixed-other are called mixed-duo"),
+        ("rows=[{model: [densenet, resnet], fusion: concatenation, name: duo}]", "other experts"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            join_stored(recipe(tmp_path, entry), layout)
+
+
+def test_the_experts_of_a_mixed_row_belong_to_the_study(tmp_path: Path) -> None:
+    layout = store(tmp_path, recipe(tmp_path))
+    own = recipe(tmp_path, MIXED.format(fusion="concatenation", name="null"))
+    assert names(join_stored(own, layout)) == [*NAMES, "concatenation", "concatenation-frozen"]
+    with pytest.raises(RecipeError, match=r"models\.resnet\.width: 8 there, 9 in this recipe"):
+        join_stored(replace(own, models={"resnet": {"width": 9}}), layout)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ("fusion.dim=64", r"fusion\.dim: None there, 64 in this recipe"),
         ("fusion.epochs=4", r"fusion\.epochs: 3 there, 4 in this recipe.*scheduled over all"),
         ("experts.lr=0.2", r"experts\.lr: None there, 0\.2 in this recipe"),
         ("models.resnet.width=9", r"models\.resnet\.width: 8 there, 9 in this recipe"),

@@ -1,0 +1,114 @@
+"""A row of different experts, trained from experts that are there: stopped, resumed, loaded."""
+
+import itertools
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusionrun.components.manifest import Manifest, read_manifest
+from fusionrun.components.store import load_expert, load_model, state_hash
+from fusionrun.launch.task_reporter import TaskReporter
+from fusionrun.launch.train_task import train_row
+from fusionrun.launch.trainers import row_seed, row_trainer
+from fusionrun.logs.text import TaskLog
+from fusionrun.monitor.record import Record
+from fusionrun.study.context import RunContext, open_context
+from fusionrun.study.planning import plan_study
+from fusionrun.study.recipe_yaml import load_recipe
+from fusionrun.study.rows import Member
+from fusionrun.training.errors import StopRequested
+from fusionrun.training.optim import cosine_to_tenth
+from tests.tiny import copy_study
+
+MIXED = "{model: [densenet, resnet], fusion: concatenation, NAME}"
+
+
+@pytest.fixture
+def out(trained_study: Path, tmp_path: Path) -> Path:
+    """A copy of a study that has resnet's and densenet's experts."""
+    return copy_study(trained_study, tmp_path / "out")
+
+
+def context_of(out: Path, row: str, *overrides: str) -> RunContext:
+    recipe = load_recipe(out / "recipe.yaml", [f"rows=[{row}]", "controls=[]", *overrides])
+    study = plan_study(recipe, "recipe")
+    return open_context(study, torch.device("cpu"), 1, progress=lambda text: None)
+
+
+def train(context: RunContext, stop: Callable[[], bool] = lambda: False) -> str:
+    """Train the only row, or until `stop`; returns its log."""
+    (task,) = context.study.row_tasks
+    path = context.study.layout.task_log(task.name)
+    with TaskLog(path, task.name) as log:
+        device = context.device
+        with closing(TaskReporter(context.study, task, Record(), log, device)) as reporter:
+            train_row(replace(context, stop_requested=stop), task, reporter)
+    return path.read_text()
+
+
+def manifest_of(context: RunContext) -> tuple[Path, Manifest]:
+    (row,) = context.study.rows
+    files = context.study.layout.row(row.model, row.variant)
+    return files.directory, read_manifest(files.manifest)
+
+
+def test_a_stopped_row_ends_as_if_it_had_not_been_stopped(out: Path) -> None:
+    whole = context_of(out, MIXED.replace("NAME", "name: whole"))
+    log = train(whole)
+    _, expected = manifest_of(whole)
+    steps = itertools.count(1)
+    stopped = context_of(out, MIXED.replace("NAME", "name: stopped"))
+    with pytest.raises(StopRequested):
+        train(stopped, lambda: next(steps) > 3)  # within an epoch
+    assert "continues after epoch" in train(stopped)
+    directory, found = manifest_of(stopped)
+    assert found.weights == expected.weights  # whatever the row is called
+    assert found.settings == expected.settings
+    assert found.settings["model"] == "densenet 0, resnet 1" == ", ".join(found.members)
+    for k, model in enumerate(("densenet", "resnet")):
+        assert f"{model} {k} starts from" in log
+    assert "for features of size 10" in log  # densenet's are the larger ones
+    model = load_model(directory)
+    assert state_hash(model.state_dict()) == found.weights
+    assert found.components["adapters"].file == "fusion/adapters_best.pth"
+    sizes = [load_expert(directory / f"experts/expert_{k}_best.pth").feature_dim for k in range(2)]
+    assert sizes == [10, 8] and found.feature_dim == 10
+
+
+def test_adapters_learn_as_the_fusion_does(out: Path) -> None:
+    context = context_of(out, MIXED.replace("NAME", "control: frozen"), "fusion.dim=12")
+    (task,) = context.study.row_tasks
+    experts = [context.build_expert(member.model) for member in task.row.experts]
+    with TaskLog(out / "log", task.name) as log:
+        reporter = TaskReporter(context.study, task, Record(), log, context.device)
+        trainer = row_trainer(context, task, reporter, experts, [])
+    adapters, fusion, _ = groups = trainer.optimisation.groups
+    assert [group.name for group in groups] == ["adapters", "fusion", "global_head"]
+    assert sorted(map(tuple, (p.shape for p in adapters.parameters))) == [
+        (12,), (12,), (12, 8), (12, 10)
+    ]  # fmt: skip
+    assert (adapters.lr, adapters.clip) == (fusion.lr, fusion.clip)
+    assert adapters.schedule is fusion.schedule is cosine_to_tenth
+
+
+def test_who_the_experts_are_decides_what_is_drawn(out: Path) -> None:
+    rows = {
+        text: context_of(out, f"{{{text}, fusion: concatenation}}").study.rows[0]
+        for text in (
+            "model: [densenet, resnet]",
+            "model: [densenet, resnet], name: a",
+            "model: {densenet: 1, resnet: 1}, name: b",
+            "model: [resnet, densenet]",
+            "model: resnet",
+        )
+    }
+    same, named, counted, other, plain = rows.values()
+    assert row_seed(same) == row_seed(named) == row_seed(counted)
+    assert len({row_seed(row) for row in (same, other, plain)}) == 3
+    assert same.experts == (Member("densenet", 0), Member("resnet", 1))
+    assert (named.model, counted.model) == ("mixed-a", "mixed-b")
+    assert same.model != other.model and len(same.model) == len("mixed-") + 8
