@@ -44,7 +44,7 @@ _RESNET = (*_STEM, _STAGES, _BLOCK_NORMS)
 # GMF: github.com/hanjidani/GMF, the system before this one.
 NAMINGS: dict[str, tuple[Naming, ...]] = {
     "resnet": (
-        Naming("pytorch-cifar and GMF names", (*_RESNET, (r"^linear\.", "classifier."))),
+        Naming("pytorch-cifar names, which GMF has too", (*_RESNET, (r"^linear\.", "classifier."))),
         Naming(
             "torchvision names, taken to have no max-pool behind the stem",
             (*_RESNET, (r"\.downsample\.", ".shortcut."), (r"^fc\.", "classifier.")),
