@@ -16,12 +16,13 @@ def head_losses(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tens
     A head without outputs for some classes is asked about the others alone: of a target their part
     counts, and an image of none of them adds 0 to the mean.
     """
-    asked = has_output(logits)  # (N, H, C)
-    asked = asked & (targets.unsqueeze(1) * asked).any(dim=-1, keepdim=True)
+    outputs = has_output(logits[0]).to(targets.dtype)  # (H, C), of every image the same
+    asked = targets @ outputs.T > 0  # (N, H)
     if smoothing:
         targets = targets * (1 - smoothing) + smoothing / targets.shape[-1]
     log_probabilities = functional.log_softmax(logits.float(), dim=-1)
-    return -(log_probabilities * (targets.unsqueeze(1) * asked)).sum(dim=-1).mean(dim=0)
+    each = (log_probabilities * (targets.unsqueeze(1) * outputs)).sum(dim=-1)
+    return -(each * asked).mean(dim=0)
 
 
 def head_weights(num_experts: int, alpha: float, device: torch.device) -> Tensor:

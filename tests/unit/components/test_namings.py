@@ -29,7 +29,11 @@ STAGES = [(r"^stage(\d)", r"layer\1")]
 
 # ours -> theirs, by their code's modules
 THEIRS: dict[tuple[str, str], list[tuple[str, Any]]] = {
-    ("resnet", "pytorch-cifar names, which GMF has too"): [*PLAIN, *STAGES, ("^classifier", "linear")],
+    ("resnet", "pytorch-cifar names, which GMF has too"): [
+        *PLAIN,
+        *STAGES,
+        ("^classifier", "linear"),
+    ],
     ("resnet", "torchvision names, taken to have no max-pool"): [
         *PLAIN,
         *STAGES,
