@@ -77,7 +77,7 @@ def csv_line(result: Result) -> dict[str, object]:
         **dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True)),
         **dict(zip((best, f"{best}_low", f"{best}_high"), over_best, strict=True)),
         "best_expert_name": result.best_expert_name,
-        "members": members_of([result]).get(result.model),
+        "members": members_of([result]).get(result.model, ""),
     }
     return {key: NOT_AVAILABLE if value is None else value for key, value in line.items()}
 

@@ -203,11 +203,11 @@ LINES = (
 CONTROLS = (  # of (row, control, difference)
     Column("model", "name", lambda item: item[0].model),
     Column("fusion", "name", lambda item: item[0].variant),
-    Column("fused", "accuracy", lambda item: item[0].fused.top1),
     Column("control", "text", lambda item: METHODS[item[1].key].heading),
+    Column("fused", "accuracy", lambda item: item[0].fused.top1),
     Column("its", "accuracy", lambda item: item[1].top1),
     Column("fused minus it", "margin", lambda item: item[2].margin),
-    Column("p", "p", lambda item: item[2].p_value),
+    Column("p", "p", lambda item: item[2].p_value, dispensable=1),
 )
 
 

@@ -72,7 +72,7 @@ def tables(results: Robustness, width: int) -> Group:
     detection = _stacked(DETECTION_TITLE, columns, results, detectors, legend)
     main = _stacked(TITLE, accuracy_columns(results), results, main_methods, main_legend(results))
     remarks = (Text(line) for line in _remarks(results))
-    return Group(terminal_table(main, width), terminal_table(detection), *remarks)
+    return Group(terminal_table(main, width), terminal_table(detection, width), *remarks)
 
 
 def markdown(results: Robustness) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -17,25 +18,42 @@ STYLES = {NOT_AVAILABLE: "dim"}
 
 
 def terminal_table(table: Table, width: int | None = None) -> Group:
-    """`table` as rich prints it; with `width` what it can do without goes until it fits.
+    """`table` as rich prints it; with `width` as much of it as fits.
 
-    What still doesn't stands in further tables below, so that no word is broken. Numbers are
-    narrow, so their headings stand a word a line; title and note are as wide as the terminal.
+    Where it's too wide, the names that begin its lines stand one below the other, then what it can
+    do without goes. What still doesn't fit stands in further tables below, which begin with the
+    same names, so that no word is broken. Numbers are narrow, so their headings stand a word a
+    line; title and note are as wide as the terminal.
     """
     columns = list(table.columns)
+    if not _fits(table, columns, width):
+        columns = _stacked(columns)
     dispensable = sorted((c for c in columns if c.dispensable), key=lambda c: -c.dispensable)
     while dispensable and not _fits(table, columns, width):
         columns.remove(dispensable.pop())
-    first, *others = columns
+    names = list(takewhile(lambda column: column.is_text, columns[:-1])) or columns[:1]
+    others = columns[len(names) :]
+    if any(not _fits(table, [*names, other], width) for other in others):
+        names, others = columns[:1], columns[1:]
     drawn: list[RichTable] = []
     while others or not drawn:
         count = len(others)
-        while count > 1 and not _fits(table, [first, *others[:count]], width):
+        while count > 1 and not _fits(table, [*names, *others[:count]], width):
             count -= 1
-        drawn.append(_draw(table, [first, *others[:count]]))
+        drawn.append(_draw(table, [*names, *others[:count]]))
         others = others[count:]
     note = [Text(table.note, "dim")] if table.note else []
     return Group(Text(f"\n{table.title}", "bold"), *drawn, *note)
+
+
+def _stacked(columns: Sequence[Column]) -> list[Column]:
+    """The names that `columns` begin with as one of them."""
+    names = list(takewhile(lambda column: column.format == "name", columns))
+    if len(names) < 2:
+        return list(columns)
+    heading = "\n".join(column.heading for column in names)
+    whole = Column(heading, "name", lambda item: "\n".join(c.of(item) for c in names))
+    return [whole, *columns[len(names) :]]
 
 
 def _fits(table: Table, columns: Sequence[Column], width: int | None) -> bool:

@@ -77,7 +77,7 @@ def test_there_is_nothing_to_do(
 
 def numbers(path: Path) -> list[dict[str, float]]:
     """The columns of numbers, line by line."""
-    words = ("task", "model", "fusion_type")
+    words = ("task", "model", "fusion_type", "best_expert_name", "members")
     with path.open(newline="") as file:
         lines = list(csv.DictReader(file))
     known = [{k: v for k, v in line.items() if k not in words and v != "n/a"} for line in lines]
@@ -92,7 +92,8 @@ def test_it_is_measured_and_reported(
     assert main(["report", "out"]) == 0  # of the evaluation that the older version wrote
     assert main(["evaluate", "out"]) == 0
     after = json.loads(Path("out/evaluation.json").read_text())
-    assert after["rows"][0].keys() == {*before["rows"][0], "gain_over_averaging"}
+    newer = {"gain_over_averaging", "members", "best_expert"}
+    assert after["rows"][0].keys() == {*before["rows"][0], *newer}
     assert "gain over averaging" in Path("out/report.md").read_text()
     for old, new in zip(before["rows"], after["rows"], strict=True):
         for was, now in zip(old["contenders"], new["contenders"], strict=True):

@@ -195,7 +195,7 @@ def test_mixed_rows_say_what_they_are(tmp_path: Path, width: int) -> None:
     assert " ".join(text.split()).count(note) == 1
     assert layout.results("md").read_text().count(note) == 1
     table = list(csv.DictReader(layout.results("csv").open()))
-    assert [line["members"] for line in table] == ["n/a", listed]
+    assert [line["members"] for line in table] == ["", listed]
     assert [line["best_expert_name"] for line in table] == ["resnet expert 1", best]
     root = ElementTree.parse(layout.results("svg")).getroot()
     chart = " ".join(e.text or "" for e in root.iter("{http://www.w3.org/2000/svg}text"))

@@ -104,6 +104,23 @@ def test_what_it_can_do_without_goes_first(width: int, kept: set[str]) -> None:
     assert "row" in text and "other" in text
 
 
+def test_a_narrow_terminal_stacks_names_and_repeats_them() -> None:
+    """In every part of a table whose numbers don't fit beside each other."""
+    columns = [Column(name, "name", itemgetter(i)) for i, name in enumerate(("model", "fusion"))]
+    columns.append(Column("control", "text", itemgetter(2)))
+    columns += [Column(f"number {i}", "whole", itemgetter(3)) for i in range(6)]
+    items = [("densenet", "concatenation", control, 1234567) for control in ("frozen", "detached")]
+    wide, narrow = (drawn(Table("", columns, items), width) for width in (120, 50))
+    assert wide.count("densenet") == 2 and "densenet  concatenation  frozen" in wide
+    parts = narrow.count("number")
+    assert parts == 6 and max(map(len, narrow.splitlines())) <= 50
+    tables = narrow.count("model")
+    assert tables > 1
+    for word in ("densenet", "concatenation"):
+        assert narrow.count(word) == 2 * tables
+    assert narrow.count("frozen") == narrow.count("detached") == tables
+
+
 LONG = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
 
