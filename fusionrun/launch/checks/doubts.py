@@ -36,7 +36,7 @@ def doubt(answers: Tensor, labels: Tensor, classes: int) -> str:
     chance = 1 / choices
     if right <= count * chance + 2 * math.sqrt(count * chance * (1 - chance)):
         return (
-            f"{accuracy}, no better than chance: its class order, or the data it was trained on, "
-            f"may be another"
+            f"{accuracy}, no better than chance: it hasn't learned enough, or its class order, or "
+            f"the data it was trained on, is another"
         )
     return ""
