@@ -57,7 +57,7 @@ def estimates_table(numbers: Estimate) -> Table:
         return "done" if row.seconds == 0 else _time(row.seconds, row.timing)
 
     columns = [
-        Column("row", "text", lambda row: f"{row.row.model} {row.row.variant}"),
+        Column("row", "name", lambda row: f"{row.row.model} {row.row.variant}"),
         Column("experts", "written", experts),
         Column("epoch", "written", lambda row: "" if row.seconds == 0 else epoch(row)),
         Column("fusion", "written", fusion),
@@ -66,8 +66,10 @@ def estimates_table(numbers: Estimate) -> Table:
     ]
     timings = [timing for row in numbers.rows for timing in (row.timing, row.expert_timing)]
     scaled = SCALED if any(map(_about, timings)) else ""
+    mixed = {row.row.model: row.row.members for row in numbers.rows if row.row.is_mixed}
+    members = "".join(f"\n{model}: {of}" for model, of in mixed.items())
     title = f"Estimate for {plural(numbers.ranks, 'rank')} at work"
-    return Table(title, columns, numbers.rows, note=NOTE + scaled)
+    return Table(title, columns, numbers.rows, note=NOTE + scaled + members)
 
 
 def verdict(findings: Sequence[Finding]) -> str:
