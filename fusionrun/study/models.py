@@ -83,8 +83,11 @@ def identity_fields(recipe: Recipe, model: str, *, alone: bool, in_rows: bool) -
         for name, value in recipe.models.get(model, {}).items()
         if name not in unused or name in _own_names(recipe, model)
     }
-    if isinstance(settings.pretrained, str) and "pretrained" in tree:
+    if "pretrained" not in unused and isinstance(settings.pretrained, str):
         tree["pretrained"] = described_file(Path(settings.pretrained))
+    for name in ("pretrained", "normalisation"):
+        if name not in _own_names(recipe, model) and not tree.get(name, True):
+            del tree[name]  # false and null are the defaults
     return flatten(tree, f"models.{model}")
 
 
