@@ -25,6 +25,7 @@ from fusionrun.components.store import (
     load_fusion_module,
     load_global_head,
     load_model,
+    save_component,
     save_model,
     save_single,
     state_hash,
@@ -306,6 +307,27 @@ def test_an_experts_file_is_exported_as_a_program_of_its_own(row: RowFiles) -> N
     expected = load_expert(row.expert(1)).predict(images)
     torch.testing.assert_close(program(images).softmax(dim=1), expected)
     assert json.loads(files["fusionrun.json"])["experts"] == ["resnet 1"]
+
+
+def test_an_expert_of_its_own_classes_is_compared_by_what_it_answers(
+    row: RowFiles, tmp_path: Path
+) -> None:
+    """The logits of the other classes are so low that beside them a wrong answer would pass."""
+    expert = load_expert(row.expert(0))
+    expert.answer_only([1, 2])
+    about = dataclasses.replace(load_component(row.expert(0), "expert")[0], own_classes=[1, 2])
+    save_component(tmp_path / "own.pth", expert, about)
+    export_weights(tmp_path / "own.pth")
+    assert main(["export", str(tmp_path / "own.safetensors")]) == 0
+    files = {"fusionrun.json": ""}
+    program = torch.export.load(tmp_path / "own.pt2", extra_files=files).module()
+    images, expected = random_images(3), load_expert(tmp_path / "own.pth").predict(random_images(3))
+    torch.testing.assert_close(program(images).softmax(dim=1), expected)
+    assert "-10000 of the classes" in json.loads(files["fusionrun.json"])["output"]
+    model = Deployed(expert, MEAN, STD).eval()
+    with torch.no_grad():
+        _, tolerance = compare(model, model, [images])
+    assert tolerance < 1e-3
 
 
 def test_a_row_that_is_one_network_is_exported_too(row: RowFiles, tmp_path: Path) -> None:
