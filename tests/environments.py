@@ -20,6 +20,7 @@ EXTRAS = ("onnx", "timm", "safetensors")
 TESTS = [
     *(f"tests/integration/test_{name}.py" for name in ("launch", "faults", "install")),
     *(f"tests/unit/components/test_{name}.py" for name in ("export", "read_checkpoint")),
+    "tests/contract/test_saved_models.py",
 ]
 
 
