@@ -172,8 +172,9 @@ def _row_estimate(
     if timing is not None:
         images = train + EVALUATION_SHARE * validation
         epoch = crowd * timing.seconds_per_image * images
-    expert_timing = timings[left[0]] if left else None
-    memory = [t.memory for t in (timing, expert_timing) if t is not None and t.memory is not None]
+    of_experts = [timings[name] for name in left]
+    known = (each for each in (timing, *of_experts) if each is not None)
+    memory = [each.memory for each in known if each.memory is not None]
     return RowEstimate(
         row=task.row,
         experts_left=len(left),
@@ -182,7 +183,7 @@ def _row_estimate(
         seconds=spent.get(task.name, 0.0),
         memory=max(memory, default=None),
         timing=timing,
-        expert_timing=expert_timing,
+        expert_timing=next(iter(of_experts), None),
     )
 
 

@@ -102,19 +102,15 @@ def row_trainer(
     size = model.global_head.in_features
     experts_lr, fusion_lr, head_lr = study.rates(row.fusion, size)
     models = [member.model for member in row.experts]
-    of_experts = expert_groups(study, models, experts, experts_lr)
-    rates = [*(group.lr for group in of_experts), fusion_lr, head_lr]
-    reporter.message(
-        "learning rates of experts, fusion and global head for features of size "
-        f"{size}: {', '.join(f'{rate:g}' for rate in rates)}"
-    )
     groups = [
-        *of_experts,
+        *expert_groups(study, models, experts, experts_lr),
         Group.of("adapters", [model.adapters], fusion_lr, optim.cosine_to_tenth, HEAD_CLIP),
         Group.of("fusion", [model.fusion], fusion_lr, optim.cosine_to_tenth, HEAD_CLIP),
         Group.of("global_head", [model.global_head], head_lr, optim.cosine_to_tenth, HEAD_CLIP),
     ]
     groups = [group for group in groups if group.parameters]
+    rates = ", ".join(f"{group.name} {group.lr:g}" for group in groups)
+    reporter.message(f"learning rates for features of size {size}: {rates}")
     batch_size, augmentation = study.recipe.fusion.batch_size, study.fusion_augmentation(row.fusion)
     loaders = Loaders(
         context.loader(splits.fusion_train, batch_size, augmentation),

@@ -71,7 +71,7 @@ def test_a_stopped_row_ends_as_if_it_had_not_been_stopped(out: Path) -> None:
     assert found.settings["model"] == "densenet 0, resnet 1" == ", ".join(found.members)
     for k, model in enumerate(("densenet", "resnet")):
         assert f"{model} {k} starts from" in log
-    assert "for features of size 10" in log  # densenet's are the larger ones
+    assert "for features of size 10: experts " in log  # densenet's are the larger ones
     model = load_model(directory)
     assert state_hash(model.state_dict()) == found.weights
     assert found.components["adapters"].file == "fusion/adapters_best.pth"
