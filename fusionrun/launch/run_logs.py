@@ -8,6 +8,7 @@ from fusionrun.logs.background import BackgroundLog, RunLog
 from fusionrun.logs.tensorboard import TensorBoardLog
 from fusionrun.logs.wandb import WandbLog, run_id
 from fusionrun.logs.wandb_access import effective_mode
+from fusionrun.study.paths import label_of
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import RowTask, Task
 
@@ -29,7 +30,7 @@ def open_run_logs(
         return WandbLog(
             study.layout.output_dir,
             task=task.name,
-            model=task.model,
+            model=label_of(task.model),  # a project's name holds no colon
             mode=mode,
             settings=fields,
             run_id=run_id(record, resumed=first_epoch > 1),

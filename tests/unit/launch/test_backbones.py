@@ -11,7 +11,7 @@ import torch
 from fusionrun.common.distributed import LaunchError
 from fusionrun.components.store import load_expert, load_model
 from fusionrun.experts.base import Normalisation
-from fusionrun.launch import trainers
+from fusionrun.launch import run_logs, trainers
 from fusionrun.launch.checks import folders, pretrained
 from fusionrun.launch.preflight import preflight_checks, require_startable
 from fusionrun.launch.task_reporter import TaskReporter
@@ -175,3 +175,13 @@ def test_another_normalisation_than_the_weights_know_is_doubtful(
     assert "normalisation=[[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]" in warning.advice
     told = backbones("pretrained=true", "normalisation=[[0.5,0.5,0.5],[0.5,0.5,0.5]]")
     assert [finding.state for finding in pretrained.check_pretrained(told)] == ["pass"]
+
+
+def test_a_projects_name_holds_no_colon(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(run_logs, "effective_mode", lambda mode: "offline")
+    monkeypatch.setattr(run_logs, "WandbLog", lambda *_, model, **__: asked.append(model))
+    monkeypatch.setattr(run_logs, "BackgroundLog", lambda name, build, warn: build())
+    study = backbones()
+    run_logs.open_run_logs(study, study.tasks[0], 1, print)
+    assert asked == ["timm-resnet10t"]
