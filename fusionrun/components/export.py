@@ -115,16 +115,18 @@ def _write_weights(parts: Mapping[str, Component], path: Path) -> str:
     if written != [(part.info, state_hash(part.weights)) for part in parts.values()]:
         raise ExportError("read again, it holds something else than was saved")
     tensors = sum(len(part.weights) for part in parts.values())
-    loader = "load_model" if others else f"load_{first.info.component}"
-    return f"{tensors} tensors, read again equal to those saved; {loader} loads it"
+    is_expert = not others and first.info.component == "expert"
+    reader = "load_model" if others else "load_expert" if is_expert else "assemble"
+    return f"{tensors} tensors, read again equal to those saved; {reader} reads it"
 
 
 def _write_program(parts: Mapping[str, Component], path: Path, format_name: str) -> str:
     """The network of these components, which answers as it does; in words."""
     first, *others = parts.values()
     if not others and first.info.component != "expert":
-        kind = first.info.component
-        raise ExportError(f"{first.path} is a {kind}, which takes no images; export a row's folder")
+        raise ExportError(
+            f"{first.path} takes no images (found {first.info.component}); export its row's folder"
+        )
     network = join(parts.items()) if others else load_expert(first.path)
     info = parts["global_head"].info if others else first.info
     size, classes = info.image_size, info.num_classes

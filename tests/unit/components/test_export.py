@@ -349,7 +349,7 @@ def test_only_a_network_becomes_a_program(
     row: RowFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", str(row.global_head)]) == 1
-    words = f"{row.global_head} is a global_head, which takes no images; export a row's folder"
+    words = f"{row.global_head} takes no images (found global_head); export its row's folder"
     assert words in capsys.readouterr().err
     path = tmp_path / "theirs.pth"
     torch.save(load(row.expert(0))["state_dict"], path)
