@@ -73,7 +73,7 @@ def _check_names(recipe: Recipe, name: str) -> None:
 
     def check_model(path: str, value: str) -> None:
         if not is_backbone(value):  # which is built, and so checked, in a moment
-            check(path, value, models)
+            check(path, value, [*models, "timm:NAME", "torchvision:NAME"])
 
     models, fusions, datasets = _known_names(recipe, name)
     for index, row in enumerate(recipe.rows):

@@ -193,7 +193,7 @@ OVERRIDES = {
     "rows=": ("override 'rows='", "rows: found nothing", "a list"),
     "runtime.device=gpu": ("runtime.device: found 'gpu'", "auto, cpu, cuda"),
     "models.resnet.blocks=[0]": ("models.resnet", "blocks[0]", "found 0"),
-    "models.resnet.num_classes=7": ("models.resnet.num_classes", "blocks, dropout, width"),
+    "models.resnet.num_classes=7": ("models.resnet.num_classes", "blocks, dropout, frozen_stages"),
     "data.image_size=4": ("data.image_size: found 4", "8 or more"),
     "output_dir=": ("output_dir: found None", "text"),
     'output_dir="a\\0b"': ("output_dir: found 'a\\x00b'", "printable"),

@@ -209,6 +209,7 @@ def test_larger_networks_and_images_cost_more(tmp_path: Path) -> None:
 MISTAKES = [
     ("rows.1.model=resnt", "rows.1.model", "'resnt'", "did you mean 'resnet'?"),
     ("rows.0.model=ResNet", "rows.0.model", "'ResNet'", "resnet, resnext"),
+    ("rows.0.model=timm", "rows.0.model", "'timm'", "did you mean 'timm:NAME'"),
     ("rows.0.fusion=concat", "rows.0.fusion", "'concat'", "did you mean 'concatenation'?"),
     ("rows.0.fusion=''", "rows.0.fusion", "''", "expected one of: TransformerBase"),
     ("models.desnet={}", "models.desnet", "'desnet'", "did you mean 'densenet'?"),
