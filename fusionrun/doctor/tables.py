@@ -57,7 +57,8 @@ def estimates_table(numbers: Estimate) -> Table:
         return "done" if row.seconds == 0 else _time(row.seconds, row.timing)
 
     columns = [
-        Column("row", "name", lambda row: f"{row.row.model} {row.row.variant}"),
+        Column("model", "name", lambda row: row.row.model),
+        Column("fusion type", "name", lambda row: row.row.variant),
         Column("experts", "written", experts),
         Column("epoch", "written", lambda row: "" if row.seconds == 0 else epoch(row)),
         Column("fusion", "written", fusion),

@@ -61,7 +61,7 @@ def make_recipe(
         return _with_weights(build(Recipe, tree), expanded)
     except FieldError as error:
         source = _source_of(error.path, sources) or name
-        where = f"{error.path}: " if error.path else ""
+        where = f"{one_line(error.path)}: " if error.path else ""  # a key is any text
         raise RecipeError(f"{source}: {where}{error.problem}") from None
 
 

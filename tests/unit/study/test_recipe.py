@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fusionrun.common.text import nearest
@@ -538,6 +538,7 @@ def is_recipe_or_error(path: Path, *overrides: str) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(text=st.one_of(SOUP, st.text(max_size=60), SOUP.map(lambda soup: text_of() + soup)))
+@example(text="? |\n  a\n")  # a key of two lines
 def test_any_text_is_a_recipe_or_a_recipe_error(
     tmp_path_factory: pytest.TempPathFactory, text: str
 ) -> None:
