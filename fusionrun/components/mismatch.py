@@ -23,7 +23,7 @@ UNFINISHED: tuple[tuple[str, str], ...] = (
     ("zero_point", "it is quantised: save the weights of the float model"),
     ("fake_quant", "it is prepared for quantisation: save the weights of the float model"),
 )
-ALIKE = 0.75  # share of names that makes two networks the same architecture
+ALIKE = 0.7  # share of names that makes two networks the same architecture
 
 
 def architecture(network: nn.Module) -> str | None:
@@ -31,13 +31,18 @@ def architecture(network: nn.Module) -> str | None:
     return next((name for name, kind in BUILDERS.items() if type(network) is kind), None)
 
 
-def mismatch(network: nn.Module, weights: Mapping[Any, object]) -> str:
-    """What doesn't fit, and why if that can be told; nothing when names, shapes and kinds do."""
+def mismatch(
+    network: nn.Module, weights: Mapping[Any, object], as_saved: Sequence[str] = ()
+) -> str:
+    """What doesn't fit, and why if that can be told; nothing when names, shapes and kinds do.
+
+    `as_saved` are the weights' names where they were renamed as the network's would be.
+    """
     own = network.state_dict()
     missing = sorted(own.keys() - weights.keys())
     surplus = sorted(map(str, weights.keys() - own.keys()))
     if missing or surplus:
-        cause = _other_names(network, own.keys(), list(map(str, weights)))
+        cause = _other_names(network, own.keys(), list(map(str, weights)), as_saved)
         details = "; ".join(filter(None, (_some("lacks", missing), _some("has unknown", surplus))))
         return f"doesn't fit this {type(network).__name__}: {cause}{details}"
     for name, value in own.items():
@@ -50,7 +55,9 @@ def mismatch(network: nn.Module, weights: Mapping[Any, object]) -> str:
     return ""
 
 
-def _other_names(network: nn.Module, own: Iterable[str], found: Sequence[str]) -> str:
+def _other_names(
+    network: nn.Module, own: Iterable[str], found: Sequence[str], as_saved: Sequence[str]
+) -> str:
     """The likely cause, with a colon behind it; nothing when there is none to tell."""
     name = architecture(network)
     if not isinstance(network, Expert):
@@ -64,12 +71,12 @@ def _other_names(network: nn.Module, own: Iterable[str], found: Sequence[str]) -
         renamed = {naming.rename(each) for each in found}
         if naming.refused and _share(renamed, own) > ALIKE:
             return f"it has {naming.words}, and {naming.refused}: "
-    other = recognised(found)
+    other = recognised(found) or recognised(as_saved)
     if other is not None and other != name:
-        return f"these are the weights of a {other}: "
+        return f"these are the weights of {'an' if other[0] in 'aeiou' else 'a'} {other}: "
     here, there = _blocks(own), _blocks(found)
     more, fewer = len(there - here), len(here - there)
-    if there and (more or fewer):
+    if there and bool(more) != bool(fewer):
         count = f"{plural(more, 'block')} more" if more else f"{plural(fewer, 'block')} fewer"
         argument = "depth" if "depth" in argument_names(name) else "blocks"
         return f"it has {count}, set models.{name}.{argument} as it was trained with: "
@@ -108,6 +115,8 @@ def _other_shape(
 def recognised(names: Iterable[str]) -> str | None:
     """The built-in architecture that tensors of these names belong to, whatever its depth."""
     names = list(names)
+    while len(heads := {name.partition(".")[0] for name in names}) == 1 and "." in names[0]:
+        names = [name.removeprefix(f"{min(heads)}.") for name in names]  # a wrapper's
     with torch.device("meta"):
         ours = {name: _skeleton(build_expert(name, 2).state_dict()) for name in BUILDERS}
     shares = {

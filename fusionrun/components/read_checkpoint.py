@@ -113,11 +113,16 @@ def expert_in(payload: Mapping[str, Any], path: Path, expert: Expert) -> ExpertF
     if about is not None:
         _require_same_network(about, path, expert)
         return ExpertFile(dict(payload["state_dict"]), about, ())
-    fits = _choose(list(candidates(payload, expert)), own, path)
+    found_all = list(candidates(payload, expert))
+    if not found_all:
+        has = f" (found {', '.join(str(key)[:40] for key in list(payload)[:4])})" if payload else ""
+        raise CheckpointError(f"{path}: holds no tensors with names{has}, expected a state dict")
+    fits = _choose(found_all, own, path)
     found = fits[0]
     if not found.fits(own):
         renamed = {name: found.tensors[theirs] for name, theirs in found.names.items()}
-        raise CheckpointError(f"{path}: {mismatch(expert, renamed)}")
+        as_saved = [_unwrapped(name) for name in found.tensors]
+        raise CheckpointError(f"{path}: {mismatch(expert, renamed, as_saved)}")
     for argument, needed in found.naming.needs:
         if getattr(expert, argument) != needed:
             raise CheckpointError(
@@ -174,11 +179,16 @@ def candidates(payload: Mapping[str, Any], expert: Expert) -> Iterator[_Found]:
 def _tensor_dicts(
     tree: Mapping[Any, Any], place: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Tensors]]:
-    """(keys that lead there, {name: tensor}) of every dict that has tensors, the outer first."""
+    """(keys that lead there, {name: tensor}) of every dict that has tensors, the outer first.
+
+    A list's keys are its numbers.
+    """
     tensors = {k: v for k, v in tree.items() if isinstance(k, str) and isinstance(v, ARRAYS)}
     if tensors:
         yield place, tensors
     for key, inner in tree.items():
+        if isinstance(inner, list | tuple):
+            inner = dict(enumerate(inner))
         if isinstance(inner, Mapping) and len(place) < DEPTH:
             yield from _tensor_dicts(inner, (*place, str(key)))
 
@@ -199,10 +209,8 @@ def _choose(candidates: Sequence[_Found], own: Mapping[str, Tensor], path: Path)
     """Those that fit by their names, the one to take first; the closest alone where none does.
 
     The trained weights go before an average of them, then the places where tools put a network.
-    Raises CheckpointError where nothing tells several networks apart, or there is none.
+    Raises CheckpointError where nothing tells several networks apart.
     """
-    if not candidates:
-        raise CheckpointError(f"{path}: holds no tensors with names, expected a state dict")
 
     def rank(found: _Found) -> tuple[bool, int]:
         last = found.place[-1] if found.place else ""
@@ -240,6 +248,11 @@ def _converted(
             value = _from_numpy(value, name, path)
             notes["NumPy arrays as tensors"] = None
         value = value.detach()
+        if value.is_meta:
+            raise CheckpointError(
+                f"{path}: {name}: found a tensor on the meta device, without its values; expected "
+                f"the weights: save the network once it is filled"
+            )
         if value.dtype != wanted.dtype:
             kind = str(value.dtype).removeprefix("torch.")
             if wanted.is_floating_point() and not value.is_floating_point():

@@ -71,6 +71,11 @@ def load(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: is damaged (its record {damaged} has changed)")
         if kind == "torchscript":
             payload: Any = read_torchscript(path)
+            if not payload:
+                raise CheckpointError(
+                    f"{path}: is a frozen TorchScript program, whose weights are constants of its "
+                    f"code: save the network's state_dict() before torch.jit.freeze"
+                )
         else:
             payload = _read_safetensors(path) if kind == "safetensors" else _read(path)
     except CheckpointError:
@@ -120,6 +125,9 @@ def _kind(path: Path) -> FileKind:
     try:
         return file_kind(path)
     except FileNotFoundError:
+        if path.is_symlink():
+            away = f"is a link to {path.readlink()}, which isn't there: is its disk mounted?"
+            raise CheckpointError(f"{path}: {away}") from None
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
@@ -171,7 +179,14 @@ def _more_than_tensors(path: Path, error: pickle.UnpicklingError) -> str:
     classes = list(refused)
     with contextlib.suppress(Exception):  # which can be said of today's archives alone
         classes += torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if not zipfile.is_zipfile(path) and b"ctorch.nn.modules." in path.read_bytes():
+        classes.append("torch.nn.modules")
     named = f" ({refused[0]})" if refused else ""
+    if "Unsupported operand" in str(error) and not refused:
+        return (
+            "was saved with a pickle_protocol above 3, which isn't read without running it. Where "
+            "you trust it, save it again: torch.save(torch.load(FILE, weights_only=False), NEW)"
+        )
     if refused and "is blocked" in str(error):
         return f"holds {refused[0]}: loading it could run code, so it was refused"
     if any(name.startswith("torch.nn.") for name in classes):

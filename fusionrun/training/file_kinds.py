@@ -8,7 +8,7 @@ FileKind = Literal[
     "archive", "torchscript", "legacy", "safetensors"
 ]  # that hold tensors and can be read
 
-LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6 begins with it
+LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6 begins with it, as a pickle
 ZIP = b"PK\x03\x04"
 HEAD = 4096  # bytes that are looked at
 OTHER_DOWNLOAD = "the download went wrong: fetch the file itself"
@@ -56,7 +56,7 @@ def file_kind(path: Path) -> FileKind:
     """
     with path.open("rb") as file:
         head = file.read(HEAD)
-    if head.startswith(LEGACY):
+    if head.startswith(b"\x80") and LEGACY in head[:32]:
         return "legacy"
     if head.startswith(ZIP):
         return _archive_kind(path)
@@ -108,6 +108,10 @@ def _other(head: bytes) -> str:
         return f"is an ONNX program; {ONLY_TORCH}"
     if head.lstrip()[:64].lower().startswith((b"<!doctype html", b"<html", b"<head")):
         return f"is a web page; {OTHER_DOWNLOAD}"
+    length = int.from_bytes(head[:8], "little")
+    if 8 <= len(head) < 8 + length < 2**32 and head[8:9] in (b"", b"{"):
+        size = f"{len(head):,} bytes are there"
+        return f"is a safetensors file, of which only {size}. Copy or download it again"
     text = _text(head)
     if text:
         return f"is a text file that begins {text!r}; expected a checkpoint"

@@ -36,7 +36,7 @@ class _Reader(pickle.Unpickler):
         self._archive, self._root = archive, root
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.startswith("__torch__."):
+        if module.partition(".")[0] == "__torch__":  # alone: of a class of the script itself
             return Part
         if module == "torch" and name in STORAGES:
             return STORAGES[name]

@@ -22,6 +22,7 @@ from fusionrun.components.store import save_component, state_hash
 from fusionrun.experts import Expert, build_expert
 from fusionrun.fusions import FusionModel, build_fusion
 from fusionrun.training.checkpoint import CheckpointError, load, save
+from tests.unit.components import gmf
 from tests.unit.components.test_store import ARGUMENTS, CLASSES, make_about
 
 State = dict[str, Any]
@@ -240,6 +241,10 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     ),
     (lambda: make_expert(name="densenet").state_dict(), "these are the weights of a densenet: "),
     (lambda: make_expert(name="resnext").state_dict(), "these are the weights of a resnext: "),
+    *((lambda prefix=prefix: {
+        f"{prefix}{name}": value
+        for name, value in gmf.trained("improved_wide_resnet", 4, 0, widen=1).state_dict().items()
+    }, "these are the weights of an improved_wide_resnet: ") for prefix in ("", "module.")),
     (
         lambda: {
             **make_expert().state_dict(),
@@ -269,13 +274,25 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
         "found int8 (quantised?), expected the float weights",
     ),
     (lambda: {"state_dict": torch.zeros(3)}, "has unknown state_dict"),
-    (lambda: {"epoch": 3}, "holds no tensors with names"),
+    (lambda: make_expert().to("meta").state_dict(), "on the meta device, without its values"),
+    (lambda: {"epoch": 3}, "holds no tensors with names (found epoch), expected a state dict"),
+    (lambda: {"nets": [make_expert().state_dict()] * 2}, "networks that fit (nets.0, nets.1)"),
     (lambda: {}, "holds no tensors with names"),
     (lambda: [torch.zeros(3)], "found list, expected a state dict"),
     (lambda: torch.zeros(3), "found Tensor, expected a state dict"),
     (Net, "holds a whole network (tests.unit.components.test_read_checkpoint.Net)"),
     (lambda: {"model": Net(), "epoch": 3}, "torch.save(model.state_dict(), NEW)"),
 ]  # fmt: skip
+
+
+def test_the_smallest_of_another_architecture_is_recognised_too(tmp_path: Path) -> None:
+    """Without a shortcut in it, and never taken for blocks that are lacking or too many."""
+    path = tmp_path / "a.pth"
+    small = gmf.trained("resnet", CLASSES, 0, blocks=[1], width=8).state_dict()
+    for state in (small, build_expert("resnet", CLASSES, blocks=[1], width=8).state_dict()):
+        torch.save(state, path)
+        with pytest.raises(CheckpointError, match="these are the weights of a resnet: "):
+            load_expert_weights(make_expert(name="densenet"), path)
 
 
 @pytest.mark.parametrize("case", range(len(REFUSED)))

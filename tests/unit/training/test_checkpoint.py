@@ -250,9 +250,10 @@ def test_a_malicious_pickle_runs_nothing(path: Path, tmp_path: Path, how: str, d
     assert marker.exists()
 
 
-def test_a_whole_module_is_refused_with_advice(path: Path) -> None:
+@pytest.mark.parametrize("today", [True, False])
+def test_a_whole_module_is_refused_with_advice(path: Path, today: bool) -> None:
     path.parent.mkdir()
-    torch.save({"model": nn.Linear(2, 2)}, path)
+    torch.save({"model": nn.Linear(2, 2)}, path, _use_new_zipfile_serialization=today)
     text = refusal(path)
     assert "holds a whole network (torch.nn.modules.linear.Linear)" in text
     assert "refused" in text

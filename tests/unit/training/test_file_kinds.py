@@ -6,6 +6,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def tarred() -> bytes:
     return buffer.getvalue()
 
 
-def saved(**how: bool) -> bytes:
+def saved(**how: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(WEIGHTS, buffer, **how)
     return buffer.getvalue()
@@ -43,6 +44,11 @@ def arrays() -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, weight=np.zeros(3))
     return buffer.getvalue()
+
+
+def safe() -> bytes:
+    header = b'{"weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    return len(header).to_bytes(8, "little") + header + bytes(4)
 
 
 def exported() -> bytes:
@@ -59,6 +65,10 @@ KINDS: list[tuple[Callable[[], bytes], str]] = [
     (lambda: saved(_use_new_zipfile_serialization=False)[:-200], "is damaged, perhaps cut short"),
     (lambda: saved(_use_new_zipfile_serialization=False)[:100], "is damaged, perhaps cut short"),
     (lambda: saved(_use_new_zipfile_serialization=False)[:12], "is a pickle that torch.save didn"),
+    (lambda: saved(_use_new_zipfile_serialization=False, pickle_protocol=4),
+     "was saved with a pickle_protocol above 3"),
+    (lambda: safe()[:-2], "is damaged, perhaps cut short"),
+    (lambda: safe()[:30], "is a safetensors file, of which only 30 bytes are there"),
     (lambda: b"\n<!DOCTYPE html><title>Sign in", "is a web page; the download went wrong"),
     (lambda: b"version https://git-lfs.github.com/spec/v1\noid", "`git lfs pull`"),
     (lambda: b"<?xml version='1.0'?>\n<Error>AccessDenied", "a text file that begins \"<?xml "),
@@ -100,11 +110,11 @@ def test_a_folder_of_parts(tmp_path: Path) -> None:
 
 def test_files_of_tensors(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    header = b'{"weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     for content, kind in (
         (saved(), "archive"),
         (saved(_use_new_zipfile_serialization=False), "legacy"),
-        (len(header).to_bytes(8, "little") + header + bytes(4), "safetensors"),
+        (saved(_use_new_zipfile_serialization=False, pickle_protocol=3), "legacy"),
+        (safe(), "safetensors"),
     ):
         path.write_bytes(content)
         assert file_kind(path) == kind
@@ -112,8 +122,7 @@ def test_files_of_tensors(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.pth"
-    header = b'{"weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    path.write_bytes(safe())
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     with pytest.raises(CheckpointError, match=r"a safetensors file.*pip install safetensors"):
         load(path)

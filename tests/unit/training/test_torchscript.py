@@ -27,8 +27,11 @@ def network() -> nn.Module:
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="torch writes none there")
 @pytest.mark.parametrize("how", ["trace", "script"])
-def test_the_weights_of_a_program(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("home", ["__main__", "package.networks"])
+def test_the_weights_of_a_program(tmp_path: Path, how: str, home: str) -> None:
+    """Whose class may stand in the script that trained it."""
     path, model = tmp_path / "a.pth", network()
+    model.__class__ = type("Network", (nn.Sequential,), {"__module__": home})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = torch.rand(1, 3, 8, 8, dtype=torch.float64)
@@ -43,6 +46,17 @@ def test_the_weights_of_a_program(tmp_path: Path, how: str) -> None:
     content[content.find(expected["3.second.bias"].numpy().tobytes())] ^= 1
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"a\.pth: is damaged \(its record .*has changed"):
+        load(path)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="torch writes none there")
+def test_a_frozen_program_has_no_weights(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+        torch.jit.save(torch.jit.freeze(torch.jit.trace(network(), image)), str(path))
+    with pytest.raises(CheckpointError, match=r"a\.pth: .*frozen.* before torch\.jit\.freeze"):
         load(path)
 
 
