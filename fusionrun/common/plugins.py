@@ -6,10 +6,12 @@ Loading one runs the file, as importing it would, once a process.
 import hashlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
+KEY = "fusionrun plugin "  # of their modules, with the file's path
 LIBRARIES = ("timm", "torchvision")  # whose networks are named LIBRARY:NAME
 
 
@@ -46,6 +48,21 @@ def load_plugin(source: str) -> object:
     return found
 
 
+def failure_of(error: Exception) -> str:
+    """What failing code of others says, in one line, with the line of the plug-in that led there.
+
+    Errors that are written for people stand without their kind.
+    """
+    files = {getattr(m, "__file__", None) for key, m in sys.modules.items() if key.startswith(KEY)}
+    calls = traceback.extract_tb(error.__traceback__)
+    lines = [
+        f"{Path(c.filename).name} fails, line {c.lineno}: " for c in calls if c.filename in files
+    ]
+    said = (str(error).strip() or "no message").splitlines()[0]
+    for_people = isinstance(error, (ValueError, RuntimeError)) and str(error).strip()
+    return f"{lines[-1] if lines else ''}{'' if for_people else f'{type(error).__name__}: '}{said}"
+
+
 def source_hash(source: str) -> str:
     """Twelve hex digits over the code of the plug-in's file; comments and blank lines don't count.
 
@@ -57,7 +74,7 @@ def source_hash(source: str) -> str:
 
 
 def _key(path: Path) -> str:
-    return f"fusionrun plugin {path}"
+    return f"{KEY}{path}"
 
 
 def _run(path: Path, source: str) -> ModuleType:
@@ -69,12 +86,7 @@ def _run(path: Path, source: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever its author's code does
+        problem = failure_of(error)
         del sys.modules[_key(path)]
-        where = error.__traceback__
-        while where is not None and where.tb_next is not None:
-            where = where.tb_next
-        line = where.tb_lineno if where is not None else 0
-        raise ValueError(
-            f"{source!r}: {path.name} fails, line {line}: {type(error).__name__}: {error}"
-        ) from None
+        raise ValueError(f"{source!r}: {problem}") from None
     return module

@@ -15,7 +15,8 @@ def expanded_members(model: Members, name: str) -> tuple[str, ...] | str:
         return model
     if isinstance(model, dict):
         for each, count in model.items():
-            require(0 < count < 1000, f"{name}.{each}", count, "1 or more experts of it")
+            require(count > 0, f"{name}.{each}", count, "1 or more experts of it")
+            require(count < 1000, f"{name}.{each}", count, "experts.count in all, at most")
         model = tuple(each for each, count in model.items() for _ in range(count))
     needed = "two or more different architectures; a row of one is written model: resnet"
     require(len(set(model)) > 1, name, list(model), needed)

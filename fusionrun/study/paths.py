@@ -22,8 +22,11 @@ GMF_SPLITS = {"iid": ("iid", "noniid"), "non_iid": ("noniid", "iid")}  # the rec
 
 
 def label_of(model: str) -> str:
-    """An architecture as files, tasks and logs are called: timm:resnet18 is timm-resnet18."""
-    return re.sub(r"[^\w.-]", "-", model, flags=re.ASCII)
+    """An architecture as files, tasks and logs are called: timm:resnet18 is timm-resnet18.
+
+    Letters of any language stay: a plug-in may be called so, and two of them mustn't become one.
+    """
+    return re.sub(r"[^\w.-]", "-", model)
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,24 @@
 """From a recipe to a study: names checked, networks built once, rows and tasks laid out."""
 
-import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fusionrun.common.complexity import multiply_accumulates
-from fusionrun.common.image_classifier import TrainedOn
 from fusionrun.common.plugins import is_backbone, load_plugin
 from fusionrun.common.text import nearest
 from fusionrun.common.typed_fields import FieldError
 from fusionrun.data.augmentation.policies import AUGMENTATIONS
 from fusionrun.data.datasets import DATASETS
-from fusionrun.experts import BUILDERS, Expert, build_expert
-from fusionrun.fusions import FUSIONS, FusionModule, build_fusion
-from fusionrun.study.models import arguments_of, known_names, settings_of
+from fusionrun.experts import BUILDERS, Expert
+from fusionrun.fusions import FUSIONS, FusionModule
+from fusionrun.study.models import known_names, settings_of
 from fusionrun.study.paths import Layout
 from fusionrun.study.recipe import SINGLE, Recipe, RecipeError
 from fusionrun.study.rows import Row, rows_of
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import make_tasks
+from fusionrun.study.trial import errors_at, work_per_image
 
 
 def plan_study(recipe: Recipe, name: str) -> Study:
@@ -33,7 +29,7 @@ def plan_study(recipe: Recipe, name: str) -> Study:
     _check_names(recipe, name)
     layout = Layout(Path(recipe.output_dir))
     rows = rows_of(recipe)
-    work = _work_per_image(recipe, rows, name)
+    work = work_per_image(recipe, rows, name)
     data, experts, fusion = recipe.data, recipe.experts, recipe.fusion
     own_share = 1 / experts.count  # of what the experts divide among them
     if data.split == "iid":
@@ -122,51 +118,6 @@ def _known_names(recipe: Recipe, name: str) -> tuple[list[str], list[str], list[
     return models, fusions, datasets
 
 
-def _work_per_image(recipe: Recipe, rows: tuple[Row, ...], name: str) -> dict[str, float]:
-    """Multiply-accumulates per image of each architecture; builds everything once, weightless."""
-    work: dict[str, float] = {}
-    feature_dims: dict[str, int] = {}
-    for model in dict.fromkeys(model for row in rows for model in row.architectures):
-        with torch.device("meta"), errors_at(f"{name}: models.{model}"):
-            arguments = arguments_of(recipe, model)
-            source = recipe.plugins.get(model, model)
-            expert = build_expert(source, recipe.data.num_classes, **arguments)
-            expert.freeze(settings_of(recipe, model).frozen_stages)
-        feature_dims[model] = expert.feature_dim
-        size = recipe.data.image_size
-        expert.know(TrainedOn((), (0.0,) * 3, (1.0,) * 3, size))
-        with errors_at(f"{name}: data.image_size: {model} can't take {size}x{size} images"):
-            work[model] = multiply_accumulates(expert, size)
-    _try_fusions(recipe, rows, feature_dims, name)
-    return work
-
-
-def _try_fusions(
-    recipe: Recipe, rows: tuple[Row, ...], feature_dims: Mapping[str, int], name: str
-) -> None:
-    """Build every fusion once, weightless, for as many features as its row's experts meet in."""
-    built: set[tuple[str, int, int]] = set()
-    for row in rows:
-        place = f"rows.{row.index}" if row.index < len(recipe.rows) else f"grid: {row.name}"
-        size = recipe.fusion.dim or max(feature_dims[model] for model in row.architectures)
-        if row.is_single or (row.fusion, len(row.experts), size) in built:
-            continue
-        source = recipe.plugins.get(row.fusion, row.fusion)
-        with torch.device("meta"), errors_at(f"{name}: {place}.fusion"):
-            try:
-                build_fusion(source, len(row.experts), size)
-            except ValueError as error:
-                larger = 1 << (size - 1).bit_length()
-                with contextlib.suppress(ValueError):  # where another size wouldn't help either
-                    build_fusion(source, len(row.experts), larger)
-                    raise RecipeError(
-                        f"{name}: {place}.fusion: {error}; with fusion.dim={larger} the experts' "
-                        f"features are adapted to that size"
-                    ) from None
-                raise
-        built.add((row.fusion, len(row.experts), size))
-
-
 def _each(place: str, names: str | Iterable[Any]) -> Iterator[tuple[str, str]]:
     """(its place in the recipe, name) of the names in lists of names."""
     if isinstance(names, str):
@@ -174,16 +125,3 @@ def _each(place: str, names: str | Iterable[Any]) -> Iterator[tuple[str, str]]:
         return
     for index, inner in enumerate(names):
         yield from _each(f"{place}.{index}", inner)
-
-
-@contextlib.contextmanager
-def errors_at(place: str) -> Iterator[None]:
-    """Whatever a network can't be built with is the recipe's mistake at `place`: RecipeError.
-
-    Our own checks raise ValueError; torch finds sizes without end (RuntimeError, and TypeError
-    for those beyond 64 bits).
-    """
-    try:
-        yield
-    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
-        raise RecipeError(f"{place}: {str(error).splitlines()[0]}") from None

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fusionrun.common.plugins import is_plugin, load_plugin
+from fusionrun.common.plugins import failure_of, is_plugin, load_plugin
 from fusionrun.common.text import nearest
 from fusionrun.data.datasets import cifar, image_folder, synthetic
 from fusionrun.data.datasets.cache import Arrays, channel_statistics, content_fingerprint
@@ -128,6 +128,10 @@ def _load(name: str, request: Request) -> Arrays:
             f"{name}: loading it took more memory than this process may have ({error}). Use a "
             "smaller data.image_size or fewer images, or raise the limit (ulimit -v)."
         ) from error
+    except Exception as error:
+        if not is_plugin(name) or isinstance(error, DataError):
+            raise
+        raise DataError(f"data set {name!r}: {failure_of(error)}") from None
     if not isinstance(arrays, Arrays):
         kind = type(arrays).__name__
         raise DataError(f"data set {name!r}: found {kind}, expected what as_arrays returns")

@@ -66,6 +66,83 @@ def test_mistakes_are_named(parts: Path, plugins: str, words: str) -> None:
         plan(parts.parent, f"plugins={plugins}")
 
 
+FAILING = """
+from torch import nn
+
+from fusionrun import Expert, FusionModule
+
+
+class Trunk(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.answer = answer
+
+    def forward(self, x):
+        return self.answer(self.conv(x))
+
+
+class Built(Expert):
+    def __init__(self, num_classes):
+        raise KeyError("width")
+
+
+class Asserts(Expert):
+    def __init__(self, num_classes):
+        assert num_classes == 1000
+
+
+class Runs(Expert):
+    def __init__(self, num_classes):
+        super().__init__(num_classes, Trunk(lambda x: x[3, 4]), 8)
+
+
+class Tokens(Expert):
+    def __init__(self, num_classes):
+        super().__init__(num_classes, Trunk(lambda x: x.flatten(2).mT), 8)
+
+
+class Fuses(FusionModule):
+    def fuse(self, features):
+        return {}["features"]
+
+
+class Keeps(FusionModule):
+    def fuse(self, features):
+        return features
+
+
+def data(request):
+    return {}["images"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Built", "models.net: failing.py fails, line 19: KeyError: 'width'"),
+        ("Asserts", "models.net: failing.py fails, line 24: AssertionError: no message"),
+        ("Runs", "models.net: given 16x16 images: failing.py fails, line 29: IndexError: index 3"),
+        ("Tokens", "models.net: given 16x16 images: Tokens: its trunk gives shape (1, 196, 8)"),
+        ("Fuses", "rows.0.fusion: failing.py fails, line 39: KeyError: 'features'"),
+        ("Keeps", "rows.0.fusion: fuse gives (2, 2, 8) of 2 images, expected one vector each"),
+    ],
+)
+def test_what_fails_inside_a_part_is_found_before_anything_trains(
+    parts: Path, name: str, words: str
+) -> None:
+    (parts.parent / "failing.py").write_text(FAILING)
+    row = "model: net, fusion: concatenation" if "net" in words else "model: resnet, fusion: net"
+    with pytest.raises(RecipeError, match=re.escape(words)):
+        plan(parts.parent, f"plugins={{net: failing.py:{name}}}", f"rows=[{{{row}}}]")
+
+
+def test_a_data_set_of_ones_own_that_fails_is_told_of_in_a_line(parts: Path) -> None:
+    (parts.parent / "failing.py").write_text(FAILING)
+    with pytest.raises(DataError, match=r"failing\.py fails, line 48: KeyError: 'images'"):
+        load_dataset("failing.py:data", root=parts.parent)
+
+
 def test_a_data_set_must_be_what_as_arrays_returns(parts: Path) -> None:
     parts.write_text("def mine(request):\n    return 1\n\nother = 3\n")
     with pytest.raises(DataError, match="found int, expected what as_arrays returns"):

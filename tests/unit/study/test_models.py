@@ -46,6 +46,7 @@ def test_names_with_dots_in_overrides() -> None:
 
 def test_files_and_tasks_are_called_without_a_colon() -> None:
     assert label_of("timm:vit_x.y-z") == "timm-vit_x.y-z"
+    assert label_of("größe") == "größe" != label_of("grüße")  # plug-ins may be called so
     study = plan("experts.count=2")
     assert [task.name for task in study.tasks] == [
         "task-0-timm-test_vit-concatenation",
@@ -57,6 +58,21 @@ def test_files_and_tasks_are_called_without_a_colon() -> None:
     paths = [files.directory, files.csv, layout.expert_csv(VIT, 0), layout.expert_resume(VIT, 0)]
     paths += [layout.measured_row(VIT, "x"), layout.wandb_run(VIT, "x"), study.expert_file(VIT, 0)]
     assert not any(":" in str(path) for path in paths)
+
+
+def test_images_that_a_network_cannot_take_are_a_mistake_of_the_field_that_says_their_size() -> (
+    None
+):
+    inception = "timm:inception_v3"
+    rows = [{"model": inception, "fusion": "concatenation"}]
+    with pytest.raises(RecipeError, match=r"r\.yaml: data\.image_size: .* can't take 16x16 images"):
+        plan(rows=rows)
+    with pytest.raises(RecipeError, match=r"models\.timm:inception_v3\.image_size: .* 50x50"):
+        plan(f"models.{inception}.image_size=50", rows=rows)
+    mvit = "timm:mvitv2_tiny"  # which finds out by an IndexError
+    rows = [{"model": mvit, "fusion": "concatenation"}]
+    with pytest.raises(RecipeError, match=r"mvitv2_tiny\.image_size: it can't take 50x50 images: "):
+        plan(f"models.{mvit}.image_size=50", rows=rows)
 
 
 def test_what_builds_a_network_is_apart_from_how_it_is_trained() -> None:
