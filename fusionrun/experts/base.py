@@ -206,10 +206,13 @@ def whole_number(name: str, value: object, minimum: int = 1) -> int:
 
 def image_size_of(value: object) -> int | None:
     """`value`, None or an int of LEAST_SIZE to LARGEST_SIZE; ValueError for anything else."""
-    if value is not None and not LEAST_SIZE <= whole_number("image_size", value) <= LARGEST_SIZE:
-        expected = f"{LEAST_SIZE} to {LARGEST_SIZE} pixels"
-        raise ValueError(f"image_size must be {expected}, found {value}")
-    return None if value is None else whole_number("image_size", value)
+    if value is None:
+        return None
+    if isinstance(value, int) and LEAST_SIZE <= value <= LARGEST_SIZE:  # True is 1: too small
+        return value
+    kind = "" if type(value) is int else "a whole number, "
+    expected = f"{kind}{LEAST_SIZE} to {LARGEST_SIZE} pixels"
+    raise ValueError(f"image_size must be {expected}, found {value!r}")
 
 
 def normalisation_of(value: object) -> Normalisation | None:
@@ -221,7 +224,7 @@ def normalisation_of(value: object) -> Normalisation | None:
     sizes = [len(v) if isinstance(v, list | tuple) else 0 for v in _listed(value)]
     if sizes == [3, 3]:
         mean, std = (tuple(_number("normalisation", v) for v in part) for part in _listed(value))
-        if all(each > 0 for each in std):
+        if all(0 <= each <= 1 for each in mean) and all(each > 0 for each in std):
             return mean, std
     raise ValueError(
         f"normalisation must be data, imagenet or [[mean of R, G, B], [std of R, G, B]] of pixels "

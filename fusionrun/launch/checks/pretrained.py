@@ -32,10 +32,10 @@ def check_pretrained(study: Study) -> Iterator[Finding]:
         elif wanted:
             try:
                 weights = library_weights(model)
+                cached = weights.cached()
             except ValueError as error:
                 yield Finding(NAME, "fail", f"{place}: {error}", "name a file, or leave it out")
                 continue
-            cached = weights.cached()
             if cached is not None:
                 yield _look_at(study, model, place, cached)
             elif problem := weights.problem():

@@ -165,6 +165,17 @@ def test_what_is_not_there_is_said_before_hours_are_spent(monkeypatch: pytest.Mo
         require_startable(backbones("pretrained=none.pth"), rank_info())
 
 
+def test_a_lacking_package_of_the_hub_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = publish(Published(None), monkeypatch)
+
+    def cached() -> None:
+        raise ValueError("huggingface_hub isn't installed: pip install huggingface_hub")
+
+    published.cached = cached  # type: ignore[method-assign]
+    with pytest.raises(LaunchError, match="pip install huggingface_hub"):
+        require_startable(backbones("pretrained=true"), rank_info())
+
+
 def test_another_normalisation_than_the_weights_know_is_doubtful(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
