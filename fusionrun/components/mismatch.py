@@ -55,6 +55,16 @@ def mismatch(
     return ""
 
 
+def unusable(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """As `mismatch`; of weights that fit those that hold numbers which are not finite."""
+    problem = mismatch(network, weights)
+    if problem:
+        return problem
+    bad = [n for n, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    return f"has numbers that are not finite in {', '.join(bad[:3])}{more}" if bad else ""
+
+
 def _other_names(
     network: nn.Module, own: Iterable[str], found: Sequence[str], as_saved: Sequence[str]
 ) -> str:

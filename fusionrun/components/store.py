@@ -31,7 +31,7 @@ from fusionrun.components.manifest import (
     verify,
     write_manifest,
 )
-from fusionrun.components.mismatch import mismatch
+from fusionrun.components.mismatch import unusable
 from fusionrun.experts import Expert, build_expert
 from fusionrun.fusions import FusionModel, FusionModule, build_fusion
 from fusionrun.study.paths import RowFiles
@@ -322,13 +322,9 @@ def _fitting(path: str | Path) -> Iterator[None]:
 
 def load_checked_state(module: nn.Module, weights: Mapping[str, Any], path: str | Path) -> None:
     """Load `weights` into `module`, or raise CheckpointError naming what doesn't fit."""
-    problem = mismatch(module, weights)
+    problem = unusable(module, weights)
     if problem:
         raise CheckpointError(f"{path}: {problem}")
-    bad = [n for n, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]
-    if bad:
-        named = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        raise CheckpointError(f"{path}: has numbers that are not finite in {named}")
     module.load_state_dict(dict(weights))
 
 

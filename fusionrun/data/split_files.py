@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -30,6 +31,13 @@ FORMAT_VERSION = 1
 POOL_FILE = "expert_train_indices.npy"
 HOLDOUT_FILE = "fusion_holdout_indices.npy"
 META_FILE = "split_meta.json"
+# names of files that may say who trains on what, as anybody calls them
+LIKE_A_SPLIT = re.compile(
+    r"(?!\.)(.*hold.?out.*|expert_train.*"
+    r"|(.*[^a-z])?(splits?|idx|index|indices|train|val|valid|validation|test|pool)([^a-z].*)?"
+    r"\.(npy|npz|txt|json|csv|pkl))",
+    re.IGNORECASE,
+)
 OWN_META_FILE = "split_meta.fusionrun.json"  # where an earlier system has that name
 
 
@@ -156,9 +164,9 @@ def copy_split_files(source: Path, target: Path) -> None:
 
 
 def _brought(directory: Path) -> list[Path]:
-    """Files that hold a part of a split, or look so."""
-    found = [path for name in ("*holdout*", "expert_train*") for path in directory.glob(name)]
-    return [path for path in found if not path.name.startswith(".")]  # what a crash left
+    """Files that hold a part of a split, or look so; what a crash left doesn't."""
+    there = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [path for path in there if LIKE_A_SPLIT.fullmatch(path.name) and path.is_file()]
 
 
 def _expected(
@@ -229,11 +237,17 @@ def _require_size(record: Path, total: int) -> None:
     for name in ("total_len", "total", "num_samples", "n_samples"):
         found = tree.get(name, total) if isinstance(tree, dict) else total
         if isinstance(found, int) and found != total:
-            raise mismatch(record, name, found, f"{total}, the training images of this data set")
+            raise mismatch(record, name, found, total)
 
 
 def _require_nothing_else(directory: Path) -> None:
     """Raise SplitError where a split is drawn anew although somebody seems to have brought one."""
+    below = next(directory.glob(f"*/{HOLDOUT_FILE}"), None)
+    if below is not None:
+        raise SplitError(
+            f"{directory}: found no {HOLDOUT_FILE}, which lies below it: set "
+            f"data.splits_dir={below.parent}, or another folder, where a new one is drawn."
+        )
     found = _brought(directory)
     if not found:
         return

@@ -1,5 +1,6 @@
 """Where everything of a study lies: the one place that spells its file names."""
 
+import os.path
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -245,7 +246,8 @@ def expert_sets(
     for name in names:
         for called in models:
             paths = {k: checkpoint_dir / name.format(model=called, k=k) for k in range(count + 1)}
-            there = {number: path for number, path in paths.items() if path.exists()}
+            # a link to nothing is somebody's expert too, whose disk isn't mounted
+            there = {number: path for number, path in paths.items() if os.path.lexists(path)}
             if there:
                 is_ours = expert_file(checkpoint_dir, model, 0) == paths[0]
                 yield ExpertFiles(there, count, is_ours)

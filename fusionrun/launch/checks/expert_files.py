@@ -1,14 +1,15 @@
-"""The experts' files, by what stands in them, without reading their weights."""
+"""The experts' files, by what stands in them: they fit, and every weight is a number."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
+from os.path import lexists
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fusionrun.common.text import plural
-from fusionrun.components.mismatch import mismatch
+from fusionrun.components.mismatch import unusable
 from fusionrun.components.read_checkpoint import ExpertFile, expert_in
 from fusionrun.components.starting_experts import foreign_names
 from fusionrun.components.store import ComponentInfo, component_info
@@ -38,7 +39,7 @@ def check_expert_files(study: Study, survey: Survey) -> Iterator[Finding]:
         if model in open_models:
             yield from _doubtful_names(study, model, paths)
         for k, path in paths.items() if model in open_models else ():
-            if not path.exists():
+            if not lexists(path):
                 continue
             try:
                 file = _read(study, model, k, path, survey)
@@ -105,7 +106,7 @@ def _split_of(path: Path) -> str:
 
 
 def _read(study: Study, model: str, k: int, path: Path, survey: Survey) -> ExpertFile:
-    """Weights are left on the disk; there are none where only the data's own code knows classes.
+    """Weights are read and left on the disk, none where only the data's own code knows classes.
 
     Raises CheckpointError when they can't be the expert's.
     """
@@ -117,7 +118,7 @@ def _read(study: Study, model: str, k: int, path: Path, survey: Survey) -> Exper
     with torch.device("meta"):
         expert = study.build_expert(model, survey.num_classes, k=k)
     file = expert_in(payload, path, expert)
-    problem = mismatch(expert, file.weights)
+    problem = unusable(expert, file.weights)
     if problem:
         raise CheckpointError(f"{path}: {problem}")
     if file.about and survey.classes and (found := other_classes(file.about, survey.classes)):
@@ -151,7 +152,7 @@ def missing_experts(study: Study) -> Iterator[Finding]:
     """What will be trained; a warning where the recipe says that experts are somewhere."""
     paths, recipe = expert_paths(study), study.recipe.experts
     missing = {
-        model: sum(not path.exists() for path in each.values()) for model, each in paths.items()
+        model: sum(not lexists(path) for path in each.values()) for model, each in paths.items()
     }
     if not any(missing.values()):
         return

@@ -289,6 +289,13 @@ REFUSED = {
     "npz": (lambda d: np.savez(d / "holdout.npz", np.arange(5)), "holdout.npz", "np.save"),
     "json": (lambda d: (d / "my_holdout.json").write_text("[1, 2]"), "my_holdout.json", "np.save"),
     "pool": (lambda d: np.save(d / POOL, np.arange(800)), POOL, "np.setdiff1d"),
+    "two texts": (lambda d: (d / "val.txt").write_text("1\n2\n"), "val.txt", "np.save"),
+    "capitals": (lambda d: np.save(d / "Test_IDX.npy", np.arange(5)), "Test_IDX.npy", "np.save"),
+    "record alone": (
+        lambda d: (d / META).write_text(json.dumps({**EARLIER_RECORD, "holdout": [1, 2]})),
+        META,
+        "np.save",
+    ),
 }
 
 
@@ -304,6 +311,21 @@ def test_what_cannot_be_adopted_is_refused_and_stays(tmp_path, name):
     assert "elete" not in str(error.value) and "emove" not in str(error.value)
     (tmp_path / ".splits.lock").unlink()
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_split_in_a_folder_below_is_pointed_at(tmp_path):
+    below = tmp_path / "cifar100"
+    below.mkdir()
+    np.save(below / HOLDOUT, np.arange(0, 1000, 5))
+    with pytest.raises(SplitError, match=f"set data.splits_dir={below}"):
+        load(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".splits.lock", "cifar100"]
+
+
+def test_other_files_in_the_folder_are_nobodys_split(tmp_path):
+    for name in ("README.txt", "recipe.yaml", "status.json", "results.csv"):
+        (tmp_path / name).write_text("")
+    load(tmp_path)
 
 
 def test_a_split_is_read_without_leaving_a_trace(tmp_path):

@@ -415,6 +415,31 @@ def test_files_that_may_not_be_the_meant_ones_are_a_warning(
     assert "best_noniid_resnet18_expert_0.pth was trained on another split, by its name," in said
 
 
+@pytest.mark.parametrize(
+    ("expected", "change"),
+    [
+        (r"has numbers that are not finite in trunk\.stem\.weight\.", "not finite"),
+        (r"is a link to /nowhere/1\.pt, which isn't there: is its disk mounted\?", "a link"),
+    ],
+)
+def test_an_expert_that_cannot_start_a_row_is_refused_before_others_are_trained(
+    trained: Path, expected: str, change: str
+) -> None:
+    study = copy_of(trained)
+    shutil.rmtree("out/resnet_fusions")
+    first, second = (expert_file(study.checkpoint_dir, "resnet", k) for k in range(2))
+    if change == "a link":
+        second.unlink()
+        second.symlink_to("/nowhere/1.pt")
+    else:
+        state = checkpoint.load(second)["state_dict"]
+        state["trunk.stem.weight"][0, 0, 0, 0] = float("nan")
+        torch.save(state, second)
+    first.unlink()  # which would be trained
+    with pytest.raises(LaunchError, match=f"{second}: {expected}"):
+        preflight.require_startable(study, rank_info())
+
+
 def test_two_experts_of_the_same_weights_are_a_warning(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
