@@ -14,6 +14,7 @@ from fusionrun.launch.checks.finding import Check, Finding, run_checks
 from fusionrun.launch.checks.folders import check_disk, check_folders, check_locks
 from fusionrun.launch.checks.loggers import check_loggers
 from fusionrun.launch.checks.machine import check_device, check_threads
+from fusionrun.launch.checks.models import check_models
 from fusionrun.launch.checks.pretrained import check_pretrained, download_pretrained
 from fusionrun.study.study import Study
 
@@ -30,6 +31,7 @@ def preflight_checks(study: Study, rank_info: RankInfo) -> list[Check]:
 
     return [
         Check("controls", lambda: check_controls(study)),
+        Check("settings", lambda: check_models(study)),
         Check("write permission", lambda: check_folders(study)),
         Check("locks", lambda: check_locks(study)),
         Check("disk space", lambda: check_disk(study, rank_info.world_size)),

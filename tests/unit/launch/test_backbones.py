@@ -165,6 +165,14 @@ def test_what_is_not_there_is_said_before_hours_are_spent(monkeypatch: pytest.Mo
         require_startable(backbones("pretrained=none.pth"), rank_info())
 
 
+def test_settings_that_nothing_reads_are_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    require_startable(plan(ROW, *SHORT, f"models.{NAME}.lr=0.1"), rank_info())
+    assert "models" not in capsys.readouterr().out
+    require_startable(plan(ROW, *SHORT, f"models.{NAME}.c3_in1k.lr=0.1"), rank_info())
+    said = capsys.readouterr().out
+    assert f"models.{NAME}.c3_in1k: no row has this network" in said and f"name: {NAME}\n" in said
+
+
 def test_a_lacking_package_of_the_hub_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     published = publish(Published(None), monkeypatch)
 
