@@ -95,14 +95,17 @@ def test_a_study_that_cannot_start(folder: Path) -> None:
 
 
 def test_a_row_that_fails(folder: Path) -> None:
-    """The experts are found and fit, but only reading their weights shows what is wrong."""
+    """The experts are found and fit, but only their checksums show what is wrong."""
     path = write_recipe(folder)
     checkpoints = folder / "experts" / "resnet"
     checkpoints.mkdir(parents=True)
-    broken = fusionrun.build_expert("resnet", 4, width=8, blocks=[1]).state_dict()
-    broken["classifier.bias"] = torch.full((4,), torch.nan)
+    weights = fusionrun.build_expert("resnet", 4, width=8, blocks=[1]).state_dict()
     for k in range(2):
-        torch.save(broken, checkpoints / f"expert_{k}_best.pth")
+        file = checkpoints / f"expert_{k}_best.pth"
+        torch.save(weights, file)
+        content = bytearray(file.read_bytes())
+        content[content.find(weights["classifier.weight"].numpy().tobytes())] ^= 1
+        file.write_bytes(content)
     rows = "rows=[{model: resnet, fusion: concatenation}, {model: resnext, fusion: concatenation}]"
     for k in range(2):
         (folder / "experts" / "resnext").mkdir(exist_ok=True)
@@ -110,7 +113,7 @@ def test_a_row_that_fails(folder: Path) -> None:
         torch.save(expert.state_dict(), folder / "experts" / "resnext" / f"expert_{k}_best.pth")
     words = (rows, "logs.tensorboard=false", f"experts.checkpoint_dir={folder / 'experts'}")
     with pytest.raises(
-        fusionrun.TaskError, match=r"task-0-resnet-concatenation: .*not finite"
+        fusionrun.TaskError, match=r"task-0-resnet-concatenation: .*is damaged"
     ) as found:
         fusionrun.train(path, *words)
     assert "1 failed" in str(found.value) and "resnext" not in str(found.value)
