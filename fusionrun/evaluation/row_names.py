@@ -59,7 +59,7 @@ def name_row(row: Row) -> dict[str, Any]:
         "control": row.control,
         "seed": row.seed,
         "alpha": row.alpha,
-        "members": tuple(f"{model} {k}" for model, k in row.experts) if row.is_mixed else (),
+        "members": tuple(member.words for member in row.experts) if row.is_mixed else (),
     }
 
 

@@ -55,8 +55,8 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
     else:
         torch.manual_seed(derive_seed(row_seed(row), "weights"))
         experts, sources = load_experts(context, row.experts)
-        for (model, k), source in zip(row.experts, sources, strict=True):
-            reporter.message(f"{model} {k} starts from {source}")
+        for member, source in zip(row.experts, sources, strict=True):
+            reporter.message(f"{member.words} starts from {source}")
         trainer = row_trainer(context, task, reporter, experts, sources)
         # read before training changes them: the alternative that costs no fusion training at all
         for expert, source in zip(experts, sources, strict=True):

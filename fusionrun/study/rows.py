@@ -14,6 +14,11 @@ class Member(NamedTuple):
     model: str
     k: int
 
+    @property
+    def words(self) -> str:
+        """As people read it: densenet 0."""
+        return f"{self.model} {self.k}"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -49,7 +54,7 @@ class Row:
     @property
     def members(self) -> str:
         """Its experts in words: densenet 0, resnet 1."""
-        return ", ".join(f"{model} {k}" for model, k in self.experts)
+        return ", ".join(member.words for member in self.experts)
 
     @property
     def experiment(self) -> tuple[str, str]:

@@ -59,9 +59,8 @@ def _without_kernels(names: list[str]) -> Iterator[Finding]:
                 f"{torch.__version__} is built for {' '.join(built_for)}"
             )
             newer = "pip install --upgrade torch torchvision"
-            advice = f"install a torch with kernels for it: {OLDER_GPUS}"
-            if capability >= (7, 5):
-                advice = f"install a torch with kernels for it: {newer}"
+            package = OLDER_GPUS if capability < (7, 5) else newer
+            advice = f"install a torch with kernels for it: {package}"
             yield Finding("device", "fail", found, advice)
 
 
