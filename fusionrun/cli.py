@@ -24,7 +24,7 @@ from fusionrun.commands import (
     watch,
 )
 from fusionrun.common import standard_streams
-from fusionrun.common.distributed import LaunchError, read_rank_info
+from fusionrun.common.distributed import LaunchError, die_with_parent, read_rank_info
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.common.version import __version__
 from fusionrun.study.recipe import RecipeError
@@ -68,6 +68,8 @@ def main(arguments: Sequence[str]) -> int:
     except LaunchError as error:
         print(f"fusionrun: {error}", file=sys.stderr)
         return ExitStatus.NOT_STARTED
+    if rank_info.has_launcher:  # before PyTorch is loaded, which takes seconds
+        die_with_parent()
     exit_file = environ.get("FUSIONRUN_EXIT_FILE")
     if exit_file and rank_info.local_rank == 0:
         Path(exit_file).touch()  # a rank has started; without it, launch.sh says that none could

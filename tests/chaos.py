@@ -85,7 +85,7 @@ class Chaos:
         family = descendants(launch.pid)
         lines = {pid: command_line(pid) for pid in family}
         # torchrun's own command line ends with its workers'
-        agents = [pid for pid, line in lines.items() if "torch.distributed.run" in line]
+        agents = [pid for pid, line in lines.items() if "-m fusionrun.launch.torchrun" in line]
         workers = [
             pid for pid, line in lines.items() if "-m fusionrun" in line and pid not in agents
         ]

@@ -40,7 +40,7 @@ def run(
     the output directory holds another study, LaunchError when the launch can't start.
     """
     if rank_info.has_launcher:
-        distributed.die_with_parent()
+        distributed.die_with_parent()  # where a script of the user's calls
     with StopSignals(study.recipe.runtime.stop_signals, rank_info.has_launcher) as stop:
         try:
             store, session = begin(study, rank_info, stop, only_failed=only_failed)

@@ -156,6 +156,20 @@ def test_what_a_kill_leaves_keeps_others_out(study: Path, victim: str) -> None:
         assert launch.ends() == 4
 
 
+def test_ranks_that_only_start_when_torchrun_dies_do_not_train_on(study: Path) -> None:
+    launch = Launch(study, "first.txt", *LONG)
+    wait_for(lambda: len(launch.ranks()) == 2)  # PyTorch takes them seconds
+    (agent,) = (
+        pid
+        for pid in descendants(launch.process.pid)
+        if "-m fusionrun.launch.torchrun" in command_line(pid)
+    )
+    os.kill(agent, signal.SIGKILL)
+    # not only after the half minute that ranks have to save, by SIGKILL, having trained on
+    assert launch.process.wait(timeout=20) == 4
+    assert "starts on rank" not in launch.text()
+
+
 def test_a_launch_that_is_being_started_again_is_still_there(study: Path) -> None:
     launch = Launch(study, "launch.txt", *LONG)
     wait_for(lambda: trains_both(study))
