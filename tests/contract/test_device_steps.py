@@ -1,0 +1,183 @@
+"""No step waits for the card: every architecture, fusion and precision, on a card that isn't there.
+
+A host that waits once a step leaves the card idle for as long as it takes to ask for the next one.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
+
+from fusionrun.data.augmentation.policies import AUGMENTATIONS
+from fusionrun.experts import BUILDERS
+from fusionrun.fusions import FUSIONS
+from fusionrun.launch.trainers import expert_trainer, row_trainer
+from fusionrun.study.context import RunContext, open_context
+from fusionrun.study.planning import plan_study
+from fusionrun.study.recipe_yaml import load_recipe
+from fusionrun.study.tasks import ExpertTask, Task
+from fusionrun.training.inference import collect_logits
+from fusionrun.training.trainer import Trainer
+from tests.fake_cuda import CUDA, fake_cuda
+from tests.tiny import write_recipe
+from tests.unit.training.test_trainer import Diary
+
+# what the recipe asks for, on a card of which compute capability, makes convolutions of what type
+PRECISIONS: dict[str, tuple[str, tuple[int, int], torch.dtype]] = {
+    "fp32": ("off", (9, 0), torch.float32),
+    "bf16": ("auto", (8, 0), torch.bfloat16),
+}
+every_precision = pytest.mark.parametrize("precision", PRECISIONS)
+# what fakes answer that have no numbers
+IMPOSSIBLE = (DataDependentOutputException, DynamicOutputShapeException)
+MIXED = "[densenet, resnet]"
+ROWS = [(model, fusion) for model in (*BUILDERS, MIXED) for fusion in FUSIONS]
+CONTROLS = ("frozen", "detached")  # of the first of them
+
+
+@pytest.fixture(scope="module")
+def on_host(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
+    """Of a study with a row of every architecture with every fusion, and of different ones."""
+    path = write_recipe(tmp_path_factory.mktemp("device_steps"))
+    rows = [f"{{model: {model}, fusion: {fusion}}}" for model, fusion in ROWS]
+    rows += [f"{rows[0][:-1]}, control: {control}}}" for control in CONTROLS]
+    recipe = load_recipe(path, [f"rows=[{', '.join(rows)}]", "fusion.dim=8"])
+    study = plan_study(recipe, "recipe")
+    return open_context(study, torch.device("cpu"), 1, progress=lambda text: None)
+
+
+def trainer_on_card(context: RunContext, task: Task, amp: str = "auto") -> Trainer:
+    """What trains the task where `fake_cuda` is."""
+    recipe = context.study.recipe
+    recipe = replace(recipe, runtime=replace(recipe.runtime, amp=amp))
+    context = replace(
+        context,
+        study=replace(context.study, recipe=recipe),
+        device=CUDA,
+        images=context.images.to(CUDA),
+        labels=context.labels.to(CUDA),
+    )
+    if isinstance(task, ExpertTask):
+        return expert_trainer(context, task, Diary())
+    experts = [context.build_expert(model, k=k) for model, k in task.row.experts]
+    return row_trainer(context, task, Diary(), experts, [])
+
+
+def train(trainer: Trainer, steps: int) -> None:
+    for batch in islice(trainer.start_epoch(), steps):
+        trainer.train_step(batch)
+        trainer.after_step()
+
+
+def types_of_convolutions(model: nn.Module) -> set[torch.dtype]:
+    """Filled while the model runs."""
+    types: set[torch.dtype] = set()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda module, given, output: types.add(output.dtype))
+    return types
+
+
+@every_precision
+@pytest.mark.parametrize(("model", "fusion"), ROWS)
+def test_no_step_of_a_row_waits(
+    on_host: RunContext, model: str, fusion: str, precision: str
+) -> None:
+    amp, capability, dtype = PRECISIONS[precision]
+    with fake_cuda(capability) as watch:
+        trainer = trainer_on_card(
+            on_host, on_host.study.row_tasks[ROWS.index((model, fusion))], amp
+        )
+        types = types_of_convolutions(trainer.model)
+        watch.waits.clear()  # of weights that were moved
+        train(trainer, steps=1)
+        assert watch.waits == []
+        assert types == {dtype}
+        collect_logits(trainer.model, trainer.loaders.validation, bf16=trainer.optimisation.bf16)
+        assert watch.waits == []
+
+
+@every_precision
+@pytest.mark.parametrize("model", BUILDERS)
+def test_no_step_of_an_expert_waits(on_host: RunContext, model: str, precision: str) -> None:
+    amp, capability, dtype = PRECISIONS[precision]
+    (task,) = (t for t in on_host.study.tasks if t.name == f"expert-{model}-1")
+    with fake_cuda(capability) as watch:
+        trainer = trainer_on_card(on_host, task, amp)
+        types = types_of_convolutions(trainer.model)
+        watch.waits.clear()
+        train(trainer, steps=2)  # the second finds the optimizer's state
+        assert watch.waits == []
+        assert types == {dtype}
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_no_step_of_a_control_waits(on_host: RunContext, control: str) -> None:
+    (task,) = (task for task in on_host.study.row_tasks if task.row.control == control)
+    with fake_cuda() as watch:
+        trainer = trainer_on_card(on_host, task)
+        watch.waits.clear()
+        train(trainer, steps=2)
+        assert watch.waits == []
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_no_batch_waits(on_host: RunContext, name: str) -> None:
+    """In micro-batches, too."""
+    with fake_cuda() as watch:
+        trainer = trainer_on_card(
+            on_host, on_host.study.row_tasks[ROWS.index(("resnet", "simpleAddition"))]
+        )
+        trainer.loaders.train.augmentation = AUGMENTATIONS[name]
+        trainer.micro_batch = 4
+        watch.waits.clear()
+        train(trainer, steps=2)
+        assert watch.waits == []
+
+
+def test_the_watch_sees_what_waits() -> None:
+    with fake_cuda() as watch:
+        there, mask = torch.ones(3, device=CUDA), torch.ones(3, device=CUDA) > 0
+        here = torch.ones(3)
+        waiting: list[Callable[[], Any]] = [
+            there.sum().item,
+            there.tolist,
+            there.cpu,
+            lambda: float(there[0]),
+            lambda: bool(mask.any()),
+            lambda: int(there.argmax()),
+            lambda: torch.equal(there, there),
+            lambda: there[[0, 1]],
+            lambda: there[here.long()],
+            lambda: there.copy_(here),
+            lambda: here.to(CUDA),
+            lambda: here.to(CUDA, non_blocking=True),  # not from pinned memory
+            lambda: here.pin_memory().to(CUDA),
+            lambda: torch.tensor([1.0], device=CUDA),
+            lambda: torch.from_numpy(np.ones(3)).to(CUDA),
+            lambda: mask.nonzero(),
+            lambda: there[mask],
+            torch.cuda.synchronize,
+        ]
+        for act in waiting:
+            watch.waits.clear()
+            with contextlib.suppress(*IMPOSSIBLE):
+                act()
+            assert len(watch.waits) == 1, act
+        watch.waits.clear()
+        there.add_(1).masked_fill_(mask, 0.0).mul_(torch.tensor(2.0))
+        there.to("cpu", non_blocking=True)
+        here.pin_memory().to(CUDA, non_blocking=True)
+        there.copy_(here.pin_memory(), non_blocking=True)
+        torch.full((3,), 0.5, device=CUDA).clamp(max=1)
+        assert watch.waits == []
