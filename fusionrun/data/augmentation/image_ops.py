@@ -69,6 +69,11 @@ def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     return (images * factor + other * (1 - factor)).clamp_(0, 255).to(torch.uint8)
 
 
+def _divided(numbers: Tensor, by: int) -> Tensor:
+    """A GPU multiplies by the reciprocal of the host's number: the last bit may be another."""
+    return numbers / torch.full((), by, dtype=numbers.dtype, device=numbers.device)
+
+
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
     """0 is black, 1 changes nothing."""
     return (images * factor.view(-1, 1, 1, 1)).clamp_(0, 255).to(torch.uint8)
@@ -81,7 +86,9 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """0 is the mean grey of the image, 1 changes nothing."""
-    return _blend(images, grey(images).mean(dim=(1, 2, 3), keepdim=True), factor)
+    pixels = images.shape[-2] * images.shape[-1]
+    mean = _divided(grey(images).sum(dim=(1, 2, 3), keepdim=True), pixels)
+    return _blend(images, mean, factor)
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
@@ -99,7 +106,7 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 def hue(images: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue by `shift` (N,), a part of the circle in -0.5..0.5, in HSV (Smith 1978)."""
-    r, g, b = (images.to(torch.float32) / 255).unbind(1)
+    r, g, b = _divided(images.to(torch.float32), 255).unbind(1)
     value = torch.maximum(torch.maximum(r, g), b)  # several times faster than amax over channels
     span = value - torch.minimum(torch.minimum(r, g), b)
     divisor = torch.where(span == 0, 1.0, span)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusionrun.data.augmentation import image_ops as ops
-from fusionrun.data.augmentation.batch import affine_matrices
+from fusionrun.data.augmentation.batch import KERNELS, affine_matrices
 
 
 def pictures(count=24, size=32, seed=0):
@@ -116,3 +117,29 @@ def test_crop_is_a_window_of_the_reflected_image():
     for n in range(16):
         window = padded[n, :, top[n] : top[n] + 32, left[n] : left[n] + 32]
         assert torch.equal(found[n], window.flip(-1) if flip[n] else window)
+
+
+class LikeAGPU(TorchDispatchMode):
+    """Divides by a number of the host's, and takes means, as CUDA does: times the reciprocal."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.div.Tensor and not isinstance(args[1], Tensor):
+            return args[0] * torch.tensor(1.0 / args[1])
+        if func is torch.ops.aten.mean.dim:
+            count = math.prod(args[0].shape[d] for d in args[1])
+            return torch.ops.aten.sum.dim_IntList(*args, **kwargs) * torch.tensor(1.0 / count)
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("size", [32, 28])
+def test_a_gpu_that_multiplies_by_reciprocals_gives_the_same_bytes(kernel, size):
+    images = pictures(400, size, seed=5)
+    names = np.array(["rotate"] * len(images))
+    factor = torch.linspace(*((-0.5, 0.5) if kernel == "hue" else (0, 2)), len(images))
+    matrix = affine_matrices(names, np.linspace(-90, 90, len(images)), size, size)
+    parameters = torch.from_numpy(matrix).long().T, torch.arange(len(images)) % 256, factor
+    expected = KERNELS[kernel](images.clone(), *parameters)
+    with LikeAGPU():
+        assert torch.equal(KERNELS[kernel](images.clone(), *parameters), expected)
