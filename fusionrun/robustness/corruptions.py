@@ -14,7 +14,7 @@ An image's random numbers follow from (seed, corruption, severity, its number in
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -162,7 +162,10 @@ def glass_blur(pixels: Tensor, rng: CounterRNG, sigma: float, repeats: float) ->
     """
     height, width = pixels.shape[2:]
     reach = int(4 * sigma + 0.5)
-    smooth = [filters.gaussian_matrix(n, sigma, reach, filters.nearest) for n in (height, width)]
+    smooth = [
+        filters.gaussian_matrix(n, sigma, reach, filters.nearest).to(pixels)
+        for n in (height, width)
+    ]
     output = filters.apply_matrices(pixels, *smooth).add(filters.TOLERANCE).floor()
     y = torch.arange(height, device=pixels.device).view(1, height, 1)
     x = torch.arange(width, device=pixels.device).view(1, 1, width)
@@ -183,12 +186,16 @@ def zoom_blur(pixels: Tensor, rng: CounterRNG, end: float) -> Tensor:
     """Mean of the image and its enlargements by 1, 1.01, ... up to `end`."""
     # the end is among them only by a rounding error, but it is in the published images too
     factors = np.arange(1, end, 0.01).tolist()
-    return (pixels + sum(_zoom(pixels, factor) for factor in factors)) / (len(factors) + 1)
+    return (pixels + sum(_zoom(pixels, factors))) / (len(factors) + 1)
 
 
-def _zoom(pixels: Tensor, factor: float) -> Tensor:
-    rows, columns = (filters.zoom_matrix(size, factor) for size in pixels.shape[2:])
-    return filters.apply_matrices(pixels, rows, columns)
+def _zoom(pixels: Tensor, factors: Sequence[float]) -> Iterator[Tensor]:
+    """The pixels, enlarged by each factor; all matrices reach a GPU in two copies."""
+    rows, columns = (
+        torch.stack([filters.zoom_matrix(size, factor) for factor in factors]).to(pixels)
+        for size in pixels.shape[2:]
+    )
+    return (filters.apply_matrices(pixels, *pair) for pair in zip(rows, columns, strict=True))
 
 
 # ---------------------------------------------------------------- weather
@@ -210,7 +217,7 @@ def snow(
     `keep` is the weight of the image, the rest is whitened.
     """
     height, width = pixels.shape[2:]
-    layer = _zoom(rng.normal("flakes", 1, height, width) * spread + mean, zoom)
+    (layer,) = _zoom(rng.normal("flakes", 1, height, width) * spread + mean, [zoom])
     flakes = torch.where(layer < threshold, 0.0, (layer.clamp(0, 1) * 255).floor())
     angle = rng.uniform("angle") * 90 - 135
     flakes = filters.blur_along(flakes, angle, int(radius), sigma)
