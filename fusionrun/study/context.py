@@ -128,7 +128,9 @@ def open_context(
     if deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not deterministic
+        # every new tensor otherwise, against reading it before it's written, which nothing does
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False  # training does it where it pays back
     data, splits = load_data(study, progress, new_splits=new_splits)
     return RunContext(
         study=study,

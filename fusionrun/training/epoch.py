@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # what resume states of version 0.1 call the same
 RENAMED = {"rates": "learning_rates", "objective": "loss", "hits": "correct"}
@@ -71,6 +71,19 @@ class BestEpoch:
         """More accurate, or as accurate with a smaller loss (small validation sets tie often)."""
         accuracy, loss = metrics.val_accuracies[0], metrics.val_losses[0]
         return (accuracy, -loss) > (self.val_accuracy, -self.val_loss)
+
+    def become(self, metrics: EpochMetrics, model: nn.Module) -> None:
+        """That epoch, with the model's weights as they are now; waits for a GPU once."""
+        self.epoch = metrics.epoch
+        self.val_accuracy, self.val_loss = metrics.val_accuracies[0], metrics.val_losses[0]
+        weights, on_gpu = model.state_dict(), False
+        for name, value in weights.items():
+            if name not in self.state:  # pinned memory is several times faster to copy to
+                self.state[name] = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+            self.state[name].copy_(value.detach(), non_blocking=True)
+            on_gpu |= value.is_cuda
+        if on_gpu:
+            torch.cuda.synchronize()
 
 
 class Reporter(Protocol):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionrun.common.seeds import derive_seed
+from fusionrun.data.augmentation.batch import one_hot
 from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.training.checkpoint import ResumeFile
 from fusionrun.training.epoch import BestEpoch, EpochMetrics, Meter, Progress, Reporter, renamed
@@ -20,6 +21,7 @@ from fusionrun.training.inference import collect_logits, forward_heads
 from fusionrun.training.losses import head_correct, head_losses
 from fusionrun.training.optim import Group, clip_gradients, load_optimizer, set_learning_rates
 from fusionrun.training.scores import averaged_accuracy
+from fusionrun.training.tuning import tuned
 
 REPORT_SECONDS = 1.0  # how often a running epoch's numbers are read from the device
 
@@ -118,7 +120,9 @@ class Trainer:
             module.eval()
         set_learning_rates(optimisation.optimizer, optimisation.groups, epoch, self.schedule.epochs)
         order = derive_seed(self.schedule.seed, "order", epoch)
-        return self.loaders.train.training_batches(order, start_step=self._step)
+        left = (self.schedule.epochs - epoch) * len(self.loaders.train) - self._step
+        batches = self.loaders.train.training_batches(order, start_step=self._step)
+        return tuned(batches, self.loaders.train.batch_size, left)
 
     def train_step(self, batch: Batch) -> Tensor:
         """One update from a batch; returns the mean loss of every head (H,), on the device.
@@ -128,8 +132,11 @@ class Trainer:
         images, optimisation = len(batch.labels), self.optimisation
         dropout = derive_seed(self.schedule.seed, "dropout", len(self.history), self._step)
         while True:
-            # at every attempt, so that a step's dropout never depends on one that failed
-            torch.manual_seed(dropout)
+            # at every attempt, so that a step's dropout never depends on one that failed.
+            # torch.manual_seed visits all kinds of devices, which takes ninety times as long
+            torch.default_generator.manual_seed(dropout)
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed(dropout)
             optimisation.optimizer.zero_grad()
             parts = []
             try:
@@ -239,8 +246,7 @@ class Trainer:
             val_averaged=val_averaged,
         )
         if self.best.is_beaten_by(metrics):
-            state = {k: v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
-            self.best = BestEpoch(metrics.epoch, val_accuracies[0], val_losses[0], state)
+            self.best.become(metrics, self.model)
         self.history.append(metrics)
         self._step, self._seconds = 0, 0.0
         self._meter = Meter(self.optimisation.head_weights)
@@ -256,7 +262,7 @@ class Trainer:
         """
         bf16 = self.optimisation.bf16
         logits, labels = collect_logits(self.model, self.loaders.validation, bf16=bf16)
-        targets = nn.functional.one_hot(labels, logits.shape[-1]).float()
+        targets = one_hot(labels, logits.shape[-1])
         losses = head_losses(logits, targets)
         accuracies = 100 * head_correct(logits, targets).double() / len(labels)
         return losses.tolist(), accuracies.tolist(), averaged_accuracy(logits[:, 1:], labels)

@@ -4,6 +4,7 @@ A host that waits once a step leaves the card idle for as long as it takes to as
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -18,14 +19,18 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
 )
 
+from fusionrun.api.open_study import process_as_found
 from fusionrun.data.augmentation.policies import AUGMENTATIONS
 from fusionrun.experts import BUILDERS
 from fusionrun.fusions import FUSIONS
 from fusionrun.launch.trainers import expert_trainer, row_trainer
+from fusionrun.study import context as context_module
 from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.tasks import ExpertTask, Task
+from fusionrun.training import trainer as loop
+from fusionrun.training.epoch import EpochMetrics
 from fusionrun.training.inference import collect_logits
 from fusionrun.training.trainer import Trainer
 from tests.fake_cuda import CUDA, fake_cuda
@@ -54,6 +59,12 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     recipe = load_recipe(path, [f"rows=[{', '.join(rows)}]", "fusion.dim=8"])
     study = plan_study(recipe, "recipe")
     return open_context(study, torch.device("cpu"), 1, progress=lambda text: None)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which reads, but once a second."""
+    monkeypatch.setattr(loop, "REPORT_SECONDS", math.inf)
 
 
 def trainer_on_card(context: RunContext, task: Task, amp: str = "auto") -> Trainer:
@@ -181,3 +192,29 @@ def test_the_watch_sees_what_waits() -> None:
         there.copy_(here.pin_memory(), non_blocking=True)
         torch.full((3,), 0.5, device=CUDA).clamp(max=1)
         assert watch.waits == []
+
+
+def test_the_best_epoch_is_waited_for_once(on_host: RunContext) -> None:
+    """However many weights it has."""
+    metrics = EpochMetrics(1, {}, 1.0, [1.0], [50.0], [1.0], [50.0], 8, 1.0, 2.0, "")
+    with fake_cuda() as watch:
+        trainer = trainer_on_card(on_host, on_host.study.row_tasks[0])
+        watch.waits.clear()
+        for _ in range(2):  # a new one, and in place of another
+            trainer.best.become(metrics, trainer.model)
+        assert watch.waits == ["synchronize", "synchronize"]
+
+
+def test_deterministic_does_not_fill_every_new_tensor(
+    on_host: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = on_host.study
+    recipe = replace(study.recipe, runtime=replace(study.recipe.runtime, deterministic=True))
+    data = on_host.data, on_host.splits
+    monkeypatch.setattr(context_module, "load_data", lambda *arguments, **named: data)
+    with fake_cuda(), process_as_found():
+        study = replace(study, recipe=recipe)
+        open_context(study, CUDA, 1, progress=lambda text: None)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory
