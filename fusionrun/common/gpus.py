@@ -84,18 +84,24 @@ def read_gpus(timeout: float) -> tuple[Gpu, ...]:
 
 
 def of_device(gpus: Sequence[Gpu], device: "torch.device") -> Gpu | None:
-    """Which of `gpus` torch calls `device`; None for a CPU, and where it can't be told.
-
-    A slice of a divided GPU has a uuid of its own: it belongs to the machine's only GPU, or to one
-    that nobody can tell.
-    """
+    """Which of `gpus` torch calls `device`; None for a CPU, and where it can't be told."""
     if device.type != "cuda":
         return None
     import torch
 
-    uuid = str(torch.cuda.get_device_properties(device).uuid).lower()
-    found = [gpu for gpu in gpus if gpu.uuid.lower().removeprefix("gpu-") == uuid]
-    return found[0] if found else gpus[0] if len(gpus) == 1 and gpus[0].mig else None
+    return of_uuid(gpus, str(torch.cuda.get_device_properties(device).uuid))
+
+
+def of_uuid(gpus: Sequence[Gpu], uuid: str) -> Gpu | None:
+    """Which of `gpus` has the `uuid` as torch writes it, without a prefix.
+
+    A slice of a divided GPU has one of its own: it belongs to the machine's only GPU, or to one
+    that nobody can tell.
+    """
+    for gpu in gpus:
+        if gpu.uuid.lower().removeprefix("gpu-") == uuid.lower():
+            return gpu
+    return gpus[0] if len(gpus) == 1 and gpus[0].mig else None
 
 
 def _ask(fields: Mapping[str, str], timeout: float) -> str:

@@ -51,7 +51,7 @@ def run(
         study = session.study
         threads = distributed.divide_threads(rank_info, study.recipe.runtime.threads)
         queue = Queue(study.tasks, store, rank_info.rank, rank_info.world_size)
-        record = Record(host=rank_info.host)
+        record = Record.of_rank(rank_info.host, session.device)
         gather = StatusGather(
             rank_info,
             record,
@@ -60,10 +60,9 @@ def run(
             decide=lambda records: exit_status(study, queue, records),
             stop=stop,
         )
-        heartbeat = Heartbeat(record, study.layout.heartbeat(rank_info.rank), 1.0)
-        display = None
-        if rank_info.rank == 0:
-            display = make_display(session, rank_info, gather, queue, threads, stop, console)
+        path = study.layout.heartbeat(rank_info.rank)
+        heartbeat = Heartbeat(record, path, 1.0, rank_info.local_rank)
+        display = make_display(session, rank_info, gather, queue, threads, stop, console)
         heartbeat.start()
         gather.start()
         if display is not None:
@@ -117,8 +116,10 @@ def make_display(
     threads: int,
     stop: StopSignals,
     console: Console,
-) -> Display:
-    """Rank 0's live table, with the watchdog that looks at every snapshot of it."""
+) -> Display | None:
+    """The live table, with the watchdog that looks at every snapshot of it; rank 0's alone."""
+    if rank_info.rank > 0:
+        return None
     study = session.study
     builder = SnapshotBuilder(
         study.layout,
@@ -126,7 +127,6 @@ def make_display(
         gather,
         rank_info,
         study=study.name,
-        device=str(session.device),
         threads=threads,
         every_seconds=study.recipe.status.every_seconds,
         outcome_of=queue.outcome,

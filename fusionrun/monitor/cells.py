@@ -7,7 +7,15 @@ from rich.text import Text
 
 from fusionrun.common.text import size
 from fusionrun.monitor.snapshot import RankStatus, TaskStatus
-from fusionrun.monitor.words import LOOK, MISSING, accuracy, clock, epoch_of, number, signed
+from fusionrun.monitor.words import (
+    LOOK,
+    MISSING,
+    accuracy,
+    clock,
+    epoch_of,
+    number,
+    signed,
+)
 
 BAR = (6, 28)  # narrowest and widest progress bar, in columns
 MARGIN = 1  # columns that stay free on either side

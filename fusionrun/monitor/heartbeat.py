@@ -5,15 +5,25 @@ import threading
 from pathlib import Path
 
 from fusionrun.common.atomic_files import write_json
+from fusionrun.common.gpus import read_gpus
 from fusionrun.common.typed_fields import plain, read_json
 from fusionrun.monitor.record import Record
 
+GPU_SECONDS = 10.0  # between two looks at the machine's GPUs, and for each at most
+
 
 class Heartbeat(threading.Thread):
-    """Writes this rank's record to its file at every tick: alive, whatever peers do."""
+    """Writes this rank's record to its file at every tick: alive, whatever peers do.
 
-    def __init__(self, record: Record, path: Path, every_seconds: float) -> None:
+    The first rank of a machine with GPUs looks at them for all: on a thread of its own, for a sick
+    driver can keep its tools for ever.
+    """
+
+    def __init__(
+        self, record: Record, path: Path, every_seconds: float, local_rank: int = 0
+    ) -> None:
         super().__init__(name="heartbeat", daemon=True)
+        self._looks_at_gpus = bool(record.gpu_uuid) and local_rank == 0
         self._record = record
         self._path = path
         self._every = every_seconds
@@ -26,6 +36,8 @@ class Heartbeat(threading.Thread):
         self.join()
 
     def run(self) -> None:
+        if self._looks_at_gpus:
+            threading.Thread(target=self._look, name="gpus", daemon=True).start()
         while True:
             last = self._done.is_set()
             self._record.heartbeat_count += 1
@@ -37,6 +49,11 @@ class Heartbeat(threading.Thread):
             if last:
                 return
             self._done.wait(self._every)
+
+    def _look(self) -> None:
+        while not self._done.is_set():
+            self._record.gpus = read_gpus(GPU_SECONDS)
+            self._done.wait(GPU_SECONDS)
 
 
 def read_heartbeat(path: Path) -> Record | None:

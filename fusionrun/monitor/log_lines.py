@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from fusionrun.common.text import plural
+from fusionrun.monitor.card_lines import card_summary
 from fusionrun.monitor.snapshot import AT_WORK, Snapshot, TaskStatus
 from fusionrun.monitor.words import (
     MISSING,
@@ -58,7 +59,7 @@ def summary_lines(snapshot: Snapshot) -> list[str]:
             ]
         lines.append("  ".join(fields).rstrip())
     more = [*members(snapshot.tasks), *(text for text, _ in rank_notes(snapshot, snapshot.ranks))]
-    return lines + [f"  {text}" for text in more]
+    return lines + [f"  {text}" for text in [*more, *card_summary(snapshot)]]
 
 
 def _note(task: TaskStatus, reasons: Mapping[str, Sequence[TaskStatus]]) -> str:

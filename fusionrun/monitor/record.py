@@ -6,6 +6,7 @@ and rank 0's display merges the fresher of the two. They are apart on purpose: o
 holds up the gather of all, but neither the heartbeats nor any training.
 """
 
+import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Literal, get_args
 import torch
 
 from fusionrun.common.atomic_files import write_json
+from fusionrun.common.gpus import Gpu
 from fusionrun.common.typed_fields import plain, read_json
 from fusionrun.tables.headline import GAIN_KEY
 
@@ -51,20 +53,39 @@ class Record:
     gain: float | None = field(default=None, metadata={"key": GAIN_KEY})  # on validation, points
     images_per_second: float | None = None
     eta_seconds: float | None = None  # of the task, with its test; as `progress_count` last changed
-    memory_bytes: float | None = None  # of this process on its device
+    memory_bytes: float | None = None  # at most, of the task in hand on the rank's device
+    memory_total: float | None = None  # bytes that the device has; None on a CPU
     busy_seconds: float = 0.0  # spent on tasks in this launch
     stopping: float = 0.0  # 1: was told to stop
     experts: list[float | None] = field(default_factory=list)  # val accuracy of each, percent
     note: str = ""  # travels by file only, as do the next ones
     host: str = ""
     pid: int = 0
+    device: str = ""  # and how it calculates, for people: NVIDIA H100, bf16
+    gpu_uuid: str = ""  # of its device
+    gpus: tuple[Gpu, ...] = ()  # of the machine, from the one of its ranks that looks
+
+    @staticmethod
+    def of_rank(host: str, device: torch.device) -> "Record":
+        """The record of a rank that starts."""
+        record = Record(host=host, device="CPU")
+        if device.type == "cuda":
+            record.device = str(device)
+            with contextlib.suppress(RuntimeError):  # of a sick GPU, which says it in the training
+                found = torch.cuda.get_device_properties(device)
+                record.device, record.gpu_uuid = found.name, str(found.uuid)
+        return record
 
     def begin(self, task: int) -> None:
         """Work on the task with this index: its numbers start again, the rank's stay."""
-        of_rank = ("heartbeat_count", "progress_count", "busy_seconds", "stopping", "host", "pid")
         for name, value in vars(Record(state="working", task=task)).items():
-            if name not in of_rank:
+            if name not in _OF_RANK:
                 setattr(self, name, value)
+
+    def with_words_of(self, written: "Record") -> "Record":
+        """What was gathered from a rank, with what only its file can carry."""
+        words = {name: getattr(written, name) for name in ("note", *_BY_FILE)}
+        return dataclasses.replace(self, **words)
 
     def to_vector(self, num_experts: int) -> torch.Tensor:
         """All numbers as one float64 vector, the same length on every rank; NaN for None."""
@@ -88,6 +109,8 @@ class Record:
         return record
 
 
+_BY_FILE = ("host", "pid", "device", "gpu_uuid", "gpus")
+_OF_RANK = ("heartbeat_count", "progress_count", "busy_seconds", "stopping", *_BY_FILE)
 _NUMBERS = tuple(
     spec.name for spec in dataclasses.fields(Record) if spec.type in (float, float | None)
 )

@@ -9,6 +9,7 @@ from typing import Literal
 
 from fusionrun.common.distributed import RankInfo
 from fusionrun.monitor.ages import Ages
+from fusionrun.monitor.cards import Card, cards_of, devices_of
 from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.heartbeat import read_heartbeat
 from fusionrun.monitor.record import ENDED, Outcome, RankState, Record, read_outcome
@@ -102,6 +103,7 @@ class RankStatus:
     still_seconds: float = 0.0  # without any progress in its work
     busy_seconds: float = 0.0  # spent on tasks in this launch
     host: str = ""
+    memory_total: float | None = None  # bytes of its device; None: a CPU
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class Snapshot:
     tasks: tuple[TaskStatus, ...]
     ranks: tuple[RankStatus, ...]
     every_seconds: float = 1.0  # until the next one
+    cards: tuple[Card, ...] = ()  # GPUs that ranks use, where nvidia-smi tells of them
 
 
 class SnapshotBuilder:
@@ -142,7 +145,6 @@ class SnapshotBuilder:
         rank_info: RankInfo,
         *,
         study: str,
-        device: str,
         threads: int,
         every_seconds: float,
         outcome_of: Callable[[str], str | None],
@@ -152,7 +154,6 @@ class SnapshotBuilder:
         self._gather = gather
         self._rank_info = rank_info
         self._study = study
-        self._device = device
         self._threads = threads
         self._outcome_of = outcome_of
         self._every_seconds = every_seconds
@@ -184,7 +185,7 @@ class SnapshotBuilder:
             progress=done / total if total else 1.0,
             world_size=self._rank_info.world_size,
             threads=self._threads,
-            device=self._device,
+            device=devices_of(records),
             nodes=self._rank_info.nodes,
             restarts=self._rank_info.restarts,
             job_id=self._rank_info.job_id,
@@ -192,6 +193,7 @@ class SnapshotBuilder:
             tasks=tasks,
             ranks=ranks,
             every_seconds=self._every_seconds,
+            cards=cards_of(records),
         )
 
     def _rank_status(self, rank: int, record: Record | None) -> RankStatus:
@@ -210,6 +212,7 @@ class SnapshotBuilder:
             still_seconds=still,
             busy_seconds=record.busy_seconds,
             host=record.host,
+            memory_total=record.memory_total,
         )
 
     def _task_statuses(
@@ -256,7 +259,7 @@ def fresher(gathered: Record | None, written: Record | None) -> Record | None:
         return gathered or written
     if gathered.heartbeat_count < written.heartbeat_count:
         return written
-    return replace(gathered, note=written.note, host=written.host)
+    return gathered.with_words_of(written)
 
 
 def launch_state(tasks: Sequence[TaskStatus], ranks: Sequence[RankStatus]) -> LaunchState:

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fusionrun.common.text import plural
+from fusionrun.monitor.card_lines import card_lines
 from fusionrun.monitor.cells import bar, flow, state_cell, wrapped
 from fusionrun.monitor.expert_lines import expert_lines
 from fusionrun.monitor.snapshot import AT_WORK, Snapshot
@@ -43,21 +44,22 @@ def table(
     at_work = TaskTable(snapshot, width, "expert")
     working = at_work.lines()
     mixed = [line for text in members(snapshot.tasks) for line in wrapped(text, width, "dim")]
-    # what is left out until it fits: air, then details of experts and members, then tasks
+    # what is left out until it fits: air, then details of experts, GPUs, members, then tasks
     for gap, folded in ((1, False), (0, False), (0, True)):
         shown = rows.lines() if folded else [*rows.lines(), *mixed]
         experts = expert_lines(snapshot, width, folded=folded)
-        lines = _joined([head, shown, working, experts, foot], gap)
+        cards = card_lines(snapshot, width, folded=folded)
+        lines = _joined([head, shown, working, experts, cards, foot], gap)
         if height is None or len(lines) <= height:
             break
     if height is not None and len(lines) > height:
-        room = height - len(head) - len(experts) - len(foot)
+        room = height - len(head) - len(experts) - len(cards) - len(foot)
         states = [task.state for task in snapshot.tasks if task.kind == "row"]
         urgent = sum(state in ("failed", *AT_WORK) for state in states)
         least = urgent + 4 if urgent else 0  # lines, with titles and what is left out
         working = at_work.lines(max(room - len(shown), min(room - least, len(working)), 0))
         shown = rows.lines(room - len(working))
-        lines = _joined([head, shown, working, experts, foot], gap=0)[:height]
+        lines = _joined([head, shown, working, experts, cards, foot], gap=0)[:height]
     for line in lines if ascii_only else []:
         line.plain = printable(line.plain, ascii_only=True)
     return Group(*lines)

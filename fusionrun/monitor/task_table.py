@@ -12,6 +12,7 @@ from fusionrun.monitor.cells import (
     MARGIN,
     accuracies,
     bar,
+    cell,
     indented,
     name_parts,
     task_cells,
@@ -23,6 +24,7 @@ from fusionrun.monitor.words import (
     LOOK,
     MISSING,
     failures,
+    gib_of,
     printable_line,
     short_reason,
     silence,
@@ -52,6 +54,7 @@ class Column:
 
 _PROGRESS = Column("progress", 3, left=True)
 _EXPERTS = Column("experts", 7, unit=" %", above="val.")
+_MEMORY = Column("memory", 11, optional=True)
 _COLUMNS = (
     Column("#", 0),
     Column("row", 0, left=True),
@@ -65,7 +68,7 @@ _COLUMNS = (
     _EXPERTS,
     Column("best", 9, unit=" @epoch", above="val."),
     Column("img/s", 10, optional=True),
-    Column("memory", 11, optional=True),
+    _MEMORY,
     Column("ETA", 4, optional=True),
 )
 _TOOK = Column("took", 12, optional=True)
@@ -80,7 +83,7 @@ _EXPERT_COLUMNS = (
     Column("val. %", 5),
     Column("best", 9, unit=" @epoch"),
     Column("img/s", 2),
-    Column("memory", 11, optional=True),
+    _MEMORY,
     Column("ETA", 4),
 )
 
@@ -154,9 +157,12 @@ class TaskTable:
             empty = column.optional and all(each.plain == MISSING for each in cells[column.title])
             if column not in chosen and not empty and self._room([*chosen, column]) >= 0:
                 chosen.append(column)
+        ranks = [self._ranks.get(task.name) for task in tasks]
+        of_device = [rank and gib_of(rank.memory_bytes, rank.memory_total) for rank in ranks]
         widest = max(len(task.model) for task in tasks)
         parts = map(name_parts, tasks)
         for column, roomier in (
+            (_MEMORY, [cell(text or MISSING) for text in of_device]),
             (_EXPERTS, [accuracies(task) for task in tasks]),
             (names, [Text(f"{model:{widest}}  {which}") for model, which in parts]),
         ):

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from fusionrun.common.text import duration, one_line, plural
+from fusionrun.common.text import duration, one_line, plural, size
 from fusionrun.monitor.record import ENDED, RankState
 from fusionrun.monitor.snapshot import RankStatus, Snapshot, TaskStatus
 from fusionrun.tables import headline
@@ -24,7 +24,7 @@ LOOK = {  # a task's or the launch's state: symbol, style
     "waiting": ("○", "dim"),
 }
 # character by character, so that no width changes
-_ASCII = str.maketrans("●✓✗■○━╸─–·×…└", ">+x#.==--|x~+")
+_ASCII = str.maketrans("●✓✗■○━╸─–·×…└°", ">+x#.==--|x~+ ")
 REASON = 480  # letters of a failure's reason that the table shows
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -56,6 +56,15 @@ def accuracy(value: float | None, task: TaskStatus, *, at_most: int = 2) -> str:
 def signed(gain: float | None, task: TaskStatus) -> str:
     """Points, with as many digits as its accuracies."""
     return MISSING if gain is None else headline.signed(gain, headline.digits(task.val_images))
+
+
+def gib_of(used: float | None, total: float | None) -> str:
+    """18.5 of 79.6 GiB; of a device that doesn't tell how much it has, just what is used."""
+    if used is None:
+        return MISSING
+    if total is None:
+        return size(used)
+    return f"{used / 2**30:.1f} of {total / 2**30:,.1f} GiB"
 
 
 def clock(seconds: float | None) -> str:

@@ -4,7 +4,12 @@ import dataclasses
 import json
 import math
 import os
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 import torch
@@ -74,6 +79,76 @@ def test_a_heartbeat_that_cant_be_written_is_a_note(tmp_path: Path) -> None:
     heartbeat.start()
     heartbeat.stop()
     assert record.note.startswith("heartbeat file: ")
+
+
+GPU = "0, GPU-5f2a, Tesla V100, 7.0, 535.183, 32768, 9, 98, 61, 51, 300, Default, [N/A], 0, 0x8"
+
+
+def tool(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """An nvidia-smi of one's own."""
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.005)
+
+
+def test_the_rank_that_looks_at_the_gpus_tells_of_them_in_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusionrun.monitor.heartbeat.GPU_SECONDS", 0.05)
+    tool(tmp_path, monkeypatch, f"echo '{GPU}'")
+    path, record = tmp_path / "0.json", full()
+    record.gpu_uuid = "5f2a"
+    heartbeat = Heartbeat(record, path, every_seconds=0.01)
+    heartbeat.start()
+    until(lambda: bool((found := read_heartbeat(path)) and found.gpus))
+    read = read_heartbeat(path)
+    assert read is not None and read.gpus == record.gpus
+    (gpu,) = read.gpus
+    assert (gpu.name, gpu.capability, gpu.utilisation) == ("Tesla V100", (7, 0), 98.0)
+    assert record.gpus == Record.with_words_of(Record(), read).gpus
+    record.begin(3)
+    assert record.gpus  # they are the machine's, not a task's
+    # what can't be read any more isn't shown as if it were so
+    tool(tmp_path, monkeypatch, "exit 1")
+    until(lambda: record.gpus == ())
+    heartbeat.stop()
+
+
+def test_a_look_that_hangs_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool(tmp_path, monkeypatch, f"echo begun >{tmp_path}/begun; exec sleep 3")
+    record = Record(gpu_uuid="5f2a")
+    heartbeat = Heartbeat(record, tmp_path / "0.json", every_seconds=0.01)
+    heartbeat.start()
+    until((tmp_path / "begun").exists)
+    count = record.heartbeat_count
+    until(lambda: record.heartbeat_count > count + 3)
+    heartbeat.stop()
+    assert any(thread.name == "gpus" for thread in threading.enumerate())  # it hangs still
+
+
+def test_a_rank_says_what_it_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Record.of_rank("node7", torch.device("cpu"))
+    assert (record.host, record.device, record.gpu_uuid) == ("node7", "CPU", "")
+    found = SimpleNamespace(name="Tesla V100-SXM2-32GB", uuid="5f2a")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    record = Record.of_rank("node7", torch.device("cuda", 1))
+    assert (record.device, record.gpu_uuid) == ("Tesla V100-SXM2-32GB", "5f2a")
+
+    def sick(device: torch.device) -> NoReturn:
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", sick)
+    record = Record.of_rank("node7", torch.device("cuda", 1))
+    assert (record.device, record.gpu_uuid) == ("cuda:1", "")
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"state": "dancing"}', '{"epoch": "x"}'])

@@ -55,7 +55,6 @@ def builder(
         gather,
         info,
         study="demo",
-        device="cpu",
         threads=1,
         every_seconds=1.0,
         outcome_of=(told or {}).get,

@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from fusionrun.common.atomic_files import write_json
+from fusionrun.common.gpus import MIB, Gpu
 from fusionrun.common.typed_fields import plain, read_json
+from fusionrun.monitor.cards import Card
 from fusionrun.monitor.log_lines import closing_lines, milestone, summary_lines
 from fusionrun.monitor.record import RankState, Record, known
 from fusionrun.monitor.snapshot import RankStatus, Snapshot, TaskStatus
@@ -22,6 +25,7 @@ FUSIONS = ("multiplicative", "multiplicativeAddition", "TransformerBase", "conca
 MEMBERS = "densenet 0, resnet 1, improved_wide_resnet 2, resnext 3"
 NEEDS = "for expert-densenet-0, expert-resnet-1"
 WIDTHS = (60, 79, 80, 100, 119, 120, 160, 200)
+HOT = "it is too hot"
 SHORT = "ValueError: images.npy holds 3 classes, expected 10; see data.num_classes"
 REASON = (
     "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity "
@@ -86,6 +90,35 @@ def experts(*states: str) -> list[TaskStatus]:
     """Sixteen expert tasks, `states` repeating."""
     each = itertools.cycle(states)
     return [expert(model, k, next(each)) for model in MODELS for k in range(4)]
+
+
+def card(index: int, *ranks: int, host: str = "node7", **changes: Any) -> Card:
+    """A busy H100."""
+    gpu = Gpu(
+        index=index,
+        uuid=f"GPU-{index}",
+        name="NVIDIA H100 80GB HBM3",
+        capability=(9, 0),
+        driver="580.159.03",
+        memory_total=81559 * MIB,
+        memory_used=18800 * MIB,
+        utilisation=98.0 - index,
+        temperature=61.0 + index,
+        power=512.34,
+        power_limit=700.0,
+        compute_mode="Default",
+        mig=False,
+        ecc_errors=0,
+        throttle="",
+    )
+    return Card(host, ranks or (index,), replace(gpu, **changes))
+
+
+def on_gpus(tasks: list[TaskStatus], *cards: Card, **changes: Any) -> Snapshot:
+    """A launch whose ranks each have a GPU of 79.6 GiB."""
+    shown = snapshot(tasks, device=f"{len(cards)} × NVIDIA H100 80GB HBM3, bf16")
+    ranks = tuple(replace(rank, memory_total=81559.0 * MIB) for rank in shown.ranks)
+    return replace(shown, ranks=ranks, cards=cards, **changes)
 
 
 def snapshot(tasks: list[TaskStatus], **changes: Any) -> Snapshot:
@@ -168,6 +201,22 @@ def launches() -> dict[str, Snapshot]:
                 row(2, "waiting", model="mixed-1a2b3c4d", members=MEMBERS, note=NEEDS),
                 *(expert(model, k, "queued") for k, model in enumerate(MODELS)),
             ]
+        ),
+        "on GPUs": on_gpus(
+            [row(i) for i in range(4)], *(card(i) for i in range(3)), card(3, throttle=HOT)
+        ),
+        "on shared GPUs of two kinds": on_gpus(
+            [*(row(i, "waiting") for i in range(4)), *experts("running", "queued")],
+            card(0, 0, 2),
+            card(
+                *(5, 1, 3),
+                name="Tesla V100-SXM2-32GB",
+                utilisation=None,
+                power_limit=None,
+                memory_total=None,
+                ecc_errors=2,
+            ),
+            device="1 × NVIDIA H100 80GB HBM3, bf16; 1 × Tesla V100-SXM2-32GB, fp16",
         ),
         "experts only": snapshot(experts("running", "failed")),
         "in trouble": snapshot(
@@ -527,3 +576,72 @@ def test_the_last_lines_add_up_what_the_ranks_did() -> None:
 
 def test_several_nodes_are_told() -> None:
     assert "4 ranks × 8 threads · 2 nodes" in "\n".join(drawn(snapshot([row(0)], nodes=2), 100))
+
+
+# ------------------------------------------------------------------ GPUs
+
+
+@pytest.mark.parametrize("width", (60, 80, 120, 160))
+def test_every_gpu_shows_how_busy_hot_and_full_it_is(width: int) -> None:
+    lines = drawn(launches()["on GPUs"], width)
+    assert any("4 × NVIDIA H100 80GB HBM3, bf16" in line for line in lines)
+    for k in range(4):
+        wanted = rf" +{k} +{k} +{98 - k} +{61 + k} +512 of 700 +18.4 of 79.6 GiB"
+        wanted += "  12,346" if width > 60 else ""
+        assert any(re.fullmatch(wanted, line) for line in lines), lines
+    assert squeezed(["! GPU 3 (rank 3) is slower than it could be: it is too hot, 64 °C"]) in (
+        squeezed(lines)
+    )
+
+
+def test_memory_is_of_how_much_where_there_is_room() -> None:
+    for name, width, times in (("on GPUs", 160, 4), ("one row", 160, 0), ("on GPUs", 120, 0)):
+        text = "\n".join(drawn(launches()[name], width))
+        assert text.count("12.0 of 79.6 GiB") == times
+    assert " 12.0 GiB" in "\n".join(drawn(launches()["one row"], 160))  # a CPU's
+
+
+def test_what_no_gpu_tells_has_no_column() -> None:
+    silent = {"utilisation": None, "temperature": None, "power": None, "memory_used": None}
+    cards = [card(k, **silent, memory_total=None) for k in range(2)]
+    waiting = [row(k, "waiting") for k in range(2)]
+    lines = drawn(on_gpus(waiting, *cards), 120)
+    assert " GPU  ranks" in lines and "   0      0" in lines
+    other = drawn(on_gpus(waiting, cards[0], card(1)), 120)
+    assert any(re.fullmatch(r" +0 +0 +– +– +– +–", line) for line in other)
+    (line,) = [line for line in summary_lines(on_gpus(waiting, *cards)) if "GPU 0" in line]
+    assert "None" not in line and "– % busy" in line
+
+
+def test_gpus_are_told_apart_by_machine_and_kind() -> None:
+    tasks = [row(0), row(1)]
+    lines = drawn(on_gpus(tasks, card(0, host="node7"), card(0, 1, host="node8")), 120)
+    assert any(line.startswith(" node8:0      1") for line in lines), lines
+    for width, name in ((120, "Tesla V100-SXM2-32GB"), (80, "Tesla V100-SX")):
+        text = "\n".join(drawn(launches()["on shared GPUs of two kinds"], width))
+        assert f"5  {name}" in text and "18.4 of 79.6 GiB" in text
+    text = "\n".join(drawn(launches()["on shared GPUs of two kinds"], 60))
+    assert "Tesla V100-SXM2-32GB, fp16" in squeezed([text]) or "Tesla" in text
+    assert "18.4 of 79.6 GiB" in text  # rather than the names
+    assert "! GPU 5 (ranks 1, 3) had 2 uncorrected memory errors since" in text
+
+
+def test_a_low_terminal_sums_the_gpus_up() -> None:
+    shown = launches()["on GPUs"]
+    lines = drawn(shown, 100, height=len(drawn(shown, 100)) - 7)
+    assert " 4 GPUs: 96 % busy, GPU 3 least with 95 %, up to 64 °C, 2,049 W" in lines
+    assert any("it is too hot" in line for line in lines)
+    one = replace(shown, cards=(card(0),))
+    assert " 1 GPU: 98 % busy, up to 61 °C, 512 W" in drawn(one, 100, height=12)
+
+
+def test_gpus_of_a_launch_that_is_over_are_not_shown() -> None:
+    over = replace(launches()["on GPUs"], state="stopped")
+    assert "GPU " not in "\n".join(drawn(over, 120)) + "\n".join(summary_lines(over))
+
+
+def test_a_log_has_a_line_a_gpu() -> None:
+    text = "\n".join(summary_lines(launches()["on GPUs"]))
+    wanted = "  GPU 1   97 % busy   62 °C  512 of 700 W  18.4 of 79.6 GiB  12,346 images/s  rank 1"
+    assert wanted in text.splitlines() and text.count(" % busy") == 4
+    assert "  ! GPU 3 (rank 3) is slower than it could be" in text
