@@ -19,7 +19,10 @@ ROW = "resnet_fusions/simpleAddition"
 # of each verb: its words, and what it is doing when it is stopped
 VERBS: dict[str, tuple[list[str], str]] = {
     "prepare": (["prepare", "tiny.yaml"], "fusionrun.study.context.load_images"),
-    "doctor": (["doctor", "tiny.yaml", "--seconds=0.1"], "fusionrun.doctor.doctor.open_context"),
+    "doctor": (
+        ["doctor", "tiny.yaml", "--seconds=0.1"],
+        "fusionrun.doctor.study_checks.open_context",
+    ),
     "preview": (
         ["preview", "study", "--seeds=1", "--epochs=1"],
         "fusionrun.evaluation.preview.preview_fusion",

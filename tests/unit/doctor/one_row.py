@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from fusionrun.common.distributed import RankInfo, read_rank_info
-from fusionrun.doctor import estimate
+from fusionrun.doctor import doctor, estimate, study_checks
 from fusionrun.doctor.step_timing import Timing
 from fusionrun.launch.checks.finding import Finding
 from fusionrun.launch.task_reporter import TaskReporter
@@ -89,6 +89,15 @@ def plan(*overrides: str, text: str = ONE_ROW, folder: Path | None = None) -> St
     path = (folder or Path()) / "one.yaml"
     path.write_text(text)
     return plan_study(load_recipe(path, overrides), "one.yaml")
+
+
+def examine(study: Study) -> list[Finding]:
+    """All findings but for the timing, which has tests of its own."""
+    numbers = estimate.Estimate(ranks=1, rows=[], seconds=0.0, findings=[])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_checks, "estimate", lambda *arguments, **more: numbers)
+        scratch = Path(tempfile.mkdtemp())
+        return doctor.run_all_checks(study, rank_info(), scratch, 1.0, lambda text: None)[0]
 
 
 def copy_of(trained: Path) -> Study:

@@ -1,7 +1,6 @@
 """Data, splits, experts and earlier results: what passes, and what doesn't."""
 
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ import numpy as np
 import pytest
 
 from fusionrun.components.store import load_component
-from fusionrun.doctor import checks, doctor, estimate, experts
-from fusionrun.launch.checks.finding import Finding
+from fusionrun.doctor import checks, experts
 from fusionrun.study.context import open_context
 from fusionrun.study.paths import expert_file
 from fusionrun.study.study import Study
@@ -22,22 +20,13 @@ from tests.unit.doctor.one_row import (
     CPU,
     change,
     copy_of,
+    examine,
     execute,
     files_below,
     only,
     plan,
-    rank_info,
     states,
 )
-
-
-def examine(study: Study) -> list[Finding]:
-    """All findings but for the timing, which has tests of its own."""
-    numbers = estimate.Estimate(ranks=1, rows=[], seconds=0.0, findings=[])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(doctor, "estimate", lambda *arguments, **more: numbers)
-        scratch = Path(tempfile.mkdtemp())
-        return doctor.run_all_checks(study, rank_info(), scratch, 1.0, lambda text: None)[0]
 
 
 def test_data_and_splits_that_are_fine() -> None:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fusionrun.cli import main
-from fusionrun.doctor import doctor
+from fusionrun.doctor import doctor, study_checks
 from fusionrun.study.recipe_yaml import load_recipe
 from tests.tiny import write_recipe
 from tests.unit.doctor.one_row import ONE_ROW, files_below, plan, rank_info, see_gpus
@@ -68,7 +68,7 @@ def test_an_interrupted_doctor_goes_quietly(
     def interrupt(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(doctor, "open_context", interrupt)
+    monkeypatch.setattr(study_checks, "open_context", interrupt)
     console = Console(file=io.StringIO(), width=80)
     with pytest.raises(KeyboardInterrupt):
         doctor.doctor(plan(), rank_info(), console, ranks=1, seconds=0.1)

@@ -1,0 +1,134 @@
+"""The devices, one by one: each computes right, is healthy, and nobody else is busy on it."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fusionrun.common.gpus import Gpu, of_device, read_gpus
+from fusionrun.common.text import one_line, plural, problem_of, size
+from fusionrun.launch.checks.finding import Finding
+
+# Relative to the norm, from float64. Of an H100 that is well, 4e-6 at most after a whole step in
+# fp32 (1.3e-4 after the deepest network's); here 6e-7 in fp32, 3e-4 where inputs are rounded to
+# TF32. What is wrong with a card is far from both.
+FP32_TOLERANCE, TF32_TOLERANCE = 1e-4, 3e-3
+REPEATS = 5
+PATIENCE = 10.0  # seconds for nvidia-smi, which a sick driver can keep for ever
+LEAVE_OUT = "CUDA_VISIBLE_DEVICES leaves it out"
+
+
+def check_gpus(devices: Sequence[torch.device]) -> Iterator[Finding]:
+    """Each GPU has room, and nvidia-smi knows of no errors in its memory."""
+    told = _told_of(devices)
+    for device in devices:
+        if device.type == "cuda":
+            yield from _check_gpu(device, told)
+
+
+def _check_gpu(device: torch.device, told: Sequence[Gpu]) -> Iterator[Finding]:
+    name = f"GPU {device}"
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+        gpu = of_device(told, device) if told else None
+    except RuntimeError as error:  # such as one that lets in a single process, and has one
+        advice = f"nvidia-smi shows whether another process has it for itself; {LEAVE_OUT}"
+        yield Finding(name, "fail", f"can't be used: {one_line(problem_of(error))}", advice)
+        return
+    facts = [f"{size(free)} of {size(total)} free"]
+    if gpu is not None:
+        facts.insert(0, f"{gpu.name}, {gpu.index} of nvidia-smi")
+        facts += [] if gpu.temperature is None else [f"{gpu.temperature:.0f} °C"]
+        facts += ["no memory errors"] if gpu.ecc_errors == 0 else []
+    elif free < 0.9 * total:  # where nvidia-smi tells it, the device's check has said so
+        advice = f"another process uses this GPU: end it or wait; {LEAVE_OUT}"
+        yield Finding(name, "warn", facts[0], advice)
+        return
+    yield Finding(name, "pass", "; ".join(facts))
+    if gpu is not None and gpu.ecc_errors:
+        found = f"{plural(gpu.ecc_errors, 'uncorrected memory error')} since its driver was loaded"
+        advice = (
+            f"`nvidia-smi -q -d ECC,ROW_REMAPPER -i {gpu.index}` tells more; a reset or a restart "
+            f"of the machine takes bad memory out of use; {LEAVE_OUT}"
+        )
+        yield Finding(name, "warn", found, advice)
+    yield from _throttled(name, gpu)
+
+
+def check_throttling(devices: Sequence[torch.device]) -> Iterator[Finding]:
+    """None of them is slowed down, now that they have worked."""
+    told = _told_of(devices)
+    for device in devices if told else ():
+        yield from _throttled(f"GPU {device}", of_device(told, device))
+
+
+def _told_of(devices: Sequence[torch.device]) -> tuple[Gpu, ...]:
+    return read_gpus(PATIENCE) if any(device.type == "cuda" for device in devices) else ()
+
+
+def _throttled(name: str, gpu: Gpu | None) -> Iterator[Finding]:
+    if gpu is not None and gpu.throttle:
+        warm = "" if gpu.temperature is None else f" ({gpu.temperature:.0f} °C)"
+        found = f"it runs below its speed: {gpu.throttle}{warm}"
+        yield Finding(name, "warn", found, "look after its cooling and power; times will be longer")
+
+
+def check_compute(devices: Sequence[torch.device]) -> Iterator[Finding]:
+    """Products, convolutions and their gradients come out right, and the same every time."""
+    reference = compute(torch.device("cpu"), torch.float64)
+    for device in devices:
+        name, advice = f"compute {device}", f"don't train on it; {LEAVE_OUT}"
+        try:
+            results = [compute(device, torch.float32) for _ in range(REPEATS)]
+        except RuntimeError as error:
+            yield Finding(name, "fail", f"broke: {one_line(problem_of(error))}", advice)
+            continue
+        difference = float((results[0] - reference).norm() / reference.norm())
+        if not difference <= TF32_TOLERANCE:  # nan, too
+            found = f"wrong results (relative difference {difference:.2g} from float64)"
+            yield Finding(name, "fail", found, advice)
+        elif not all(torch.equal(result, results[0]) for result in results):
+            yield Finding(name, "fail", "other results of the same computation again", advice)
+        elif difference > FP32_TOLERANCE:
+            found = f"right to {difference:.1g}, which is TF32's and not fp32's, as was asked for"
+            advice = "enough to train with; NVIDIA_TF32_OVERRIDE=1 would do that"
+            yield Finding(name, "warn", found, advice)
+        else:
+            found = f"right to {difference:.1g}, the same {REPEATS} times"
+            yield Finding(name, "pass", found)
+
+
+def compute(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A matrix product, a convolution and its weights' gradient as one vector, float64 on the CPU.
+
+    A fixed problem, large enough to occupy most of a GPU's processors, in shapes that its tensor
+    cores take. It's smooth: where a ReLU's kink lies, a healthy card may come out on another side.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    with _true_fp32():
+        product = numbers(768, 768) @ numbers(768, 768)
+        images, kernels = numbers(16, 64, 16, 16), numbers(64, 64, 3, 3).requires_grad_()
+        maps = nn.functional.conv2d(images, kernels, padding=1)
+        (gradient,) = torch.autograd.grad(maps.square().mean(), kernels)
+    # each part counts alike, however large its numbers
+    parts = [part.detach().cpu().double().flatten() for part in (product, maps, gradient)]
+    return torch.cat([part / part.norm() for part in parts])
+
+
+@contextlib.contextmanager
+def _true_fp32() -> Iterator[None]:
+    """float32 is computed as that, without TF32's short factors, and the same way every time."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        matmul.allow_tf32 = before

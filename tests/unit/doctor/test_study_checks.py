@@ -1,0 +1,18 @@
+"""What is loaded and tried, and on which devices."""
+
+import pytest
+import torch
+
+from fusionrun.doctor import devices
+from tests.unit.doctor.one_row import examine, only, plan
+
+
+def test_nothing_is_timed_on_a_device_that_computes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        return torch.ones(4) if dtype == torch.float64 else torch.zeros(4)
+
+    monkeypatch.setattr(devices, "compute", broken)
+    findings = examine(plan())
+    assert only(findings, "compute cpu").state == "fail"
+    assert only(findings, "data").state == "pass"
+    assert only(findings, "time").found == "not measured"
