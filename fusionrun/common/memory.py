@@ -11,26 +11,50 @@ import torch
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """The most so far: allocated by this process on its GPU, or its resident memory on a CPU."""
+    """The most since `reset_peak`: what this process held of its GPU, or of a CPU's memory.
+
+    Of a GPU what torch reserved, which nobody else can use; tensors fill 85 to 95 % of it.
+    """
     if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
+        return float(torch.cuda.max_memory_reserved(device))
     return _kernel_bytes("/proc/self/status", "VmHWM")
 
 
 def reset_peak(device: torch.device) -> float | None:
-    """Give back what isn't used and measure the peak from here on; returns the bytes in use."""
-    with contextlib.suppress(AttributeError):  # only glibc has it, and needs it
-        ctypes.CDLL(None).malloc_trim(0)
+    """Give back what isn't used and measure the peak from here on; returns the bytes held."""
+    give_back(device)
     if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        return float(torch.cuda.memory_allocated(device))
+        return float(torch.cuda.memory_reserved(device))
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return None
     return peak_memory(device)
+
+
+def give_back(device: torch.device) -> None:
+    """Let others have what no tensor needs any more, on the device and the host."""
+    gc.collect()  # a traceback or a hook may hold tensors in a circle
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    with contextlib.suppress(AttributeError):  # only glibc has it, and needs it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def total_memory(device: torch.device) -> float | None:
+    """What a GPU, or a slice of one, has; None of a CPU, whose memory isn't its own."""
+    if device.type != "cuda":
+        return None
+    return float(torch.cuda.get_device_properties(device).total_memory)
+
+
+def held_by_others(device: torch.device) -> float:
+    """What other processes have of a GPU, their contexts and this one's included; 0 of a CPU."""
+    if device.type != "cuda":
+        return 0.0
+    free, total = torch.cuda.mem_get_info(device)
+    return float(max(0, total - free - torch.cuda.memory_reserved(device)))
 
 
 def free_memory(device: torch.device) -> float | None:

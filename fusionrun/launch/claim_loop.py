@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fusionrun.common.distributed import RankInfo
+from fusionrun.common.memory import reset_peak
 from fusionrun.components.starting_experts import with_origin_notes
 from fusionrun.launch import train_task
 from fusionrun.launch.crashes import count_start
@@ -55,6 +56,8 @@ class ClaimLoop:
                     # only now: a rank that finds nothing to do needs no data
                     context = context or self._open_context(claimed)
                     self.execute(context, claimed)
+                    with contextlib.suppress(RuntimeError):  # of a sick GPU
+                        reset_peak(self.device)  # neighbours on it may need what the task had
                 elif self.say is not None and self._has_open_tasks():
                     self._say_notes(None)  # while others work
                 elif self.queue.exhausted:

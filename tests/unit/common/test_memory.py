@@ -1,12 +1,21 @@
 """Bytes of this process and of its device."""
 
 import resource
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fusionrun.common.memory import free_memory, peak_memory, reset_peak
+from fusionrun.common.memory import (
+    free_memory,
+    give_back,
+    held_by_others,
+    peak_memory,
+    reset_peak,
+    total_memory,
+)
 
 CPU = torch.device("cpu")
 BYTES = 200 * 2**20
@@ -29,6 +38,40 @@ def test_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Path, "read_text", refuse)
     monkeypatch.setattr(Path, "write_text", refuse)
     assert peak_memory(CPU) is reset_peak(CPU) is free_memory(CPU) is None
+
+
+def test_what_a_circle_holds_is_given_back() -> None:
+    def fails() -> weakref.ref[torch.Tensor]:
+        activations = torch.ones(8)
+        try:
+            raise RuntimeError
+        except RuntimeError as error:
+            kept = error  # which holds this frame, which holds it
+            assert kept is not None
+        return weakref.ref(activations)
+
+    held = fails()
+    assert held() is not None
+    give_back(CPU)
+    assert held() is None
+
+
+def test_of_a_gpu_what_is_reserved_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else can use it, whether a tensor lies there or not."""
+    gpu, asked = torch.device("cuda", 1), list[str]()
+    answers = {
+        "max_memory_reserved": lambda device: 7,
+        "memory_reserved": lambda device: 4,
+        "mem_get_info": lambda device: (10, 32),
+        "get_device_properties": lambda device: SimpleNamespace(total_memory=32),
+        "empty_cache": lambda: asked.append("empty_cache"),
+        "reset_peak_memory_stats": lambda device: asked.append(f"reset {device}"),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    assert (peak_memory(gpu), total_memory(gpu), total_memory(CPU)) == (7, 32, None)
+    assert reset_peak(gpu) == 4 and asked == ["empty_cache", "reset cuda:1"]
+    assert (held_by_others(gpu), held_by_others(CPU)) == (32 - 10 - 4, 0)
 
 
 def test_the_fullest_gpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:
