@@ -113,12 +113,14 @@ class Meter:
         self.images += images
 
     def means(self) -> tuple[float, list[float], list[float]]:
-        """(weighted loss, every head's loss, its accuracy in percent); waits for the device."""
+        """(weighted loss, every head's loss, its accuracy in percent); waits for the device once."""
         count = max(self.images, 1)
-        losses = (self.losses / count).tolist()
-        weights = self._head_weights.tolist()
+        weights, sums, correct = torch.stack(
+            [self._head_weights.double(), self.losses, self.correct]
+        ).tolist()
+        losses = [each / count for each in sums]
         loss = sum(weight * each for weight, each in zip(weights, losses, strict=True))
-        return loss, losses, (100 * self.correct / count).tolist()
+        return loss, losses, [100 * each / count for each in correct]
 
     def state(self) -> dict[str, Any]:
         return {
