@@ -1,13 +1,15 @@
 """Opening a study that is there already, to measure it: nothing of it is made or changed."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
-from fusionrun.components.manifest import read_manifest
+from fusionrun.components.manifest import Manifest, read_manifest
 from fusionrun.components.starting_experts import with_origin_notes
 from fusionrun.data.split_files import stored_split
 from fusionrun.study.context import RunContext, open_context
@@ -46,16 +48,37 @@ def open_study(
         _require_split(study.splits_dir, expected)
         new_splits = False
     context = open_context(study, device, threads, progress=progress, new_splits=new_splits)
+    if note := trained_elsewhere(study, device):
+        progress(f"fusionrun: {note}")
+        context = replace(context, data=replace(context.data, notes=(*context.data.notes, note)))
     return with_origin_notes(replace(context, progress=progress))
+
+
+def finished_rows(study: Study) -> Iterator[Manifest]:
+    """What the rows that are there say of themselves."""
+    for row in study.rows:
+        with suppress(CheckpointError):
+            yield read_manifest(study.layout.row(row.model, row.variant).manifest)
+
+
+def trained_elsewhere(study: Study, device: torch.device) -> str:
+    """What to say where rows were trained on another kind of device than this one; mostly ""."""
+    kinds = {str(manifest.device).partition(":")[0] for manifest in finished_rows(study)}
+    names = {"cuda": "a GPU", "cpu": "a CPU"}
+    others = " and ".join(names[kind] for kind in names if kind in kinds - {device.type})
+    if not others:
+        return ""
+    return (
+        f"rows that were trained on {others} are measured on {names[device.type]}: their answers "
+        f"to some images may differ from those of the test after training, which evaluate replaces"
+    )
 
 
 def trained_split(study: Study) -> str | None:
     """The hash of the split that the study's rows and experts say they were trained on."""
-    for row in study.rows:
-        with suppress(CheckpointError):
-            manifest = read_manifest(study.layout.row(row.model, row.variant).manifest)
-            if SPLIT in manifest.settings:
-                return str(manifest.settings[SPLIT])
+    for manifest in finished_rows(study):
+        if SPLIT in manifest.settings:
+            return str(manifest.settings[SPLIT])
     experts = (task for task in study.tasks if isinstance(task, ExpertTask))
     for path in (study.expert_file(each.model, each.expert) for each in experts):
         settings = (peek(path) or {}).get("settings") if path.is_file() else None

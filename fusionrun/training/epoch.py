@@ -113,7 +113,7 @@ class Meter:
         self.images += images
 
     def means(self) -> tuple[float, list[float], list[float]]:
-        """(weighted loss, every head's loss, its accuracy in percent); waits for the device once."""
+        """(weighted loss, every head's loss, its accuracy in percent); waits for a GPU once."""
         count = max(self.images, 1)
         weights, sums, correct = torch.stack(
             [self._head_weights.double(), self.losses, self.correct]
