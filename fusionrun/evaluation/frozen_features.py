@@ -93,7 +93,7 @@ def look(context: RunContext, expert: Expert, indices: npt.NDArray[np.int64]) ->
     context.settle(expert.eval())
     outputs = []
     for batch in context.loader(indices, EVALUATION_BATCH).evaluation_batches():
-        with torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16):
+        with context.precision.autocast(context.device):
             outputs.append(expert(batch.images))
     features, logits = (
         torch.cat([of.float() for of in each]) for each in zip(*outputs, strict=True)

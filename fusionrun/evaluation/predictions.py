@@ -179,7 +179,7 @@ def _path_gradients(context: RunContext, row: Row, model: FusionModel) -> Tensor
 
 def head_logits(context: RunContext, network: nn.Module, loader: ResidentLoader) -> HeadLogits:
     """What its heads answer, on the CPU; of experts before fusion training nothing."""
-    logits, labels = collect_logits(network, loader, bf16=context.bf16)
+    logits, labels = collect_logits(network, loader, precision=context.precision)
     return HeadLogits(labels.cpu(), logits.cpu(), logits[:, :0].cpu())
 
 
@@ -192,7 +192,7 @@ def _pass(
     """
     logits, labels, seen = [], [], []
     for batch in loader.evaluation_batches():
-        with torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16):
+        with context.precision.autocast(context.device):
             output: FusionOutput = model(batch.images)
             seen.append(look(output.features))
         heads = torch.cat([output.logits.unsqueeze(1), output.expert_logits], dim=1)
@@ -208,7 +208,7 @@ def _before_fusion(context: RunContext, row: Row, loaders: list[ResidentLoader])
     for expert in experts:
         context.settle(expert)
         for loader, logits in zip(loaders, answers, strict=True):
-            logits.append(collect_logits(expert, loader, bf16=context.bf16)[0].cpu())
+            logits.append(collect_logits(expert, loader, precision=context.precision)[0].cpu())
         expert.cpu()  # one at a time is enough on the device
     return [torch.cat(logits, dim=1) for logits in answers]
 

@@ -71,7 +71,7 @@ def network_trainer(
         head_weights=torch.ones(1, device=context.device),
         label_smoothing=defaults.label_smoothing,
         batch_field="experts.batch_size",
-        bf16=context.bf16,
+        precision=context.precision,
         frozen=network.frozen,
     )
     return _trainer(context, task, reporter, network, loaders, optimisation, seed)
@@ -123,7 +123,7 @@ def row_trainer(
         label_smoothing=defaults.label_smoothing,
         batch_field="fusion.batch_size",
         micro_batch=study.recipe.fusion.micro_batch,
-        bf16=context.bf16,
+        precision=context.precision,
         frozen=frozen,
     )
     seed = row_seed(row)

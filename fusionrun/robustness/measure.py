@@ -109,7 +109,7 @@ def answers(
             if each.row.name not in failures:
                 with (
                     noted(each.row, failures),
-                    torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16),
+                    context.precision.autocast(context.device),
                 ):
                     heads = forward_heads(each.model, batch.images)
                     logits[each.row.name].append(heads.float())

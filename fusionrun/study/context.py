@@ -23,6 +23,7 @@ from fusionrun.study.recipe import Recipe
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import Task
 from fusionrun.training.identity import FINGERPRINT, SPLIT, THREADS, WEIGHTS, Identity
+from fusionrun.training.precision import Precision, choose_precision
 
 EVALUATION_BATCH = 512  # images; without gradients there is room for more than in training
 NOT_AUGMENTED = AUGMENTATIONS["none"]
@@ -45,12 +46,9 @@ class RunContext:
     progress: Callable[[str], None] = say_nothing  # told of passes that take long
 
     @property
-    def bf16(self) -> bool:
-        if self.study.recipe.runtime.amp == "off" or self.device.type != "cuda":
-            return False
-        # emulated, as on a V100 or T4, it is slower than float32
-        native: bool = torch.cuda.is_bf16_supported(including_emulation=False)
-        return native
+    def precision(self) -> Precision:
+        runtime = self.study.recipe.runtime
+        return choose_precision(runtime.amp, runtime.tf32, self.device)
 
     def loader(
         self, indices: np.ndarray, batch_size: int, augmentation: Augmentation = NOT_AUGMENTED
@@ -131,6 +129,10 @@ def open_context(
         # every new tensor otherwise, against reading it before it's written, which nothing does
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False  # training does it where it pays back
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = study.recipe.runtime.tf32
+        if not study.recipe.runtime.tf32:  # else as the process has it: off, unless asked for
+            torch.backends.cuda.matmul.allow_tf32 = False
     data, splits = load_data(study, progress, new_splits=new_splits)
     return RunContext(
         study=study,

@@ -243,7 +243,9 @@ class RuntimeConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPUs, if there are any
     threads: int | None = None  # CPU threads of a rank; null: the cores divided by the ranks
-    amp: Literal["auto", "off"] = "auto"  # auto: bfloat16 autocast on a GPU that has it
+    # autocast; auto: bf16 on a GPU that computes in it, fp16 on another, off on a CPU
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    tf32: bool = True  # what is computed in float32 may round to TF32 on a GPU that has it; faster
     channels_last: bool = True  # memory layout of images and convolutions; faster
     deterministic: bool = False  # GPU: bit-identical reruns, slower (a CPU always is)
     # a rank that gets one of these saves at its next step and leaves (one that was ignored when

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from fusionrun.data.loader import ResidentLoader
 from fusionrun.fusions import FusionOutput
+from fusionrun.training.precision import Precision
 
 
 def forward_heads(model: nn.Module, images: Tensor) -> Tensor:
@@ -18,13 +19,13 @@ def forward_heads(model: nn.Module, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def collect_logits(
-    model: nn.Module, loader: ResidentLoader, *, bf16: bool
+    model: nn.Module, loader: ResidentLoader, *, precision: Precision
 ) -> tuple[Tensor, Tensor]:
     """One pass in evaluation mode: float32 logits (N, H, C) and labels (N,), on the device."""
     model.eval()
     logits, labels = [], []
     for batch in loader.evaluation_batches():
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bf16):
+        with precision.autocast(batch.images.device):
             logits.append(forward_heads(model, batch.images).float())
         labels.append(batch.labels)
     return torch.cat(logits), torch.cat(labels)

@@ -20,6 +20,7 @@ from fusionrun.training.identity import THREADS, Identity
 from fusionrun.training.inference import collect_logits, forward_heads
 from fusionrun.training.losses import head_correct, head_losses
 from fusionrun.training.optim import Group, clip_gradients, load_optimizer, set_learning_rates
+from fusionrun.training.precision import FP32, Precision
 from fusionrun.training.scores import averaged_accuracy
 from fusionrun.training.tuning import tuned
 
@@ -46,7 +47,7 @@ class Optimisation:
     # images that pass through the model at a time; None: all; auto: half as many when memory runs
     # out, and so on. The optimizer sees the whole batch
     micro_batch: int | Literal["auto"] | None = None
-    bf16: bool = False
+    precision: Precision = FP32
     frozen: Sequence[nn.Module] = ()  # stay in evaluation mode, without gradients
 
 
@@ -157,7 +158,7 @@ class Trainer:
     def _backward(self, part: Batch, images: int) -> tuple[Tensor, Tensor]:
         """One micro-batch's share in the batch's (loss, correct answers); adds to the gradients."""
         optimisation, share = self.optimisation, len(part.labels) / images
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=optimisation.bf16):
+        with optimisation.precision.autocast(self.device):
             logits = forward_heads(self.model, part.images)
         losses = head_losses(logits, part.targets, optimisation.label_smoothing) * share
         (losses @ optimisation.head_weights).backward()  # type: ignore[no-untyped-call]
@@ -260,8 +261,8 @@ class Trainer:
 
         the accuracy of the mean of the experts' probabilities, where there are experts.
         """
-        bf16 = self.optimisation.bf16
-        logits, labels = collect_logits(self.model, self.loaders.validation, bf16=bf16)
+        precision = self.optimisation.precision
+        logits, labels = collect_logits(self.model, self.loaders.validation, precision=precision)
         targets = one_hot(labels, logits.shape[-1])
         losses = head_losses(logits, targets)
         accuracies = 100 * head_correct(logits, targets).double() / len(labels)

@@ -41,6 +41,7 @@ from tests.unit.training.test_trainer import Diary
 PRECISIONS: dict[str, tuple[str, tuple[int, int], torch.dtype]] = {
     "fp32": ("off", (9, 0), torch.float32),
     "bf16": ("auto", (8, 0), torch.bfloat16),
+    "fp16": ("auto", (7, 0), torch.float16),
 }
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
 # what fakes answer that have no numbers
@@ -114,7 +115,8 @@ def test_no_step_of_a_row_waits(
         train(trainer, steps=1)
         assert watch.waits == []
         assert types == {dtype}
-        collect_logits(trainer.model, trainer.loaders.validation, bf16=trainer.optimisation.bf16)
+        precision = trainer.optimisation.precision
+        collect_logits(trainer.model, trainer.loaders.validation, precision=precision)
         assert watch.waits == []
 
 

@@ -64,7 +64,7 @@ def _seconds(context: RunContext, model: nn.Module, images: int) -> list[float]:
     end = float("inf")
     for turn in range(1 + PASSES):
         start = _clock(context.device)
-        with torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16):
+        with context.precision.autocast(context.device):
             model(batch)
         stop = _clock(context.device)
         if turn == 0:

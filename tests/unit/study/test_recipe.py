@@ -149,7 +149,7 @@ WRONG: list[tuple[str, str, str, str, str]] = [
     ("fusion", "{epochs: 1e2}", "fusion.epochs", "100.0", "a whole number"),
     ("fusion", "{batch_size: 1}", "fusion.batch_size", "1", "2 or more"),
     ("runtime", "{device: gpu}", "runtime.device", "'gpu'", "expected one of: auto, cpu, cuda"),
-    ("runtime", "{amp: on}", "runtime.amp", "'on'", "expected one of: auto, off"),
+    ("runtime", "{amp: on}", "runtime.amp", "'on'", "expected one of: auto, bf16, fp16, off"),
     ("runtime", "{threads: 0}", "runtime.threads", "0", "above 0"),
     ("checkpoint", "{every_minutes: 0}", "checkpoint.every_minutes", "0.0", "above 0"),
     ("logs", "{wandb: true}", "logs.wandb", "True", "expected one of: off, offline, online"),

@@ -34,6 +34,7 @@ from fusionrun.training.optim import (
     sgd,
     warm_restarts,
 )
+from fusionrun.training.precision import FP32, Precision
 from fusionrun.training.scores import averaged_accuracy
 from fusionrun.training.trainer import Checkpointing, Loaders, Optimisation, Schedule, Trainer
 
@@ -155,7 +156,7 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
         "optimizer": optimizer,
         "groups": groups,
         "micro_batch": None,
-        "bf16": False,
+        "precision": FP32,
         "frozen": (),
         "epochs": EPOCHS,
         "seed": 5,
@@ -175,7 +176,7 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
             label_smoothing=0.1,
             batch_field="fusion.batch_size",
             micro_batch=wanted["micro_batch"],
-            bf16=wanted["bf16"],
+            precision=wanted["precision"],
             frozen=wanted["frozen"],
         ),
         Schedule(wanted["epochs"], wanted["seed"]),
@@ -389,10 +390,10 @@ def test_another_layout_continues_the_same_training(path: Path) -> None:
         torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_a_run_repeats_itself_and_seeds_differ(path: Path, bf16: bool) -> None:
-    def run(name: str, seed: int) -> dict[str, Any]:
-        kit = make_kit(path.with_name(name), epochs=1, seed=seed, bf16=bf16)
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_a_run_repeats_itself_and_seeds_differ(path: Path, name: str) -> None:
+    def run(file: str, seed: int) -> dict[str, Any]:
+        kit = make_kit(path.with_name(file), epochs=1, seed=seed, precision=Precision(name))
         kit.trainer.run()
         return outcome(kit.trainer)
 
@@ -726,7 +727,7 @@ def test_collect_logits(path: Path, kind: str) -> None:
     kit.trainer.run()
     model = kit.trainer.model
     before = state_hash(model.state_dict())
-    logits, labels = collect_logits(model, kit.trainer.loaders.validation, bf16=False)
+    logits, labels = collect_logits(model, kit.trainer.loaders.validation, precision=FP32)
     assert logits.shape == (VAL, 3 if kind == "fusion" else 1, CLASSES)
     assert logits.dtype == torch.float32
     assert not logits.requires_grad

@@ -1,0 +1,46 @@
+"""The numbers that a model computes with: which ones a device gets, and how they are asked for."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Amp = Literal["auto", "bf16", "fp16", "off"]
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What convolutions and matrix products compute in; weights and their updates are float32."""
+
+    name: Literal["fp32", "tf32", "bf16", "fp16"]  # as people call it
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether losses are scaled, so that small gradients don't become 0 (training/guard.py)."""
+        return self.name == "fp16"
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """In here a model's forward pass on `device` computes so."""
+        half = HALVES.get(self.name)
+        return torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None)
+
+
+FP32 = Precision("fp32")
+
+
+def choose_precision(amp: Amp, tf32: bool, device: torch.device) -> Precision:
+    """What `runtime.amp` and `runtime.tf32` mean on `device`.
+
+    auto is bfloat16 where the GPU computes in it (one that emulates it, as a V100 or T4 does, is
+    slower than in float32), float16 on other GPUs, and float32 on a CPU.
+    """
+    if amp in ("bf16", "fp16"):
+        return Precision(amp)
+    if device.type != "cuda":
+        return FP32
+    if amp == "auto":
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Precision("bf16" if is_native else "fp16")
+    has_tf32 = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    return Precision("tf32") if tf32 and has_tf32 else FP32

@@ -1,0 +1,63 @@
+"""What a model computes in: what each card gets, and what was asked for."""
+
+from unittest import mock
+
+import pytest
+import torch
+
+from fusionrun.training.precision import Amp, Precision, choose_precision
+from tests.fake_cuda import CUDA, fake_cuda
+
+CPU = torch.device("cpu")
+V100, T4, A100, H100 = (7, 0), (7, 5), (8, 0), (9, 0)
+
+
+@pytest.mark.parametrize(
+    ("card", "amp", "tf32", "expected"),
+    [
+        (V100, "auto", True, "fp16"),
+        (T4, "auto", True, "fp16"),
+        (A100, "auto", True, "bf16"),
+        (H100, "auto", False, "bf16"),
+        (H100, "fp16", True, "fp16"),
+        (V100, "bf16", True, "bf16"),
+        (A100, "off", True, "tf32"),
+        (A100, "off", False, "fp32"),
+        (T4, "off", True, "fp32"),
+    ],
+)
+def test_a_card_gets_what_it_computes_in(
+    card: tuple[int, int], amp: Amp, tf32: bool, expected: str
+) -> None:
+    with fake_cuda(card):
+        assert choose_precision(amp, tf32, CUDA).name == expected
+
+
+@pytest.mark.parametrize(
+    ("amp", "expected"), [("auto", "fp32"), ("off", "fp32"), ("bf16", "bf16"), ("fp16", "fp16")]
+)
+def test_a_cpu_computes_in_half_precision_only_when_asked(amp: Amp, expected: str) -> None:
+    assert choose_precision(amp, True, CPU).name == expected
+
+
+def test_no_tf32_on_a_card_of_another_maker() -> None:
+    with fake_cuda(H100), mock.patch.object(torch.version, "hip", "6.4"):
+        assert choose_precision("off", True, CUDA).name == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("fp32", torch.float32),
+        ("tf32", torch.float32),
+        ("bf16", torch.bfloat16),
+        ("fp16", torch.float16),
+    ],
+)
+def test_autocast(name: str, dtype: torch.dtype) -> None:
+    precision = Precision(name)  # type: ignore[arg-type]
+    weights = torch.ones(3, 3)
+    with precision.autocast(CPU):
+        assert (weights @ weights).dtype == dtype
+    assert (weights @ weights).dtype == torch.float32
+    assert precision.is_scaled == (name == "fp16")
