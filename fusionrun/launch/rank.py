@@ -51,7 +51,7 @@ def run(
         study = session.study
         threads = distributed.divide_threads(rank_info, study.recipe.runtime.threads)
         queue = Queue(study.tasks, store, rank_info.rank, rank_info.world_size)
-        record = Record.of_rank(rank_info.host, session.device)
+        record = Record.of_rank(rank_info.host, session.device, session.precision.name)
         gather = StatusGather(
             rank_info,
             record,

@@ -17,6 +17,7 @@ from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import Recipe, RecipeError
 from fusionrun.study.study import Study
 from fusionrun.training.identity import IdentityError
+from fusionrun.training.precision import Precision, choose_precision
 
 
 @dataclass
@@ -26,6 +27,12 @@ class Session:
     study: Study  # with all rows of the output directory; its tasks are this launch's
     device: torch.device
     locks: tuple[Lock, ...]  # others get them when the last rank's process has ended, however
+
+    @property
+    def precision(self) -> Precision:
+        """What this rank's models compute in."""
+        runtime = self.study.recipe.runtime
+        return choose_precision(runtime.amp, runtime.tf32, self.device)
 
     def close(self, *, forget: bool) -> None:
         """Let others work on these rows; see `release`."""

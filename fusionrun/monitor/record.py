@@ -6,7 +6,6 @@ and rank 0's display merges the fresher of the two. They are apart on purpose: o
 holds up the gather of all, but neither the heartbeats nor any training.
 """
 
-import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import torch
 
 from fusionrun.common.atomic_files import write_json
 from fusionrun.common.gpus import Gpu
+from fusionrun.common.memory import total_memory
 from fusionrun.common.typed_fields import plain, read_json
 from fusionrun.tables.headline import GAIN_KEY
 
@@ -54,9 +54,9 @@ class Record:
     images_per_second: float | None = None
     eta_seconds: float | None = None  # of the task, with its test; as `progress_count` last changed
     memory_bytes: float | None = None  # at most, of the task in hand on the rank's device
-    memory_total: float | None = None  # bytes that the device has; None on a CPU
     busy_seconds: float = 0.0  # spent on tasks in this launch
     stopping: float = 0.0  # 1: was told to stop
+    memory_total: float | None = None  # bytes that the rank's device has; None on a CPU
     experts: list[float | None] = field(default_factory=list)  # val accuracy of each, percent
     note: str = ""  # travels by file only, as do the next ones
     host: str = ""
@@ -66,14 +66,14 @@ class Record:
     gpus: tuple[Gpu, ...] = ()  # of the machine, from the one of its ranks that looks
 
     @staticmethod
-    def of_rank(host: str, device: torch.device) -> "Record":
-        """The record of a rank that starts."""
-        record = Record(host=host, device="CPU")
+    def of_rank(host: str, device: torch.device, precision: str) -> "Record":
+        """The record of a rank that starts on `device`, where models compute in that precision."""
+        record, name = Record(host=host), "CPU"
         if device.type == "cuda":
-            record.device = str(device)
-            with contextlib.suppress(RuntimeError):  # of a sick GPU, which says it in the training
-                found = torch.cuda.get_device_properties(device)
-                record.device, record.gpu_uuid = found.name, str(found.uuid)
+            found = torch.cuda.get_device_properties(device)
+            name, record.gpu_uuid = found.name, str(found.uuid)
+            record.memory_total = total_memory(device)
+        record.device = f"{name}, {precision}"
         return record
 
     def begin(self, task: int) -> None:
@@ -110,7 +110,14 @@ class Record:
 
 
 _BY_FILE = ("host", "pid", "device", "gpu_uuid", "gpus")
-_OF_RANK = ("heartbeat_count", "progress_count", "busy_seconds", "stopping", *_BY_FILE)
+_OF_RANK = (
+    "heartbeat_count",
+    "progress_count",
+    "busy_seconds",
+    "stopping",
+    "memory_total",
+    *_BY_FILE,
+)
 _NUMBERS = tuple(
     spec.name for spec in dataclasses.fields(Record) if spec.type in (float, float | None)
 )

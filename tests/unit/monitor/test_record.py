@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NoReturn
 
 import pytest
 import torch
@@ -136,19 +135,15 @@ def test_a_look_that_hangs_keeps_nobody_waiting(
 
 
 def test_a_rank_says_what_it_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = Record.of_rank("node7", torch.device("cpu"))
-    assert (record.host, record.device, record.gpu_uuid) == ("node7", "CPU", "")
-    found = SimpleNamespace(name="Tesla V100-SXM2-32GB", uuid="5f2a")
+    record = Record.of_rank("node7", torch.device("cpu"), "fp32")
+    assert (record.host, record.device, record.gpu_uuid) == ("node7", "CPU, fp32", "")
+    found = SimpleNamespace(name="Tesla V100-SXM2-32GB", uuid="5f2a", total_memory=32 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
-    record = Record.of_rank("node7", torch.device("cuda", 1))
-    assert (record.device, record.gpu_uuid) == ("Tesla V100-SXM2-32GB", "5f2a")
-
-    def sick(device: torch.device) -> NoReturn:
-        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
-
-    monkeypatch.setattr(torch.cuda, "get_device_properties", sick)
-    record = Record.of_rank("node7", torch.device("cuda", 1))
-    assert (record.device, record.gpu_uuid) == ("cuda:1", "")
+    record = Record.of_rank("node7", torch.device("cuda", 1), "fp16")
+    assert (record.device, record.gpu_uuid) == ("Tesla V100-SXM2-32GB, fp16", "5f2a")
+    record.begin(3)
+    assert record.memory_total == 32 * 2**30  # of the rank, not of a task
+    assert Record.from_vector(record.to_vector(2)).memory_total == 32 * 2**30
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"state": "dancing"}', '{"epoch": "x"}'])
