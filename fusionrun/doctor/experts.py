@@ -15,7 +15,7 @@ from fusionrun.launch.checks.expert_files import (
     other_classes,
 )
 from fusionrun.launch.checks.finding import Finding
-from fusionrun.study.context import EVALUATION_BATCH, RunContext
+from fusionrun.study.context import RunContext
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.inference import collect_logits
 
@@ -35,7 +35,7 @@ def examine_experts(context: RunContext) -> Iterator[Finding]:
             context.settle(expert)
             images = context.splits.expert_val[k]  # which may be sorted by their classes
             images = images[:: -(-len(images) // ANSWERED_IMAGES)]
-            loader = context.loader(images, EVALUATION_BATCH)
+            loader = context.loader(images, context.evaluation_batch)
             try:
                 file = load_expert_weights(expert, path)
             except CheckpointError as error:

@@ -17,7 +17,7 @@ from fusionrun.evaluation.opening import open_study
 from fusionrun.evaluation.predictions import head_logits
 from fusionrun.evaluation.schema import Difference
 from fusionrun.evaluation.statistics.metrics import accuracy
-from fusionrun.study.context import EVALUATION_BATCH, RunContext
+from fusionrun.study.context import RunContext
 from fusionrun.study.stored import stored_study
 from fusionrun.tables.headline import AVERAGING, GAIN, digits, too_few
 from fusionrun.tables.table import Column, Images, Table
@@ -46,7 +46,7 @@ def measure_assembled(
     validation, test = (
         head_logits(context, assembled.model, loader)
         for loader in (
-            context.loader(context.splits.fusion_val, EVALUATION_BATCH),
+            context.loader(context.splits.fusion_val, context.evaluation_batch),
             context.test_loader(),
         )
     )

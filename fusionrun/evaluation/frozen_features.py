@@ -15,7 +15,7 @@ from fusionrun.components.starting_experts import load_experts
 from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
-from fusionrun.study.context import EVALUATION_BATCH, RunContext
+from fusionrun.study.context import RunContext
 from fusionrun.study.defaults import HEAD_CLIP
 from fusionrun.study.rows import Member, Row
 from fusionrun.training.optim import (
@@ -92,7 +92,7 @@ def look(context: RunContext, expert: Expert, indices: npt.NDArray[np.int64]) ->
     """One pass of the expert over those training images, as they are."""
     context.settle(expert.eval())
     outputs = []
-    for batch in context.loader(indices, EVALUATION_BATCH).evaluation_batches():
+    for batch in context.loader(indices, context.evaluation_batch).evaluation_batches():
         with context.precision.autocast(context.device):
             outputs.append(expert(batch.images))
     features, logits = (

@@ -24,7 +24,7 @@ from fusionrun.evaluation.statistics.expert_contributions import (
 )
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel, FusionOutput
-from fusionrun.study.context import EVALUATION_BATCH, RunContext
+from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.inference import collect_logits
@@ -130,7 +130,7 @@ def predict(
     CheckpointError and TaskError when those experts aren't what the study would have trained.
     """
     model.eval()
-    validation = context.loader(context.splits.fusion_val, EVALUATION_BATCH)
+    validation = context.loader(context.splits.fusion_val, context.evaluation_batch)
     test = context.test_loader()
     if not isinstance(model, FusionModel):
         return Predictions(

@@ -13,7 +13,7 @@ from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
 from fusionrun.launch.resume import resume_path
 from fusionrun.launch.task_reporter import TaskReporter
-from fusionrun.study.context import EVALUATION_BATCH, RunContext
+from fusionrun.study.context import RunContext
 from fusionrun.study.defaults import EXPERT_CLIP, HEAD_CLIP
 from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
@@ -63,7 +63,7 @@ def network_trainer(
     groups = [Group.of("expert", [network], defaults.lr, optim.cosine_to_zero, HEAD_CLIP)]
     loaders = Loaders(
         context.loader(train, defaults.batch_size, study.expert_augmentation(task.model)),
-        context.loader(validate, EVALUATION_BATCH),
+        context.loader(validate, context.evaluation_batch),
     )
     optimisation = Optimisation(
         optimizer=optim.sgd(groups, defaults.weight_decay),
@@ -114,7 +114,7 @@ def row_trainer(
     batch_size, augmentation = study.recipe.fusion.batch_size, study.fusion_augmentation(row.fusion)
     loaders = Loaders(
         context.loader(splits.fusion_train, batch_size, augmentation),
-        context.loader(splits.fusion_val, EVALUATION_BATCH),
+        context.loader(splits.fusion_val, context.evaluation_batch),
     )
     optimisation = Optimisation(
         optimizer=optim.adamw(groups, defaults.weight_decay),

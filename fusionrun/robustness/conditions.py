@@ -19,7 +19,7 @@ from fusionrun.robustness.corruptions import (
     add_noise,
     corrupt,
 )
-from fusionrun.study.context import EVALUATION_BATCH, RunContext
+from fusionrun.study.context import RunContext
 
 SEED = 2019  # of all random numbers
 
@@ -76,7 +76,7 @@ def number_of_conditions(folder: Path | None) -> int:
 def image_batches(context: RunContext, images: Tensor, labels: Tensor) -> Iterator[Batch]:
     """Images (N, 3, S, S) uint8 and their labels (N,) as the study's networks are shown them."""
     data = replace(context.data, test_images=images, test_labels=labels)
-    return replace(context, data=data).test_loader(EVALUATION_BATCH).evaluation_batches()
+    return replace(context, data=data).test_loader().evaluation_batches()
 
 
 def _noisy(batches: Iterator[Batch], sigma: float) -> Iterator[Batch]:

@@ -25,7 +25,9 @@ from fusionrun.study.tasks import Task
 from fusionrun.training.identity import FINGERPRINT, SPLIT, THREADS, WEIGHTS, Identity
 from fusionrun.training.precision import Precision, choose_precision
 
-EVALUATION_BATCH = 512  # images; without gradients there is room for more than in training
+# images; without gradients there is room for more than in training, and a GPU that is asked about
+# few small images waits for its host
+EVALUATION_BATCH, OF_SMALL_IMAGES, SMALL = 512, 2048, 32  # up to so many pixels a side
 NOT_AUGMENTED = AUGMENTATIONS["none"]
 
 
@@ -55,10 +57,19 @@ class RunContext:
     ) -> ResidentLoader:
         return self._loader(self.images, self.labels, indices, batch_size, augmentation)
 
-    def test_loader(self, batch_size: int = EVALUATION_BATCH) -> ResidentLoader:
+    @property
+    def evaluation_batch(self) -> int:
+        """Images that are asked about at a time where nothing learns from them."""
+        if self.device.type != "cuda":
+            return EVALUATION_BATCH
+        size = max(SMALL, self.data.test_images.shape[-1])
+        return max(EVALUATION_BATCH, OF_SMALL_IMAGES * SMALL**2 // size**2)
+
+    def test_loader(self, batch_size: int | None = None) -> ResidentLoader:
         images, labels = self.data.test_images, self.data.test_labels
         everything = np.arange(len(labels))
         on_device = images.to(self.device), labels.to(self.device)
+        batch_size = batch_size or self.evaluation_batch
         return self._loader(*on_device, everything, batch_size, NOT_AUGMENTED)
 
     def _loader(

@@ -196,6 +196,15 @@ def test_the_watch_sees_what_waits() -> None:
         assert watch.waits == []
 
 
+@pytest.mark.parametrize(("size", "images"), [(16, 2048), (32, 2048), (48, 910), (224, 512)])
+def test_a_card_is_asked_about_many_small_images(
+    on_host: RunContext, size: int, images: int
+) -> None:
+    data = replace(on_host.data, test_images=torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    assert replace(on_host, data=data, device=CUDA).evaluation_batch == images
+    assert replace(on_host, data=data).evaluation_batch == 512
+
+
 def test_the_best_epoch_is_waited_for_once(on_host: RunContext) -> None:
     """However many weights it has."""
     metrics = EpochMetrics(1, {}, 1.0, [1.0], [50.0], [1.0], [50.0], 8, 1.0, 2.0, "")

@@ -17,10 +17,11 @@ from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.evaluation.measuring import say
 from fusionrun.evaluation.schema import Cost, TrainingTime
 from fusionrun.fusions import FusionModel
-from fusionrun.study.context import EVALUATION_BATCH, RunContext
+from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
 
+BATCH = 512  # images of a timed pass, whatever the device
 PASSES = 50  # that are timed,
 SECONDS = 2.0  # or as many as begin in this time; one more goes before them to warm up
 
@@ -34,7 +35,7 @@ def measure_cost(context: RunContext, row: Row, model: FusionModel) -> Cost:
     model.eval()
     one = [1000 * seconds for seconds in _seconds(context, model, 1)]
     low, high = np.quantile(one, (0.05, 0.95))
-    images = min(EVALUATION_BATCH, len(context.data.test_labels))
+    images = min(BATCH, len(context.data.test_labels))
     on_gpu, resident = context.device.type == "cuda", 0
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(context.device)

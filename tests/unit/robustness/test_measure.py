@@ -25,7 +25,7 @@ from fusionrun.robustness import cifar_c as corrupted
 from fusionrun.robustness import conditions, measure, run
 from fusionrun.robustness.corruptions import CORRUPTIONS, NOISE_SIGMAS, add_noise, corrupt
 from fusionrun.robustness.ood_images import built_in_sets
-from fusionrun.study.context import load_data
+from fusionrun.study.context import RunContext, load_data
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
 from tests.tiny import copy_study
@@ -245,7 +245,7 @@ def test_it_agrees_with_evaluate_and_with_itself(
 
 
 def test_batches_change_nothing(measured: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conditions, "EVALUATION_BATCH", 25)
+    monkeypatch.setattr(RunContext, "evaluation_batch", 25)
     assert main(["robustness", str(out)]) == 0
     for row, other in zip(tree_of(out)["rows"], tree_of(measured)["rows"], strict=True):
         assert row["contenders"] == other["contenders"]
