@@ -2,18 +2,21 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from fusionrun.common.gpus import Gpu, of_device, read_gpus
 from fusionrun.common.text import one_line, plural, problem_of, size
-from fusionrun.launch.checks.finding import Finding
+from fusionrun.launch.checks.finding import Finding, State
+from fusionrun.study.recipe import RuntimeConfig
+from fusionrun.training.precision import FP32, Precision, choose_precision
 
 # Relative to the norm, from float64. Of an H100 that is well, 4e-6 at most after a whole step in
-# fp32 (1.3e-4 after the deepest network's); here 6e-7 in fp32, 3e-4 where inputs are rounded to
-# TF32. What is wrong with a card is far from both.
-FP32_TOLERANCE, TF32_TOLERANCE = 1e-4, 3e-3
+# fp32 (1.3e-4 after the deepest network's). One product of rounded factors differs by 3e-4 in TF32
+# and fp16, by 3e-3 in bf16. What is wrong with a card is far from all of it.
+TOLERANCES = {"fp32": 1e-4, "tf32": 3e-3, "fp16": 2e-2, "bf16": 2e-2}
 REPEATS = 5
 PATIENCE = 10.0  # seconds for nvidia-smi, which a sick driver can keep for ever
 LEAVE_OUT = "CUDA_VISIBLE_DEVICES leaves it out"
@@ -74,32 +77,45 @@ def _throttled(name: str, gpu: Gpu | None) -> Iterator[Finding]:
         yield Finding(name, "warn", found, "look after its cooling and power; times will be longer")
 
 
-def check_compute(devices: Sequence[torch.device]) -> Iterator[Finding]:
-    """Products, convolutions and their gradients come out right, and the same every time."""
-    reference = compute(torch.device("cpu"), torch.float64)
+def check_compute(devices: Sequence[torch.device], runtime: RuntimeConfig) -> Iterator[Finding]:
+    """Products, convolutions and their gradients come out right, and the same every time.
+
+    In true fp32, which shows most, and as the study computes on each of them.
+    """
+    reference = compute(torch.device("cpu"), torch.float64, FP32)
     for device in devices:
-        name, advice = f"compute {device}", f"don't train on it; {LEAVE_OUT}"
         try:
-            results = [compute(device, torch.float32) for _ in range(REPEATS)]
+            own = choose_precision(runtime.amp, runtime.tf32, device)
+            looks = [_look(device, each, reference) for each in dict.fromkeys((FP32, own))]
         except RuntimeError as error:
-            yield Finding(name, "fail", f"broke: {one_line(problem_of(error))}", advice)
-            continue
-        difference = float((results[0] - reference).norm() / reference.norm())
-        if not difference <= TF32_TOLERANCE:  # nan, too
-            found = f"wrong results (relative difference {difference:.2g} from float64)"
-            yield Finding(name, "fail", found, advice)
-        elif not all(torch.equal(result, results[0]) for result in results):
-            yield Finding(name, "fail", "other results of the same computation again", advice)
-        elif difference > FP32_TOLERANCE:
-            found = f"right to {difference:.1g}, which is TF32's and not fp32's, as was asked for"
-            advice = "enough to train with; NVIDIA_TF32_OVERRIDE=1 would do that"
-            yield Finding(name, "warn", found, advice)
-        else:
-            found = f"right to {difference:.1g}, the same {REPEATS} times"
-            yield Finding(name, "pass", found)
+            looks = [_computes(device, "fail", f"broke: {one_line(problem_of(error))}")]
+        others = [look for look in looks if look.state != "pass"]
+        told = ", ".join(look.found for look in looks)
+        yield from others or [_computes(device, "pass", f"{told}, the same {REPEATS} times")]
 
 
-def compute(device: torch.device, dtype: torch.dtype) -> Tensor:
+def _look(device: torch.device, precision: Precision, reference: Tensor) -> Finding:
+    results = [compute(device, torch.float32, precision) for _ in range(REPEATS)]
+    difference = float((results[0] - reference).norm() / reference.norm())
+    name, rounded = precision.name, TOLERANCES["tf32"]
+    if not difference <= max(TOLERANCES[name], rounded):  # nan, too
+        found = f"wrong results in {name} (relative difference {difference:.2g} from float64)"
+        return _computes(device, "fail", found)
+    if not all(torch.equal(result, results[0]) for result in results):
+        return _computes(device, "fail", f"other results of the same computation again, in {name}")
+    if difference > TOLERANCES[name]:
+        found = f"right to {difference:.1g} in {name}: TF32's, which was turned off"
+        advice = "enough to train with, and NVIDIA_TF32_OVERRIDE=1 does that; doctor can't see more"
+        return replace(_computes(device, "warn", found), advice=advice)
+    return _computes(device, "pass", f"right to {difference:.1g} in {name}")
+
+
+def _computes(device: torch.device, state: State, found: str) -> Finding:
+    advice = f"don't train on it; {LEAVE_OUT}" if state == "fail" else ""
+    return Finding(f"compute {device}", state, found, advice)
+
+
+def compute(device: torch.device, dtype: torch.dtype, precision: Precision) -> Tensor:
     """A matrix product, a convolution and its weights' gradient as one vector, float64 on the CPU.
 
     A fixed problem, large enough to occupy most of a GPU's processors, in shapes that its tensor
@@ -110,24 +126,25 @@ def compute(device: torch.device, dtype: torch.dtype) -> Tensor:
     def numbers(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    with _true_fp32():
-        product = numbers(768, 768) @ numbers(768, 768)
-        images, kernels = numbers(16, 64, 16, 16), numbers(64, 64, 3, 3).requires_grad_()
-        maps = nn.functional.conv2d(images, kernels, padding=1)
-        (gradient,) = torch.autograd.grad(maps.square().mean(), kernels)
+    images, kernels = numbers(16, 64, 16, 16), numbers(64, 64, 3, 3).requires_grad_()
+    with _exactly(tf32=precision.name == "tf32"):
+        with precision.autocast(device):
+            product = numbers(768, 768) @ numbers(768, 768)
+            maps = nn.functional.conv2d(images, kernels, padding=1)
+        (gradient,) = torch.autograd.grad(maps.to(dtype).square().mean(), kernels)
     # each part counts alike, however large its numbers
     parts = [part.detach().cpu().double().flatten() for part in (product, maps, gradient)]
     return torch.cat([part / part.norm() for part in parts])
 
 
 @contextlib.contextmanager
-def _true_fp32() -> Iterator[None]:
-    """float32 is computed as that, without TF32's short factors, and the same way every time."""
+def _exactly(*, tf32: bool) -> Iterator[None]:
+    """The same way every time; TF32's short factors in place of float32's only if asked for."""
     matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    before, matmul.allow_tf32 = matmul.allow_tf32, tf32
     try:
         with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
         ):
             yield
     finally:

@@ -62,7 +62,8 @@ def run_all_checks(
     findings = run_checks(preflight_checks(study, rank_info), broken="warn")
     failed = {finding.name for finding in findings if finding.state == "fail"}
     progress("looking at the machine")
-    of_machine = run_checks(machine_checks(devices)) if "device" not in failed else []
+    of_devices = machine_checks(devices, study.recipe.runtime) if "device" not in failed else []
+    of_machine = run_checks(of_devices)
     broken = {finding.name for finding in of_machine if finding.state == "fail"}
     sound = [device for device in devices if not {f"GPU {device}", f"compute {device}"} & broken]
     slower = StudyChecks(study, threads, sound, scratch, progress)

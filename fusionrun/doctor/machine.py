@@ -10,16 +10,17 @@ from fusionrun.common.distributed import LaunchError, RankInfo, choose_device
 from fusionrun.common.text import plural
 from fusionrun.doctor.devices import check_compute, check_gpus
 from fusionrun.launch.checks.finding import Check, Finding
+from fusionrun.study.recipe import RuntimeConfig
 from fusionrun.study.study import Study
 
 
-def machine_checks(devices: Sequence[torch.device]) -> list[Check]:
+def machine_checks(devices: Sequence[torch.device], runtime: RuntimeConfig) -> list[Check]:
     """What only the doctor looks at: whether the machine's `devices` compute right, and now."""
     return [
         Check("port", check_port),
         Check("load", check_load),
         Check("GPUs", lambda: check_gpus(devices)),
-        Check("compute", lambda: check_compute(devices)),
+        Check("compute", lambda: check_compute(devices, runtime)),
     ]
 
 

@@ -1,15 +1,19 @@
 """Devices: what passes, and what doesn't."""
 
 from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
 
 from fusionrun.common.gpus import MIB, Gpu
 from fusionrun.doctor import devices
+from fusionrun.study.recipe import RuntimeConfig
+from fusionrun.training.precision import Precision
 from tests.unit.doctor.one_row import CPU, states
 
 CUDA = torch.device("cuda", 0)
+AUTO = RuntimeConfig()
 WELL = Gpu(
     index=3,
     uuid="GPU-5f2a",
@@ -31,9 +35,27 @@ WELL = Gpu(
 
 def test_a_cpu_computes() -> None:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    (finding,) = devices.check_compute([CPU])
+    (finding,) = devices.check_compute([CPU], AUTO)
     assert finding.state == "pass"
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+def test_what_a_study_computes_in_is_compared_too(
+    half: Literal["bf16", "fp16"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = RuntimeConfig(amp=half)
+    (finding,) = devices.check_compute([CPU], runtime)
+    assert finding.state == "pass" and "in fp32, right to 0.00" in finding.found
+    assert finding.found.endswith(f"in {half}, the same 5 times")
+    right = devices.compute
+
+    def without_tensor_cores(device: torch.device, *more: Any) -> torch.Tensor:
+        return right(device, *more) * (1.1 if more[-1].name == half else 1)
+
+    monkeypatch.setattr(devices, "compute", without_tensor_cores)
+    (finding,) = devices.check_compute([CPU], runtime)
+    assert finding.state == "fail" and finding.found.startswith(f"wrong results in {half}")
 
 
 @pytest.mark.parametrize(
@@ -49,7 +71,7 @@ def test_a_cpu_computes() -> None:
 def test_a_broken_device_fails(fault: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[torch.dtype] = []
 
-    def compute(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    def compute(device: torch.device, dtype: torch.dtype, precision: Precision) -> torch.Tensor:
         calls.append(dtype)
         result = torch.ones(8, dtype=torch.float64)
         if dtype == torch.float64:
@@ -60,7 +82,7 @@ def test_a_broken_device_fails(fault: str, found: str, monkeypatch: pytest.Monke
         return result * factors[fault]
 
     monkeypatch.setattr(devices, "compute", compute)
-    (finding,) = devices.check_compute([CPU])
+    (finding,) = devices.check_compute([CPU], AUTO)
     assert finding.state == "fail" and finding.found.startswith(found)
     assert "don't train on it" in finding.advice
 
@@ -94,7 +116,7 @@ def test_a_card_that_has_tf32_is_well(obeys: bool, monkeypatch: pytest.MonkeyPat
     matmul = torch.backends.cuda.matmul
     before, matmul.allow_tf32 = matmul.allow_tf32, True  # as a recipe may ask for
     try:
-        (finding,) = devices.check_compute([CPU])
+        (finding,) = devices.check_compute([CPU], AUTO)
         assert matmul.allow_tf32
     finally:
         matmul.allow_tf32 = before

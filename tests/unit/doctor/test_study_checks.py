@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from fusionrun.doctor import devices
+from fusionrun.training.precision import Precision
 from tests.unit.doctor.one_row import examine, only, plan
 
 
 def test_nothing_is_timed_on_a_device_that_computes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    def broken(device: torch.device, dtype: torch.dtype, precision: Precision) -> torch.Tensor:
         return torch.ones(4) if dtype == torch.float64 else torch.zeros(4)
 
     monkeypatch.setattr(devices, "compute", broken)
