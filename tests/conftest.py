@@ -18,6 +18,11 @@ def signals_are_heard() -> None:
             signal.signal(number, usual)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """So that small networks on few cores don't trip over it."""

@@ -31,7 +31,13 @@ from tests.bench.reference import Mixed, ReferenceTrainer
 
 FUSION = "multiplicative"
 CLASSES = 100
-TINY = {"width": 8, "blocks": [1]}  # ResNet
+TINY_MODELS: dict[str, dict[str, Any]] = {
+    "resnet": {"width": 8, "blocks": [1]},
+    "densenet": {"growth": 4, "blocks": [1, 1], "stem": 8},
+    "improved_wide_resnet": {"depth": 10, "widen": 1, "width": 4},
+    "resnext": {"depth": 11, "cardinality": 2, "base_width": 4, "stem": 4},
+}
+TINY = TINY_MODELS["resnet"]
 # Adam's first steps follow the sign of gradients that are nothing but rounding: at the published
 # rates that alone sets two equal trainings apart by the third step
 SMALL_RATE = 1e-7
@@ -63,7 +69,12 @@ def run_context(
         data=data,
         models={model: {"dropout": 0.0, **(arguments or {})}},
         experts=ExpertsConfig(batch_size=batch_size),
-        fusion=FusionConfig(batch_size=batch_size, experts_lr=rate, fusion_lr=rate),
+        fusion=FusionConfig(
+            batch_size=batch_size,
+            micro_batch=None,  # all images at a time, or not at all
+            experts_lr=rate,
+            fusion_lr=rate,
+        ),
         runtime=RuntimeConfig(device="cuda" if bench.on_gpu else "cpu", **runtime),
     )
     study = plan_study(recipe, "benchmark")
@@ -76,17 +87,20 @@ def row(context: RunContext) -> Trainer:
     torch.manual_seed(0)
     arguments = context.study.model_arguments(task.model)
     experts = [build_expert(task.model, CLASSES, **arguments) for _ in task.needs]
-    trainer = row_trainer(context, task, _reporter(context, task), experts, [])
-    for module in trainer.model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return trainer
+    return _without_dropout(row_trainer(context, task, _reporter(context, task), experts, []))
 
 
 def expert(context: RunContext) -> Trainer:
     """What trains the first expert of that row."""
     task = context.study.expert_task(context.study.tasks[0].model, 0)
-    return expert_trainer(context, task, _reporter(context, task))
+    return _without_dropout(expert_trainer(context, task, _reporter(context, task)))
+
+
+def _without_dropout(trainer: Trainer) -> Trainer:
+    for module in trainer.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return trainer
 
 
 def _reporter(context: RunContext, task: Task) -> TaskReporter:

@@ -4,6 +4,7 @@ What disturbs the machine for a while then hits both sides alike. A figure is th
 rounds; low and high are the smallest and largest round, nothing is left out.
 """
 
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,9 @@ from pathlib import Path
 from statistics import median
 
 import torch
+
+from fusionrun.common.device_errors import is_out_of_memory
+from fusionrun.training.errors import TaskError
 
 ROUNDS = 7  # counted ones; one more goes before them to warm up
 MODELS = ("resnet", "densenet", "improved_wide_resnet", "resnext")
@@ -77,7 +81,7 @@ class Row:
 
     group: str
     name: str
-    goal: Goal
+    goal: Goal | None  # None: nobody has set one
     ratios: Sequence[float] = ()  # of each round
     ours: float | None = None  # median, in `unit`
     theirs: float | None = None
@@ -90,7 +94,9 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        return self.goal.is_met(self.ratio) if self.ratio is not None else None
+        if self.goal is None or self.ratio is None:
+            return None
+        return self.goal.is_met(self.ratio)
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -99,7 +105,7 @@ class Row:
             "ratio": self.ratio,
             "low": min(self.ratios, default=None),
             "high": max(self.ratios, default=None),
-            "goal": str(self.goal),
+            "goal": str(self.goal) if self.goal else None,
             "met": self.met,
             "ours": self.ours,
             "theirs": self.theirs,
@@ -139,13 +145,26 @@ def times_as_fast(
 def share(
     group: str,
     name: str,
-    goal: float,
+    goal: float | None,
     *,
     ours: Sequence[float],
     of: Sequence[float],
     unit: str = "s",
     note: str = "",
 ) -> Row:
-    """Ours as a part or a multiple of something else, which should stay small."""
+    """Ours as a part or a multiple of something else, which should stay small if there's a goal."""
     ratios = [our / whole for our, whole in zip(ours, of, strict=True)]
-    return Row(group, name, Goal(goal, at_most=True), ratios, median(ours), median(of), unit, note)
+    most = None if goal is None else Goal(goal, at_most=True)
+    return Row(group, name, most, ratios, median(ours), median(of), unit, note)
+
+
+def unless_out_of_memory(measure: Callable[[], list[Row]], group: str, name: str) -> list[Row]:
+    """What `measure` finds, or a row that says so: the next may need less."""
+    try:
+        return measure()
+    except (RuntimeError, TaskError) as error:  # which is what a step makes of it
+        if not (is_out_of_memory(error) or isinstance(error, TaskError)):
+            raise
+    gc.collect()  # the traceback held what filled the memory
+    torch.cuda.empty_cache()
+    return [Row(group, name, None, note="out of memory")]

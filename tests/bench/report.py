@@ -29,7 +29,7 @@ def table(rows: Sequence[Row]) -> Table:
             ratio = f"{row.ratio:.3g} ({min(row.ratios):.3g} - {max(row.ratios):.3g})"
         sides = ["" if side is None else f"{side:.3g}" for side in (row.ours, row.theirs)]
         verdict = VERDICTS[row.met]
-        drawn.add_row(row.group, what, ratio, str(row.goal), verdict, *sides, row.unit)
+        drawn.add_row(row.group, what, ratio, str(row.goal or ""), verdict, *sides, row.unit)
     return drawn
 
 

@@ -27,12 +27,7 @@ from tests.bench.startup import ROOT, SIZES, make_data_set
 from tests.bench.steps import DisagreementError, check_losses
 from tests.bench.worker_pool import WorkerPool
 
-TINY = {
-    "resnet": fusionrun_side.TINY,
-    "densenet": {"growth": 4, "blocks": [1, 1], "stem": 8},
-    "improved_wide_resnet": {"depth": 10, "widen": 1, "width": 4},
-    "resnext": {"depth": 11, "cardinality": 2, "base_width": 4, "stem": 4},
-}
+TINY = fusionrun_side.TINY_MODELS
 
 
 @pytest.fixture

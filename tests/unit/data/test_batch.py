@@ -319,7 +319,7 @@ def test_no_operation_waits_for_the_device(name):
         assert watch.waits == []
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
 def test_cuda_gives_the_same_bytes_without_waiting(name):
     images, labels = pictures(128), torch.arange(128) % 5

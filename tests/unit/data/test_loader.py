@@ -183,7 +183,7 @@ def test_a_start_step_beyond_the_epoch_is_refused_at_once():
         loader.training_batches(0, 4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.cuda
 def test_cuda_batches_equal_those_of_the_host_and_never_wait():
     loader, images, indices = make(augmentation=AUGMENTATIONS["trivialaugment"])
     there = ResidentLoader(

@@ -1,0 +1,239 @@
+"""The numbers: against float64, without waits, when memory runs out."""
+
+import gc
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+import fusionrun
+from fusionrun.common.text import one_line, size
+from fusionrun.data.augmentation.policies import AUGMENTATIONS, MIXINGS
+from fusionrun.data.loader import Batch
+from fusionrun.study.context import RunContext
+from fusionrun.training.trainer import Trainer
+from tests.bench import fusionrun_side
+from tests.bench.measure import MODELS, Bench
+from tests.gpu.part import Verdict, judged
+
+KINDS = {"expert": fusionrun_side.expert, "row": fusionrun_side.row}
+# what the recipe says, and how far losses and gradients may be from float64's, relative; in less
+# than float32 gradients are rounding in good part, and judged by their size and direction alone
+PRECISIONS: dict[str, tuple[dict[str, Any], float, float]] = {
+    "fp32": ({"amp": "off", "tf32": False}, 1e-5, 1e-3),
+    "tf32": ({"amp": "off", "tf32": True}, 3e-3, 0.3),
+    "bf16": ({"amp": "bf16"}, 2e-2, 0.3),
+    "fp16": ({"amp": "fp16"}, 2e-2, 0.3),
+}
+FULL_BATCH = 128
+STEPS = 3
+GIB = 2**30
+SLACK = GIB // 16  # libraries keep their workspaces
+
+
+def precisions(bench: Bench) -> Iterator[str]:
+    """Those that the device has."""
+    for name in PRECISIONS:
+        native = name != "bf16" or not bench.on_gpu
+        if native or torch.cuda.is_bf16_supported(including_emulation=False):
+            yield name
+
+
+def float64(bench: Bench) -> Verdict:
+    """A step of each architecture and precision against the same one in float64 on the CPU.
+
+    With SiLU for ReLU: on which side of 0 a number lies that is nothing but rounding would decide
+    over a hundredth of some gradients.
+    """
+    with mock.patch.object(nn.functional, "relu", lambda x, inplace=False: nn.functional.silu(x)):
+        return _float64(bench)
+
+
+def _float64(bench: Bench) -> Verdict:
+    wrong, figures = [], dict[str, dict[str, float]]()
+    for model, kind in [*((model, "expert") for model in MODELS), ("resnet", "row")]:
+        on_cpu = replace(bench, device=torch.device("cpu"))
+        reference = _trainer(on_cpu, bench.on_gpu, model, kind, "fp32")
+        batch = next(reference.loaders.train.training_batches(seed=0))
+        weights = reference.optimisation.head_weights.double()
+        reference.optimisation = replace(reference.optimisation, head_weights=weights)
+        reference.model.double()
+        in_double = Batch(batch.images.double(), batch.targets.double(), batch.labels)
+        right = reference.train_step(in_double), _gradients(reference)
+        for name in precisions(bench):
+            ours = _trainer(bench, bench.on_gpu, model, kind, name)
+            columns = (batch.images, batch.targets, batch.labels)
+            found = ours.train_step(Batch(*(each.to(bench.device) for each in columns)))
+            pairs = zip((found, _gradients(ours)), right, strict=True)
+            apart = [_difference(ours, theirs) for ours, theirs in pairs]
+            what = f"{model} {kind} {name}"
+            figures[what] = dict(zip(("losses", "gradients"), apart, strict=True))
+            print(what, figures[what], flush=True)
+            _, *tolerances = PRECISIONS[name]
+            for part, difference, most in zip(figures[what], apart, tolerances, strict=True):
+                if not difference <= most:  # nan, too
+                    wrong.append(f"{what}: {part} differ by {difference:.1e}, expected {most:.0e}")
+    worst = {
+        name: max(apart["losses"] for what, apart in figures.items() if what.endswith(name))
+        for name in precisions(bench)
+    }
+    text = ", ".join(f"{name} {apart:.0e}" for name, apart in worst.items())
+    return judged(wrong, f"losses differ from float64's by {text}", figures)
+
+
+def _trainer(bench: Bench, full: bool, model: str, kind: str, precision: str) -> Trainer:
+    """Of the published size, or of a tiny one."""
+    arguments = None if full else fusionrun_side.TINY_MODELS[model]
+    runtime, *_ = PRECISIONS[precision]
+    context = fusionrun_side.run_context(
+        bench, model, arguments, batch_size=8, images=300, **runtime
+    )
+    return KINDS[kind](context)
+
+
+def _gradients(trainer: Trainer) -> Tensor:
+    gradients = (each.grad for each in trainer.model.parameters())
+    return torch.cat(
+        [each.detach().double().cpu().flatten() for each in gradients if each is not None]
+    )
+
+
+def _difference(found: Tensor, right: Tensor) -> float:
+    right = right.double().cpu()
+    return float((found.double().cpu() - right).norm() / right.norm())
+
+
+def waits(bench: Bench) -> Verdict:
+    """No step, nor the batch for it, waits for the GPU, whatever it's made of."""
+    wrong, steps = [], 0
+    for (model, arguments), name in itertools.product(
+        fusionrun_side.TINY_MODELS.items(), precisions(bench)
+    ):
+        runtime, *_ = PRECISIONS[name]
+        context = fusionrun_side.run_context(
+            bench, model, arguments, batch_size=16, images=800, **runtime
+        )
+        for kind, make in KINDS.items():
+            trainer = make(context)
+            for policy, mixing in itertools.product(AUGMENTATIONS, MIXINGS):
+                augmentation = replace(AUGMENTATIONS[policy], mixing=mixing)
+                loader = context.loader(context.splits.fusion_train, 16, augmentation)
+                batches = loader.training_batches(seed=0)
+                trainer.train_step(next(batches))  # allocates, and loads kernels
+                try:
+                    with _no_waits():
+                        for _ in range(STEPS):
+                            trainer.train_step(next(batches))
+                            steps += 1
+                except RuntimeError as error:
+                    what = f"{model} {kind} {name} {policy} {mixing}: {one_line(error)}"
+                    print(what, flush=True)
+                    wrong.append(what)
+    return judged(wrong, f"none in {steps:,} steps of every architecture, precision, augmentation")
+
+
+@contextmanager
+def _no_waits() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def short_of_memory(bench: Bench) -> Verdict:
+    """A batch that doesn't fit trains in smaller parts, as if they had been asked for.
+
+    Batch statistics and losses are those of that micro-batch, validation works, and all memory
+    comes back.
+    """
+    torch.ones(8, device=bench.device).sum()  # the context
+    before = _give_back(bench)
+    context = fusionrun_side.run_context(
+        bench, "resnet", batch_size=FULL_BATCH, tf32=False, amp="off"
+    )
+    prepared = _give_back(bench)
+    batch = next(context.loader(context.splits.fusion_train, FULL_BATCH).training_batches(0))
+    whole = _row(context, None)
+    started = _give_back(bench)
+    whole.train_step(batch)
+    peak = torch.cuda.max_memory_reserved(bench.device)
+    del whole
+    _give_back(bench)
+    allowed = started + (peak - started) // 2
+    total = torch.cuda.get_device_properties(bench.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(allowed / total, bench.device)
+    try:
+        short = _row(context, "auto")
+        losses = short.train_step(batch)
+        validation = short.validate()[0]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
+    fitted = short.micro_batch
+    asked = _row(context, fitted)
+    wrong = []
+    if fitted is None:
+        wrong.append(f"batch {FULL_BATCH} fits in {size(allowed)} although it took {size(peak)}")
+    pairs = {
+        "losses": (losses, asked.train_step(batch)),
+        "batch statistics": (_statistics(short.model), _statistics(asked.model)),
+        "validation": (torch.tensor(validation), torch.tensor(asked.validate()[0])),
+    }
+    figures: dict[str, Any] = {key: _difference(*pair) for key, pair in pairs.items()}
+    wrong += [f"{key} differ by {apart:.1e}" for key, apart in figures.items() if not apart <= 1e-4]
+    del short, asked, batch, losses, pairs
+    kept = _give_back(bench) - prepared
+    if kept > SLACK:
+        wrong.append(f"{size(kept)} weren't given back")
+    figures |= {"peak": peak, "allowed": allowed, "micro_batch": fitted, "before": before}
+    text = f"{size(allowed)} instead of {size(peak)}: micro-batches of {fitted}, the same numbers"
+    return judged(wrong, text, figures)
+
+
+def _row(context: RunContext, micro_batch: Any) -> Trainer:
+    trainer = fusionrun_side.row(context)
+    trainer.optimisation = replace(trainer.optimisation, micro_batch=micro_batch)
+    trainer.micro_batch = micro_batch if isinstance(micro_batch, int) else None
+    return trainer
+
+
+def _statistics(model: nn.Module) -> Tensor:
+    """All running means and variances, as one vector."""
+    buffers = (value for key, value in model.named_buffers() if "running" in key)
+    return torch.cat([value.double().flatten() for value in buffers])
+
+
+def _give_back(bench: Bench) -> int:
+    """Bytes that are left in use."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(bench.device)
+    return torch.cuda.memory_allocated(bench.device)
+
+
+def given_back(bench: Bench) -> Verdict:
+    """A rank that has trained a large row holds less than 1 GiB when it has nothing to do."""
+    fusionrun.train(
+        {
+            "output_dir": str(bench.scratch / "out"),
+            "rows": [{"model": "improved_wide_resnet", "fusion": "concatenation"}],
+            "data": {"name": "synthetic", "train_images": 800, "test_images": 200},
+            "experts": {"count": 2, "epochs": 1},
+            "fusion": {"epochs": 1},
+            "logs": {"tensorboard": False},
+        },
+        f"runtime.device={bench.device.type}",
+    )
+    held, ever = (
+        torch.cuda.memory_stats(bench.device)[f"reserved_bytes.all.{which}"]
+        for which in ("current", "allocated")
+    )
+    wrong = [f"{size(held)} held by an idle rank, expected below 1 GiB"] if held >= GIB else []
+    if ever < GIB:
+        wrong.append(f"the row took {size(ever)} in all, too little to tell")
+    return judged(wrong, f"{size(held)} held by an idle rank", {"held": held, "ever": ever})
