@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fusionrun.common.device_errors import is_out_of_memory
+from fusionrun.common.memory import give_back
 from fusionrun.common.progress import told
 from fusionrun.common.seeds import derive_seed
 from fusionrun.data.augmentation.batch import augment, check_images, one_hot
@@ -22,12 +24,13 @@ class Batch:
     targets: Tensor  # (N, C) float32, soft where the batch was mixed, each row sums to 1
     labels: Tensor  # (N,) int64, of the images before mixing
 
-    def split(self, most: int | None) -> Iterator["Batch"]:
-        """Even parts of at most `most` images, None: all; but two at least, for the statistics of
-        batch normalisation.
+    def split(self, most: int | None, *, least: int = 2) -> Iterator["Batch"]:
+        """Even parts of at most `most` images, None: all; but `least` at least.
+
+        Two, since the statistics of batch normalisation can't be had of one.
         """
         images = len(self.labels)
-        parts = max(1, min(math.ceil(images / (most or images)), images // 2))
+        parts = max(1, min(math.ceil(images / (most or images)), images // least))
         columns = (self.images, self.targets, self.labels)
         for part in zip(*(column.tensor_split(parts) for column in columns), strict=True):
             yield Batch(*part)
@@ -134,10 +137,23 @@ class ResidentLoader:
         """Every sample once, in the order of `indices`, as it is; targets are one-hot."""
         order = self._to_device(self._indices)
         for first, end in told(self._bounds, f"{self.num_images} images", self._progress):
-            chosen = order[first:end]
+            yield from self._evaluated(order[first:end])
+
+    def _evaluated(self, chosen: Tensor) -> Iterator[Batch]:
+        """A batch, or smaller ones where memory runs out."""
+        try:
             labels = self._labels.index_select(0, chosen)
             images = self._normalised(self._images.index_select(0, chosen))
-            yield Batch(images, one_hot(labels, self.num_classes), labels)
+            batch = Batch(images, one_hot(labels, self.num_classes), labels)
+        except Exception as error:
+            if len(chosen) == 1 or not is_out_of_memory(error):
+                raise
+        else:
+            yield batch
+            return
+        give_back(self._images.device)
+        for half in chosen.tensor_split(2):
+            yield from self._evaluated(half)
 
     def _to_device(self, indices: npt.NDArray[np.int64]) -> Tensor:
         """Once per epoch, and without waiting."""

@@ -12,12 +12,14 @@ from torch.nn import functional as F
 
 from fusionrun.common.seeds import derive_seed
 from fusionrun.components.starting_experts import load_experts
+from fusionrun.data.loader import Batch
 from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel
 from fusionrun.study.context import RunContext
 from fusionrun.study.defaults import HEAD_CLIP
 from fusionrun.study.rows import Member, Row
+from fusionrun.training.fitting import Parts
 from fusionrun.training.optim import (
     Group,
     adamw,
@@ -91,14 +93,14 @@ def see(context: RunContext, row: Row, known: Known) -> Given:
 def look(context: RunContext, expert: Expert, indices: npt.NDArray[np.int64]) -> Seen:
     """One pass of the expert over those training images, as they are."""
     context.settle(expert.eval())
-    outputs = []
-    for batch in context.loader(indices, context.evaluation_batch).evaluation_batches():
+
+    def ask(batch: Batch) -> list[Tensor]:
         with context.precision.autocast(context.device):
-            outputs.append(expert(batch.images))
-    features, logits = (
-        torch.cat([of.float() for of in each]) for each in zip(*outputs, strict=True)
-    )
-    return Seen(features, logits)
+            return [each.float() for each in expert(batch.images)]
+
+    batches = context.loader(indices, context.evaluation_batch).evaluation_batches()
+    asked = Parts().of(batches, ask)
+    return Seen(*(torch.cat(each) for each in zip(*asked, strict=True)))
 
 
 def train_fusion(given: Given, fusion: str, seed: int, epochs: int) -> tuple[float, int]:

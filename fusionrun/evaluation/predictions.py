@@ -14,7 +14,7 @@ from fusionrun.common.atomic_files import write_atomically
 from fusionrun.components.manifest import file_hash
 from fusionrun.components.starting_experts import load_experts
 from fusionrun.components.store import state_hash
-from fusionrun.data.loader import ResidentLoader
+from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.evaluation.alternatives import Stage
 from fusionrun.evaluation.measuring import say
 from fusionrun.evaluation.statistics.expert_contributions import (
@@ -27,6 +27,7 @@ from fusionrun.fusions import FusionModel, FusionOutput
 from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
 from fusionrun.training.checkpoint import CheckpointError
+from fusionrun.training.fitting import Parts
 from fusionrun.training.inference import collect_logits
 
 GRADIENT_IMAGES = 128  # whose gradients are compared
@@ -190,15 +191,16 @@ def _pass(
 
     Features are gone with their batch: of all images they would be larger than the images.
     """
-    logits, labels, seen = [], [], []
-    for batch in loader.evaluation_batches():
+
+    def ask(batch: Batch) -> tuple[Tensor, Tensor, Seen]:
         with context.precision.autocast(context.device):
             output: FusionOutput = model(batch.images)
-            seen.append(look(output.features))
+            found = look(output.features)
         heads = torch.cat([output.logits.unsqueeze(1), output.expert_logits], dim=1)
-        logits.append(heads.float().cpu())
-        labels.append(batch.labels.cpu())
-    return torch.cat(logits), torch.cat(labels), seen
+        return heads.float().cpu(), batch.labels.cpu(), found
+
+    logits, labels, seen = zip(*Parts().of(loader.evaluation_batches(), ask), strict=True)
+    return torch.cat(logits), torch.cat(labels), list(seen)
 
 
 def _before_fusion(context: RunContext, row: Row, loaders: list[ResidentLoader]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -104,15 +105,16 @@ def answers(
 ) -> Iterator[tuple[RowUnderTest, Tensor]]:
     """Each row's logits (N, H, C) of all batches, on the CPU; those with a problem are left out."""
     logits: dict[str, list[Tensor]] = {each.row.name: [] for each in rows}
+
+    def ask(each: RowUnderTest, batch: Batch) -> Tensor:
+        with context.precision.autocast(context.device):
+            return forward_heads(each.model, batch.images).float()
+
     for batch in batches:
         for each in rows:
             if each.row.name not in failures:
-                with (
-                    noted(each.row, failures),
-                    context.precision.autocast(context.device),
-                ):
-                    heads = forward_heads(each.model, batch.images)
-                    logits[each.row.name].append(heads.float())
+                with noted(each.row, failures):
+                    logits[each.row.name] += each.parts.of([batch], partial(ask, each))
     for each in rows:
         if each.row.name not in failures:
             yield each, torch.cat(logits.pop(each.row.name)).cpu()

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from fusionrun.data.loader import ResidentLoader
+from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.fusions import FusionOutput
+from fusionrun.training.fitting import Parts
 from fusionrun.training.precision import Precision
 
 
@@ -19,13 +20,18 @@ def forward_heads(model: nn.Module, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def collect_logits(
-    model: nn.Module, loader: ResidentLoader, *, precision: Precision
+    model: nn.Module, loader: ResidentLoader, *, precision: Precision, parts: Parts | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One pass in evaluation mode: float32 logits (N, H, C) and labels (N,), on the device."""
+    """One pass in evaluation mode: float32 logits (N, H, C) and labels (N,), on the device.
+
+    In as many `parts` as memory needs; who asks often keeps them. Raises ShortOfMemoryError.
+    """
     model.eval()
-    logits, labels = [], []
-    for batch in loader.evaluation_batches():
+
+    def ask(batch: Batch) -> tuple[Tensor, Tensor]:
         with precision.autocast(batch.images.device):
-            logits.append(forward_heads(model, batch.images).float())
-        labels.append(batch.labels)
+            return forward_heads(model, batch.images).float(), batch.labels
+
+    asked = (parts or Parts()).of(loader.evaluation_batches(), ask)
+    logits, labels = zip(*asked, strict=True)
     return torch.cat(logits), torch.cat(labels)

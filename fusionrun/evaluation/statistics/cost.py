@@ -11,15 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusionrun.common.complexity import multiply_accumulates
+from fusionrun.data.loader import Batch
 from fusionrun.evaluation.measuring import say
 from fusionrun.evaluation.schema import Cost, TrainingTime
 from fusionrun.fusions import FusionModel
 from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
+from fusionrun.training.fitting import Parts
 
 BATCH = 512  # images of a timed pass, whatever the device
 PASSES = 50  # that are timed,
@@ -33,15 +35,16 @@ def measure_cost(context: RunContext, row: Row, model: FusionModel) -> Cost:
     batch, on a GPU. Raises ValueError: something else stands where a training log belongs.
     """
     model.eval()
-    one = [1000 * seconds for seconds in _seconds(context, model, 1)]
+    _, seconds = _timed(context, model, 1)
+    one = [1000 * each for each in seconds]
     low, high = np.quantile(one, (0.05, 0.95))
     images = min(BATCH, len(context.data.test_labels))
     on_gpu, resident = context.device.type == "cuda", 0
     if on_gpu:
-        torch.cuda.reset_peak_memory_stats(context.device)
         own = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
         resident = torch.cuda.memory_allocated(context.device) - own  # the data set
-    batch = statistics.median(_seconds(context, model, images))
+    images, seconds = _timed(context, model, images)
+    batch = statistics.median(seconds)
     peak = torch.cuda.max_memory_allocated(context.device) - resident if on_gpu else None
     layout = context.study.layout
     return Cost(
@@ -57,10 +60,20 @@ def measure_cost(context: RunContext, row: Row, model: FusionModel) -> Cost:
     )
 
 
+def _timed(context: RunContext, model: nn.Module, images: int) -> tuple[int, list[float]]:
+    """(first test images, `images` or as many as memory takes, seconds of each pass over them)."""
+
+    def time_passes(batch: Batch) -> tuple[int, list[float]]:
+        if context.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(context.device)
+        return len(batch.labels), _seconds(context, model, batch.images)
+
+    return next(Parts().of(context.test_loader(images).evaluation_batches(), time_passes))
+
+
 @torch.no_grad()
-def _seconds(context: RunContext, model: nn.Module, images: int) -> list[float]:
-    """Of each timed pass over the first `images` test images, one at least."""
-    batch = next(context.test_loader(images).evaluation_batches()).images
+def _seconds(context: RunContext, model: nn.Module, batch: Tensor) -> list[float]:
+    """Of each timed pass over the images, one at least."""
     seconds: list[float] = []
     end = float("inf")
     for turn in range(1 + PASSES):

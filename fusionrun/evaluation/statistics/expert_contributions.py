@@ -1,16 +1,18 @@
 """Inside the fusion: what it answers without an expert, what weight each has, what moves each."""
 
 import math
+from collections.abc import Sequence
 from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
-from fusionrun.data.loader import ResidentLoader
+from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.fusions import FusionModel, FusionModule
 from fusionrun.fusions.multiplicative_addition import MultiplicativeAddition
 from fusionrun.fusions.simple_addition import SimpleAddition
 from fusionrun.fusions.transformer import TransformerBase
+from fusionrun.training.fitting import Parts
 from fusionrun.training.losses import head_losses
 
 
@@ -59,14 +61,19 @@ def path_gradients(
     experts = [[p for p in e.parameters() if p.requires_grad] for e in model.experts]
     parameters = list(chain(*experts))
     sums = [[torch.zeros_like(parameter) for parameter in parameters] for _ in ("fused", "own")]
-    for batch in loader.evaluation_batches():
+
+    def gradients(batch: Batch) -> list[Sequence[Tensor]]:
         output = model(batch.images)
         logits = torch.cat([output.logits.unsqueeze(1), output.expert_logits], dim=1)
         losses = head_losses(logits, batch.targets, smoothing) * len(batch.labels)
-        for path, loss in zip(sums, (losses[0], alpha * losses[1:].sum()), strict=True):
-            found = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
-            for total, gradient in zip(path, found, strict=True):
-                total += gradient
+        return [
+            torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+            for loss in (losses[0], alpha * losses[1:].sum())
+        ]
+
+    for found in Parts().of(loader.evaluation_batches(), gradients):
+        for total, gradient in zip(chain(*sums), chain(*found), strict=True):
+            total += gradient
     pairs = iter(zip(*sums, strict=True))
     rows = [_share_and_cosine(list(islice(pairs, len(expert)))) for expert in experts]
     return torch.tensor(rows, dtype=torch.float64)

@@ -50,6 +50,26 @@ def test_evaluation_is_in_order_and_unaugmented(channels_last):
     assert all(b.images.dtype == b.targets.dtype == torch.float32 for b in batches)
 
 
+def test_where_a_batch_does_not_fit_smaller_ones_are_made(monkeypatch):
+    loader, images, indices = make()
+    original = ResidentLoader._normalised
+
+    def short(self, found):
+        if len(found) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, found)
+
+    monkeypatch.setattr(ResidentLoader, "_normalised", short)
+    batches = list(loader.evaluation_batches())
+    assert max(len(batch.labels) for batch in batches) <= 5
+    assert torch.cat([batch.labels for batch in batches]).tolist() == indices.tolist()
+    found = torch.cat([batch.images for batch in batches])
+    assert torch.allclose(found, normalised(images[indices]), atol=1e-5)
+    monkeypatch.setattr(ResidentLoader, "_normalised", lambda self, found: short(self, images))
+    with pytest.raises(torch.OutOfMemoryError):  # not even one: no endless halving
+        list(loader.evaluation_batches())
+
+
 def test_an_epoch_is_a_permutation_given_by_its_seed():
     loader, images, indices = make()
     orders = []
