@@ -8,8 +8,10 @@
 #                                                  any other (doctor, evaluate, ...) in one process
 #
 # Environment: RANKS         processes per node (default: the GPUs that Slurm gave, else those of
-#                            this machine, else 4; they share GPUs if there are fewer)
-#              PYTHON        the interpreter to use (default: python3, else .venv)
+#                            this machine or their MIG slices, else 4; they share GPUs if there
+#                            are fewer)
+#              PYTHON        the interpreter to use (default: python3, else .venv, which is set
+#                            up with the torch that this machine's GPUs and driver can use)
 #              MAX_RESTARTS  how often killed processes are started again (default 20)
 # Exit status: 0 all rows done, 1 could not start, 2 wrong recipe or command line,
 #              3 some row failed, 4 stopped before the end (run it again to go on)
@@ -91,10 +93,14 @@ set_up_venv() {
       "the set-up is done"
   fi
   if has_requirements "$ROOT/.venv/bin/python"; then return; fi
-  echo "launch.sh: setting up $ROOT/.venv from requirements.txt (once; some minutes, about 6 GB)"
+  if [[ -x $ROOT/.venv/bin/python ]]; then
+    echo "launch.sh: $ROOT/.venv lacks some of requirements.txt, or has it too old: adding it"
+  else
+    echo "launch.sh: setting up $ROOT/.venv from requirements.txt (once; some minutes)"
+  fi
   "$base" -m venv "$ROOT/.venv" || return
   # the checkout itself, too: it brings the command .venv/bin/fusionrun
-  "$ROOT/.venv/bin/python" -m pip install --disable-pip-version-check \
+  PYTHONPATH=$ROOT "$ROOT/.venv/bin/python" -m fusionrun.launch.set_up \
     -r "$ROOT/requirements.txt" --editable "$ROOT"
 }
 
@@ -274,15 +280,48 @@ require_number() { # name, value, lowest
   exit 2
 }
 
-# GPUs that a launch may use here: all, or those that CUDA_VISIBLE_DEVICES names; 4 where none is.
-count_gpus() {
+# GPUs that a launch may use here, a line each: all, or those that CUDA_VISIBLE_DEVICES names. Of one
+# that is divided, its MIG slices.
+list_gpus() {
   local found
   # a sick driver can keep nvidia-smi for ever
-  found=$(timeout 20 nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
-  if [[ $found -gt 0 && -v CUDA_VISIBLE_DEVICES ]]; then
-    found=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cE '^([0-9]+|GPU-.*)$' || true)
+  found=$(timeout 20 nvidia-smi --list-gpus 2>/dev/null | grep -E '^ *(GPU|MIG) ') ||
+    found=$(compgen -G '/dev/nvidia[0-9]*' | sed 's/^/GPU /') || true # it may not be there
+  awk -v named="${CUDA_VISIBLE_DEVICES-all}" '
+    { id = match($0, /UUID: [^)]+/) ? substr($0, RSTART + 6, RLENGTH - 6) : $2 }
+    /^GPU / { gpu[count++] = id }
+    /^ *MIG / { slices[gpu[count - 1]] = slices[gpu[count - 1]] id "\n" }
+    function show(id) { printf "%s", id in slices ? slices[id] : id "\n" }
+    END {
+      if (named == "all") for (i = 0; i < count; i++) show(gpu[i])
+      wanted = split(named, each, / *, */)
+      for (i = 1; count && i <= wanted; i++) {
+        if (each[i] ~ /^[0-9]+$/ && each[i] + 0 < count) show(gpu[each[i] + 0])
+        else if (each[i] ~ /^(GPU|MIG)-/) show(each[i])
+        else break # CUDA reads no further either
+      }
+    }' <<<"$found"
+}
+
+# RANKS: one for each GPU, 4 where none is, unless the user says otherwise. WORDS: what that means.
+choose_ranks() {
+  local gpus=() count kind=GPU
+  [[ " $* " == *" runtime.device=cpu "* ]] || mapfile -t gpus < <(list_gpus)
+  count=${#gpus[@]}
+  [[ ! ${SLURM_GPUS_ON_NODE:-} =~ ^[1-9][0-9]*$ ]] || count=$SLURM_GPUS_ON_NODE
+  RANKS=${RANKS:-$((count > 0 ? count : 4))}
+  if [[ ${gpus[*]-} == *MIG-* ]]; then
+    kind="MIG slice"
+    # a process sees only one of them: each rank takes its own of those that are named
+    CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${gpus[*]}")
+    export CUDA_VISIBLE_DEVICES
   fi
-  echo $((found > 0 ? found : 4))
+  WORDS="$RANKS rank$([[ $RANKS == 1 ]] || echo s) with $PYTHON"
+  if [[ ${#gpus[@]} -gt 0 && $RANKS -lt $count ]]; then
+    WORDS+="; $((count - RANKS)) of $count ${kind}s stay idle (RANKS=$count uses all)"
+  elif [[ ${#gpus[@]} -gt 0 && $RANKS -gt $count ]]; then
+    WORDS+="; they share $count $kind$([[ $count == 1 ]] || echo s)"
+  fi
 }
 
 main() {
@@ -301,8 +340,7 @@ main() {
     set -- train "$@"
   fi
   if [[ $1 == train ]]; then
-    RANKS=${RANKS:-${SLURM_GPUS_ON_NODE:-$(count_gpus)}}
-    require_number RANKS "$RANKS" 1
+    require_number RANKS "${RANKS:-1}" 1
     require_number MAX_RESTARTS "${MAX_RESTARTS:=20}" 0
   fi
   PYTHON=$(find_python)
@@ -312,10 +350,11 @@ main() {
   fi
   if needs_srun; then run_under_slurm "$@"; fi
   require_one_task_per_node
+  choose_ranks "$@"
   EXIT_DIR=$(mktemp -d)
   trap 'rm -rf "$EXIT_DIR"' EXIT
   choose_rendezvous
-  echo "launch.sh: starting $RANKS rank$([[ $RANKS == 1 ]] || echo s) with $PYTHON"
+  echo "launch.sh: starting $WORDS"
   start_torchrun "$@"
   trap 'forward TERM' INT TERM HUP QUIT USR1 USR2
   trap suspend TSTP

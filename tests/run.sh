@@ -22,9 +22,9 @@ PYTHON
 PYTHON=${PYTHON:-python3}
 if ! has_tools "$PYTHON"; then
   if ! has_tools .venv/bin/python; then
-    echo "tests/run.sh: setting up .venv from pyproject.toml (once; some minutes, about 6 GB)"
+    echo "tests/run.sh: setting up .venv from pyproject.toml (once; some minutes)"
     "$PYTHON" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+    PYTHONPATH=$PWD .venv/bin/python -m fusionrun.launch.set_up --quiet --editable ".[dev]"
   fi
   PYTHON=$PWD/.venv/bin/python
 fi

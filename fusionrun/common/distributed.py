@@ -275,11 +275,14 @@ def leave() -> None:
 def choose_device(rank_info: RankInfo, wanted: str) -> "torch.device":
     """This rank's device; ranks share GPUs when there are fewer of them than ranks.
 
-    A Slurm task that sees its own GPU only has a single device, and modulo picks it.
-    Raises LaunchError when a GPU is asked for and none is there.
+    A Slurm task that sees its own GPU only has a single device, and modulo picks it. CUDA shows a
+    process only the first of the MIG slices that are named: each rank asks for its own, which it
+    can only before CUDA is used. Raises LaunchError when a GPU is asked for and none is there.
     """
     import torch
 
+    if (slices := mig_slices()) and wanted != "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = slices[rank_info.local_rank % len(slices)]
     count = torch.cuda.device_count() if wanted in ("auto", "cuda") else 0
     if count == 0:
         if wanted == "cuda":
@@ -289,6 +292,12 @@ def choose_device(rank_info: RankInfo, wanted: str) -> "torch.device":
             )
         return torch.device("cpu")
     return torch.device("cuda", rank_info.local_rank % count)
+
+
+def mig_slices() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES names where slices of a divided GPU are among it; else nothing."""
+    named = [each.strip() for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return named if any(each.startswith("MIG-") for each in named) else []
 
 
 def usable_cpus() -> int:

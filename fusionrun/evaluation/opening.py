@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, divide_threads
+from fusionrun.common.text import one_line
+from fusionrun.common.wheels import choose_wheel, has_kernels, pip_line
 from fusionrun.components.manifest import Manifest, read_manifest
 from fusionrun.components.starting_experts import with_origin_notes
 from fusionrun.data.split_files import stored_split
@@ -42,6 +44,8 @@ def open_study(
     """
     runtime = study.recipe.runtime
     device = choose_device(rank_info, runtime.device)
+    if device.type == "cuda":
+        _require_usable(device)
     threads = divide_threads(rank_info, runtime.threads)
     expected = trained_split(study)
     if expected is not None or not new_splits:
@@ -72,6 +76,23 @@ def trained_elsewhere(study: Study, device: torch.device) -> str:
         f"rows that were trained on {others} are measured on {names[device.type]}: their answers "
         f"to some images may differ from those of the test after training, which evaluate replaces"
     )
+
+
+def _require_usable(device: torch.device) -> None:
+    """Raise LaunchError for a GPU whose driver is too old for torch, or that it can't run on."""
+    try:
+        name, card = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    except RuntimeError as error:
+        raise LaunchError(
+            f"torch can't use the GPU: {one_line(error)}. Update the driver, or set "
+            "runtime.device=cpu"
+        ) from error
+    if not has_kernels(card, built_for := torch.cuda.get_arch_list()) and built_for:
+        raise LaunchError(
+            f"torch {torch.__version__} is not built for {name}, compute capability {card[0]}."
+            f"{card[1]}. Install another: {pip_line(choose_wheel([card], ''))}, or set "
+            "runtime.device=cpu"
+        )
 
 
 def trained_split(study: Study) -> str | None:

@@ -93,6 +93,7 @@ def _cells(card: Card, snapshot: Snapshot) -> dict[str, str]:
     power = number(gpu.power, 0)
     if gpu.power is not None and gpu.power_limit is not None:
         power += f" of {gpu.power_limit:.0f}"
+    each = [str(rank) for rank in card.ranks]
     speeds = [
         task.images_per_second or 0.0
         for task in snapshot.tasks
@@ -101,7 +102,7 @@ def _cells(card: Card, snapshot: Snapshot) -> dict[str, str]:
     return {
         "GPU": _name(card, snapshot.cards),
         "name": printable_line(gpu.name) if len(kinds) > 1 else MISSING,
-        "ranks": ", ".join(map(str, card.ranks)),
+        "ranks": ", ".join(each if len(each) <= 4 else [*each[:2], "…", each[-1]]),
         "busy %": number(gpu.utilisation, 0),
         "°C": number(gpu.temperature, 0),
         "W": power,

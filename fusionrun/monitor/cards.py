@@ -31,10 +31,13 @@ def devices_of(records: Sequence[Record | None]) -> str:
 
 def cards_of(records: Sequence[Record | None]) -> tuple[Card, ...]:
     """The GPUs that the ranks with these records use, in the order of their ranks."""
-    told = {record.host: record.gpus for record in records if record is not None and record.gpus}
+    known = {rank: record for rank, record in enumerate(records) if record is not None}
+    told: dict[str, tuple[Gpu, ...]] = {}
+    for record in known.values():  # of containers several can have one name
+        told[record.host] = (*told.get(record.host, ()), *record.gpus)
     ranks: dict[tuple[str, Gpu], list[int]] = {}
-    for rank, record in enumerate(records):
-        if record is not None and record.gpu_uuid:
+    for rank, record in known.items():
+        if record.gpu_uuid:
             gpu = of_uuid(told.get(record.host, ()), record.gpu_uuid)
             if gpu is not None:
                 ranks.setdefault((record.host, gpu), []).append(rank)

@@ -221,22 +221,119 @@ def test_launch_sh_passes_on_that_the_recipe_is_wrong(tmp_path: Path) -> None:
     assert "fusion.epocs" in done.stderr and "'epochs'" in done.stderr
 
 
+def first_line(
+    folder: Path, *words: str, gpus: int, sliced: tuple[int, ...] = (), **more: str
+) -> str:
+    """How launch.sh starts, with which GPUs, where nvidia-smi lists so many.
+
+    Those of `sliced` are divided in two. A Python that only tells takes the place of torchrun.
+    """
+    lines = []
+    for i in range(gpus):
+        lines += [f"GPU {i}: NVIDIA H100 (UUID: GPU-{i})"]
+        if i in sliced:
+            lines += [f"  MIG 3g.40gb     Device  {k}: (UUID: MIG-{i}{k})" for k in range(2)]
+    tools = {
+        "nvidia-smi": ["cat <<X", *lines, "X"],
+        "python": ['[ "$1" = - ] || echo "sees ${CUDA_VISIBLE_DEVICES-all}"'],
+    }
+    for name, code in tools.items():
+        (folder / name).write_text("\n".join(["#!/bin/sh", *code, ""]))
+        (folder / name).chmod(0o755)
+    more["PATH"] = f"{folder}:{os.environ['PATH']}"
+    done = launch_sh("none.yaml", *words, cwd=folder, **{"PYTHON": str(folder / "python"), **more})
+    start, sees = done.stdout.splitlines()
+    return f"{start.replace(f' with {folder}/python', '')}; {sees}"
+
+
 @pytest.mark.parametrize(
     ("machine", "visible", "ranks"),
-    [(2, None, "2 ranks"), (8, "5", "1 rank"), (8, "3,GPU-5f2a", "2 ranks"), (2, "", "4 ranks")],
+    [
+        (1, None, "1 rank"),
+        (2, None, "2 ranks"),
+        (8, "5", "1 rank"),
+        (8, "3,GPU-5f2a", "2 ranks"),
+        (8, "3, 4", "2 ranks"),
+        (2, "0,7,1", "1 rank"),  # CUDA reads on no further than what isn't there
+        (2, "", "4 ranks"),
+        (2, "-1", "4 ranks"),
+        (0, "0,1", "4 ranks"),
+    ],
 )
 def test_a_rank_for_each_gpu_that_may_be_used(
     tmp_path: Path, machine: int, visible: str | None, ranks: str
 ) -> None:
-    tool = tmp_path / "nvidia-smi"
-    lines = "".join(f"echo 'GPU {i}: NVIDIA H100 (UUID: GPU-{i})'\n" for i in range(machine))
-    tool.write_text(f"#!/bin/sh\n{lines}")
-    tool.chmod(0o755)
     more = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    done = launch_sh("none.yaml", cwd=tmp_path, PATH=path, **more)
-    assert done.returncode == 2
-    assert done.stdout.startswith(f"launch.sh: starting {ranks} with ")
+    sees = "all" if visible is None else visible
+    expected = f"launch.sh: starting {ranks}; sees {sees}"
+    assert first_line(tmp_path, gpus=machine, **more) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "wanted", "words"),
+    [
+        (8, {"RANKS": "6"}, "6 ranks; 2 of 8 GPUs stay idle (RANKS=8 uses all)"),
+        (1, {"RANKS": "4"}, "4 ranks; they share 1 GPU"),
+        (2, {"RANKS": "3"}, "3 ranks; they share 2 GPUs"),
+        (8, {"RANKS": "2", "SLURM_GPUS_ON_NODE": "2"}, "2 ranks"),
+        (8, {"SLURM_GPUS_ON_NODE": "4"}, "4 ranks"),
+    ],
+)
+def test_other_ranks_than_gpus_are_said(
+    tmp_path: Path, gpus: int, wanted: dict[str, str], words: str
+) -> None:
+    assert first_line(tmp_path, gpus=gpus, **wanted) == f"launch.sh: starting {words}; sees all"
+
+
+def test_ranks_of_a_cpu_have_nothing_to_do_with_gpus(tmp_path: Path) -> None:
+    line = first_line(tmp_path, "runtime.device=cpu", gpus=2, sliced=(0,))
+    assert line == "launch.sh: starting 4 ranks; sees all"
+
+
+def test_slices_of_divided_gpus_are_named_for_the_ranks(tmp_path: Path) -> None:
+    line = first_line(tmp_path, gpus=3, sliced=(0, 2))
+    assert line == "launch.sh: starting 5 ranks; sees MIG-00,MIG-01,GPU-1,MIG-20,MIG-21"
+    line = first_line(tmp_path, gpus=3, sliced=(0, 2), CUDA_VISIBLE_DEVICES="2", RANKS="1")
+    idle = "1 of 2 MIG slices stay idle (RANKS=2 uses all)"
+    assert line == f"launch.sh: starting 1 rank; {idle}; sees MIG-20,MIG-21"
+
+
+def test_launch_sh_sets_up_the_packages_once_and_says_what_it_changes(tmp_path: Path) -> None:
+    (tmp_path / "fusionrun/commands").mkdir(parents=True)
+    (tmp_path / "fusionrun/__main__.py").touch()
+    for name in ("launch.sh", "requirements.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    python = tmp_path / "python"  # it has no packages until they are set up
+    python.write_text(
+        f"""#!/bin/bash
+case $1$2 in
+  -c*) exit 0 ;;
+  -*requirements.txt) [[ -e {tmp_path}/done && $0 == *.venv* ]] ;;
+  -mvenv) mkdir -p $3/bin && ln -sf $(readlink -f $0) $3/bin/python ;;
+  -mfusionrun.launch.set_up) echo "$PYTHONPATH: ${{@:3}}" >&2; touch {tmp_path}/done ;;
+  *) echo started ;;
+esac
+"""
+    )
+    python.chmod(0o755)
+
+    def launch() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "launch.sh", "--version"],
+            cwd=tmp_path,
+            env=environment(PYTHON=str(python)),
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
+
+    first = launch()
+    assert first.returncode == 0 and first.stdout == "started\n", first.stderr
+    assert "setting up" in first.stderr
+    assert f"{tmp_path}: -r {tmp_path}/requirements.txt --editable {tmp_path}" in first.stderr
+    assert launch().stderr == ""  # it's there
+    (tmp_path / "done").unlink()  # a newer checkout needs more
+    assert "lacks some of requirements.txt" in launch().stderr
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "auto", "1.5", "08", "2 "])

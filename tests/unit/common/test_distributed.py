@@ -281,6 +281,31 @@ def test_the_cpu_is_taken_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) ->
     assert choose_device(rank_info_of(2, 4), "cpu") == torch.device("cpu")
 
 
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("MIG-1,MIG-2", ["MIG-1", "MIG-2", "MIG-1", "MIG-2"]),
+        ("MIG-1, GPU-2 ,MIG-3", ["MIG-1", "GPU-2", "MIG-3", "MIG-1"]),
+        ("GPU-1,GPU-2", ["GPU-1,GPU-2"] * 4),
+        ("0,1", ["0,1"] * 4),
+    ],
+)
+def test_slices_of_divided_gpus_go_one_to_a_rank(
+    monkeypatch: pytest.MonkeyPatch, named: str, expected: list[str]
+) -> None:
+    asked: list[str] = []
+
+    def count() -> int:  # CUDA reads the variable once, when it's used first
+        asked.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        return 1
+
+    monkeypatch.setattr(torch.cuda, "device_count", count)
+    for rank in range(4):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)  # each rank is a process of its own
+        assert choose_device(rank_info_of(rank, 4), "auto") == torch.device("cuda:0")
+    assert asked == expected
+
+
 # ------------------------------------------------------------------ divide_threads
 
 

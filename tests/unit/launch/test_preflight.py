@@ -125,28 +125,6 @@ def test_gpus_that_are_there_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (finding.state, finding.found) == ("pass", "CPU")
 
 
-@pytest.mark.parametrize(
-    ("capability", "built_for", "runs"),
-    [
-        ((7, 0), ["sm_75", "sm_80", "sm_90"], False),  # a V100 and PyPI's torch
-        ((7, 0), ["sm_50", "sm_70", "sm_90"], True),
-        ((8, 6), ["sm_75", "sm_80"], True),  # machine code of its generation, no newer
-        ((8, 0), ["sm_86"], False),
-        ((9, 0), ["sm_80"], False),  # of another generation
-        ((9, 0), ["sm_80", "compute_80"], True),  # the driver compiles that
-        ((12, 0), ["sm_90", "compute_120"], True),
-        ((9, 0), ["sm_90a"], True),
-        ((10, 0), ["compute_90a", "sm_90a"], False),  # of that GPU alone
-        ((10, 3), ["sm_100f"], True),  # of its family
-        ((11, 0), ["compute_100f", "unknown"], False),
-    ],
-)
-def test_which_gpus_a_torch_has_kernels_for(
-    capability: tuple[int, int], built_for: list[str], runs: bool
-) -> None:
-    assert machine.has_kernels(capability, built_for) == runs
-
-
 def test_a_gpu_without_kernels_fails_before_its_tasks_do(monkeypatch: pytest.MonkeyPatch) -> None:
     see_gpus(monkeypatch, 2)
     cards = {0: (7, 0), 1: (9, 0)}

@@ -31,6 +31,11 @@ def test_machines_have_gpus_of_their_own() -> None:
     assert devices_of(records) == "3 × NVIDIA H100, bf16"
 
 
+def test_machines_of_one_name_are_told_apart_by_their_gpus() -> None:
+    records = [rank("0", gpus=(H100,)), rank("1", gpus=(OTHER,))]
+    assert [(c.ranks, c.gpu) for c in cards_of(records)] == [((0,), H100), ((1,), OTHER)]
+
+
 def test_slices_are_counted_and_shown_as_their_gpu() -> None:
     divided = replace(H100, mig=True, utilisation=None)
     records = [rank("77", gpus=(divided,)), rank("78")]

@@ -626,6 +626,11 @@ def test_gpus_are_told_apart_by_machine_and_kind() -> None:
     assert "! GPU 5 (ranks 1, 3) had 2 uncorrected memory errors since" in text
 
 
+def test_many_ranks_of_a_gpu_push_no_number_out() -> None:
+    lines = drawn(on_gpus([row(0)], card(0, *range(0, 32, 2)), card(1, *range(1, 32, 2))), 80)
+    assert any(re.match(r" +1  1, 3, …, 31 .* 18.4 of 79.6 GiB", line) for line in lines), lines
+
+
 def test_a_low_terminal_sums_the_gpus_up() -> None:
     shown = launches()["on GPUs"]
     lines = drawn(shown, 100, height=len(drawn(shown, 100)) - 7)

@@ -1,0 +1,117 @@
+"""Installs what a checkout needs, first the torch that this machine's GPUs and driver can use.
+
+launch.sh and tests/run.sh run it once, with a new environment's Python: nothing but Python's own
+library is there yet. The words are pip's, for all that isn't torch.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from fusionrun.common.gpus import read_gpus
+from fusionrun.common.wheels import CPU, WHEELS, Wheel, choose_wheel
+
+PATIENCE = 20.0  # seconds; a sick driver can keep nvidia-smi for ever
+# names that clusters give to GPUs which PyPI's torch has left
+OLDER_GPUS = re.compile(r"v100|volta|titan|p100|p[46]0?\b|pascal|gtx|[mk][468]0|maxwell", re.I)
+SIZES = {CPU: "about 1 GB"}
+FULL_SIZE = "about 6 GB"
+
+
+def main(words: list[str]) -> int:
+    """pip's exit status, 0 when all is there."""
+    wheel, found = look_around()
+    say(f"{found}: torch from {wheel.index or 'PyPI'}, {SIZES.get(wheel, FULL_SIZE)}")
+    if wheel.index:
+        version = newest_version(wheel)
+        if version is None:
+            say(f"{wheel.index} isn't reached: torch from PyPI instead, {FULL_SIZE}")
+        elif not install(version, wheel):
+            say(f"torch {version} can't be used, see above: PyPI's instead, {FULL_SIZE}")
+    return pip("install", *words)
+
+
+def look_around() -> tuple[Wheel, str]:
+    """The packages for this machine, or for the cluster that it belongs to, and why."""
+    if gpus := read_gpus(PATIENCE):
+        driver = gpus[0].driver
+        wheel = choose_wheel([gpu.capability for gpu in gpus], driver)
+        names = Counter(gpu.name for gpu in gpus)
+        found = ", ".join(f"{count} x {name}" for name, count in names.items())
+        lost = sorted({gpu.name for gpu in gpus if not wheel.runs_on(gpu.capability, driver)})
+        found += f", driver {driver or 'unknown'}"
+        return wheel, found + (f", which can't run it on {', '.join(lost)}" if lost else "")
+    if Path("/dev/nvidia0").exists():
+        return WHEELS[0], "a GPU of which nvidia-smi tells nothing"
+    # set up where jobs are submitted, for nodes that have the GPUs
+    if gres := cluster_gpus():
+        older = next(wheel for wheel in WHEELS if wheel.label == "cu126")
+        return older if OLDER_GPUS.search(gres) else WHEELS[0], f"Slurm has {gres}"
+    return CPU, "no NVIDIA GPU"
+
+
+def cluster_gpus() -> str:
+    """What Slurm calls the GPUs of its nodes, such as gpu:v100:4; "" without Slurm or GPUs."""
+    try:
+        told = subprocess.run(
+            ["sinfo", "--noheader", "--format=%G"],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return " ".join(sorted(set(re.findall(r"gpu[\w:.-]*", told))))
+
+
+def install(version: str, wheel: Wheel) -> bool:
+    """torch and its torchvision from `wheel`'s index; False, and neither, when they don't work."""
+    words = [f"torch=={version}", "torchvision", "--index-url", wheel.index]
+    # it doesn't import when it came from somewhere else
+    look = [sys.executable, "-c", "import torchvision"]
+    if pip("install", *words) == 0 and subprocess.call(look) == 0:
+        return True
+    pip("uninstall", "--yes", "torch", "torchvision")
+    return False
+
+
+def newest_version(wheel: Wheel) -> str | None:
+    """torch's newest for this Python in `wheel`'s index, such as 2.14.1+cpu; None without answer.
+
+    That index is asked alone: others that pip is told of would hide that it is silent.
+    """
+    environment = {**os.environ, "PIP_CONFIG_FILE": os.devnull}
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "0"]
+    command += ["--timeout", "5", "index", "versions", "torch", "--index-url", wheel.index]
+    try:
+        told = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,  # of a network that lets nothing through, and says nothing
+            check=False,
+        ).stdout
+    except subprocess.TimeoutExpired:
+        return None
+    found = re.findall(rf"\b(\d+)\.(\d+)\.(\d+)\+{wheel.label}\b", told)
+    versions = [version for each in found if wheel.allows(version := tuple(map(int, each)))]
+    return "{}.{}.{}+{}".format(*max(versions), wheel.label) if versions else None
+
+
+def pip(*words: str) -> int:
+    return subprocess.call([sys.executable, "-m", "pip", "--disable-pip-version-check", *words])
+
+
+def say(line: str) -> None:
+    print(f"fusionrun: {line}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
