@@ -9,8 +9,10 @@ import pytest
 
 from fusionrun.common.atomic_files import write_json
 from fusionrun.common.distributed import read_rank_info
+from fusionrun.common.gpus import Gpu
 from fusionrun.common.typed_fields import plain
 from fusionrun.launch.shutdown import StopSignals
+from fusionrun.monitor.cards import Card
 from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.record import Outcome, RankState, Record, write_outcome
 from fusionrun.monitor.snapshot import (
@@ -154,6 +156,20 @@ def test_the_fresher_record() -> None:
     assert fresher(None, new) is new
     assert fresher(old, new) == new
     assert fresher(new, old) == replace(new, note="a")
+
+
+def test_gpus_travel_by_file_beside_numbers_that_are_newer(tmp_path: Path) -> None:
+    gpu = Gpu(0, "GPU-5f", "V100", (7, 0), "", None, None, 98.0, None, None, None, "", False, 0, "")
+    written = Record(state="working", heartbeat_count=1.0, host="a", memory_total=32.0)
+    written.device, written.gpu_uuid, written.gpus = "V100, fp16", "5f", (gpu,)
+    for rank in range(2):
+        write_json(Layout(tmp_path).heartbeat(rank), plain(written))
+    newer = replace(written, heartbeat_count=9.0)
+    gathered = [Record.from_vector(newer.to_vector(2)) for _ in range(2)]
+    shown = builder(tmp_path, gathered).build()
+    assert shown.cards == (Card("a", (0, 1), gpu),)
+    assert shown.device == "1 × V100, fp16"
+    assert [rank.memory_total for rank in shown.ranks] == [32.0, 32.0]
 
 
 def test_ages_grow_until_something_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
