@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 
 Capability = tuple[int, int]  # (7, 0) of a V100
 INDEX = "https://download.pytorch.org/whl"
@@ -69,6 +70,12 @@ def choose_wheel(capabilities: Sequence[Capability | None], driver: str) -> Whee
             return WHEELS[counts.index(max(counts))]
     # newer ones than were known here: PyPI's torch may know them by now
     return WHEELS[0] if any(each and each > (7, 5) for each in capabilities) else CPU
+
+
+def installed_wheel() -> Wheel:
+    """Of which build this Python's torch is."""
+    label = version("torch").partition("+")[2]
+    return Wheel(label, 0) if re.fullmatch(r"cpu|cu\d+", label) else WHEELS[0]
 
 
 def pip_line(wheel: Wheel) -> str:

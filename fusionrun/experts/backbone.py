@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusionrun.common.text import one_line
+
 from .base import Expert
 
 # of the library's constructors, which this package decides
@@ -105,6 +107,8 @@ def import_library(name: str) -> Any:
             extra = "'fusionrun[timm]'" if name == "timm" else name
             raise ValueError(f"{name} isn't installed: pip install {extra}") from None
         raise ValueError(f"{name} can't be imported: {error}") from None
+    except Exception as error:  # torchvision, which timm needs, of another build than torch
+        raise ValueError(f"{name} can't be imported: {one_line(error)}") from None
 
 
 Built = tuple[nn.Module, int, tuple[str, ...], int | None]

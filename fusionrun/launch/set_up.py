@@ -14,7 +14,7 @@ from pathlib import Path
 from fusionrun.common.gpus import read_gpus
 from fusionrun.common.wheels import CPU, WHEELS, Wheel, choose_wheel
 
-PATIENCE = 20.0  # seconds; a sick driver can keep nvidia-smi for ever
+PATIENCE = 30.0  # seconds; a sick driver can keep nvidia-smi for ever
 # names that clusters give to GPUs which PyPI's torch has left
 OLDER_GPUS = re.compile(r"v100|volta|titan|p100|p[46]0?\b|pascal|gtx|[mk][468]0|maxwell", re.I)
 SIZES = {CPU: "about 1 GB"}
@@ -55,16 +55,7 @@ def look_around() -> tuple[Wheel, str]:
 
 def cluster_gpus() -> str:
     """What Slurm calls the GPUs of its nodes, such as gpu:v100:4; "" without Slurm or GPUs."""
-    try:
-        told = subprocess.run(
-            ["sinfo", "--noheader", "--format=%G"],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
+    told = answer(["sinfo", "--noheader", "--format=%G"])
     return " ".join(sorted(set(re.findall(r"gpu[\w:.-]*", told))))
 
 
@@ -82,27 +73,44 @@ def install(version: str, wheel: Wheel) -> bool:
 def newest_version(wheel: Wheel) -> str | None:
     """torch's newest for this Python in `wheel`'s index, such as 2.14.1+cpu; None without answer.
 
-    That index is asked alone: others that pip is told of would hide that it is silent.
+    That index is asked alone, by the way that pip is told of: other indexes, which would hide that
+    this one is silent, aren't.
     """
-    environment = {**os.environ, "PIP_CONFIG_FILE": os.devnull}
+    pip_words = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    question = ["index", "versions", "torch", "--index-url", wheel.index]
+    # a network that lets nothing through says nothing either
+    limits = ["--retries", "0", "--timeout", "5"]
+    way = re.findall(
+        r"^global\.(proxy|cert|client-cert|trusted-host)='(.*)'$",
+        answer([*pip_words, "config", "list"]),
+        re.M,
+    )
+    environment = {
+        **{f"PIP_{name.upper().replace('-', '_')}": value for name, value in way},
+        **os.environ,
+        "PIP_CONFIG_FILE": os.devnull,
+    }
     for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
         environment.pop(name, None)
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "0"]
-    command += ["--timeout", "5", "index", "versions", "torch", "--index-url", wheel.index]
+    told = answer([*pip_words, *limits, *question], environment)
+    found = re.findall(rf"\b(\d+)\.(\d+)\.(\d+)\+{wheel.label}\b", told)
+    versions = [version for each in found if wheel.allows(version := tuple(map(int, each)))]
+    return "{}.{}.{}+{}".format(*max(versions), wheel.label) if versions else None
+
+
+def answer(command: list[str], environment: dict[str, str] | None = None) -> str:
+    """What a command prints; "" where it can't run, or takes too long."""
     try:
-        told = subprocess.run(
+        return subprocess.run(
             command,
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,  # of a network that lets nothing through, and says nothing
+            timeout=PATIENCE,
             check=False,
         ).stdout
-    except subprocess.TimeoutExpired:
-        return None
-    found = re.findall(rf"\b(\d+)\.(\d+)\.(\d+)\+{wheel.label}\b", told)
-    versions = [version for each in found if wheel.allows(version := tuple(map(int, each)))]
-    return "{}.{}.{}+{}".format(*max(versions), wheel.label) if versions else None
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def pip(*words: str) -> int:

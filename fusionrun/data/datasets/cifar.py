@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fusionrun.common.locks import locked
-from fusionrun.common.text import size
+from fusionrun.common.text import one_line, size
+from fusionrun.common.wheels import installed_wheel, pip_line
 from fusionrun.data.datasets.cache import (
     Arrays,
     Triple,
@@ -56,9 +57,7 @@ def _survey(name: str, request: Request) -> Survey:
     notes: tuple[str, ...] = ()
     need = image_bytes(60_000, 32)
     if ready is None:
-        from torchvision import datasets
-
-        source = datasets.CIFAR100 if name == "cifar100" else datasets.CIFAR10
+        source = _source(name)
         problem = _missing(name, source, request.root)
         if problem and not request.download:
             raise DataError(problem)
@@ -79,6 +78,18 @@ def _survey(name: str, request: Request) -> Survey:
     )
 
 
+def _source(name: str) -> Any:
+    """torchvision's reader: 2.7 s to import, and only needed while there is no cache."""
+    try:
+        from torchvision import datasets
+    except Exception as error:  # one of another build than torch breaks in its own ways
+        raise DataError(
+            f"torchvision can't be imported ({one_line(error)}). It must be of the same build as "
+            f"torch: {pip_line(installed_wheel())}"
+        ) from error
+    return datasets.CIFAR100 if name == "cifar100" else datasets.CIFAR10
+
+
 def _check_size(name: str, request: Request) -> None:
     if request.image_size != 32:
         raise DataError(
@@ -91,9 +102,7 @@ def _load(name: str, request: Request) -> Arrays:
     _check_size(name, request)
 
     def build(_: Path) -> Arrays:
-        from torchvision import datasets  # 2.7 s, and only needed while there is no cache
-
-        source = datasets.CIFAR100 if name == "cifar100" else datasets.CIFAR10
+        source = _source(name)
         _ensure_files(name, source, request.root, request.download, request.progress)
         try:
             train, test = (source(request.root, train=part) for part in (True, False))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from fusionrun.common.distributed import mig_slices
 from fusionrun.common.memory import free_host_memory
 from fusionrun.common.text import plural, size
 from fusionrun.data.datasets import DataError, Survey
@@ -81,7 +82,7 @@ class DataChecks:
             yield Finding("memory", "fail", f"{found}, {size(free)} are free", advice)
         if devices:
             room = min(torch.cuda.get_device_properties(i).total_memory for i in range(devices))
-            together = -(-ranks // devices)
+            together = -(-ranks // max(devices, len(mig_slices())))  # one of which is seen here
             if together * (train + test) > room:
                 found = f"{plural(together, 'rank')} put {size(train + test)} of images each"
                 yield Finding("memory", "fail", f"{found} on a GPU of {size(room)}", advice)

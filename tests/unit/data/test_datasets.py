@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fusionrun.common import wheels
 from fusionrun.data.datasets import DATASETS, DataError, load_dataset
 from tests.unit.data.cifar_archives import unpack
 from tests.unit.data.test_image_folder import make_folder
@@ -57,3 +58,20 @@ def test_images_that_are_all_the_same_are_refused(tmp_path):
         load_dataset("image_folder", root=tmp_path)
     with pytest.raises(DataError, match=r"all 2 training images are the same.*every pixel is 37"):
         load_dataset("image_folder", root=tmp_path, value_range=(0, 255))
+
+
+def test_a_torchvision_of_another_build_than_torch_is_one_line(tmp_path, monkeypatch):
+    broken = tmp_path / "torchvision/__init__.py"
+    broken.parent.mkdir()
+    broken.write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    for label, where in [
+        ("+cpu", "whl/cpu"),
+        ("+cu126", "whl/cu126"),
+        ("a0+gitabc", "torchvision"),
+    ]:
+        monkeypatch.setattr(wheels, "version", lambda name, label=label: f"2.14.1{label}")
+        with pytest.raises(DataError, match=f"nms does not exist.*pip install .*{where}$"):
+            load_dataset("cifar10", root=tmp_path)

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from fusionrun.common.distributed import read_rank_info
+from fusionrun.common.distributed import LaunchError, read_rank_info
 from fusionrun.evaluation.opening import open_study
 from fusionrun.study.stored import stored_study
 from tests.tiny import copy_study
@@ -27,3 +28,21 @@ def test_rows_that_were_trained_on_another_kind_of_device_are_told(
     assert len(notes) == bool(said)
     assert [line for line in lines if "trained on" in line] == [f"fusionrun: {n}" for n in notes]
     assert all(said in note for note in notes)
+
+
+def test_a_gpu_that_torch_can_not_use_is_one_line(
+    trained_study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def name(device: torch.device) -> str:
+        raise RuntimeError("The NVIDIA driver on your system is too old\n(found version 12020).")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", name)
+    study = stored_study(trained_study, ["runtime.device=auto"])
+    with pytest.raises(LaunchError, match=r"too old \(found version 12020\).*device=cpu"):
+        open_study(study, read_rank_info({}), print)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
+    with pytest.raises(LaunchError, match=r"Tesla V100, compute capability 7\.0.*whl/cu126"):
+        open_study(study, read_rank_info({}), print)

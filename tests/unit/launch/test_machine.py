@@ -9,6 +9,7 @@ import torch
 
 from fusionrun.common.gpus import Gpu
 from fusionrun.launch.checks import machine
+from fusionrun.launch.checks.data import DataChecks
 from fusionrun.launch.checks.finding import Finding
 from tests.unit.doctor.one_row import plan, see_gpus
 
@@ -202,3 +203,18 @@ def test_nothing_is_asked_where_the_cpu_is_wanted(
     monkeypatch.setattr(machine, "read_gpus", ask)
     (finding,) = machine.check_device(plan("runtime.device=cpu"), 2)
     assert (finding.state, finding.found) == ("pass", "CPU")
+
+
+def test_the_images_of_all_ranks_that_share_a_gpu_or_slice_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checks = DataChecks(plan())
+    assert [finding.state for finding in checks.look()] == ["pass"]
+    each = (checks.survey.train_bytes or 0) + (checks.survey.test_bytes or 0)
+    room = SimpleNamespace(total_memory=2 * each)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: room)
+    (finding,) = checks.memory(4, 1)
+    assert finding.state == "fail" and "4 ranks put" in finding.found
+    assert not list(checks.memory(4, 2))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2")
+    assert not list(checks.memory(4, 1))  # torch sees the first of them

@@ -11,9 +11,14 @@ from tests.tiny import ROOT
 PIP = """
 import os, sys
 words = [each for each in sys.argv[1:] if each != "--disable-pip-version-check"]
+if words == ["config", "list"]:
+    print("global.extra-index-url='file:///x'", "global.proxy='http://there:1'", sep="\\n")
+    sys.exit()
 if "versions" in words:
-    asked = [name for name in os.environ if name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")]
-    print(os.environ["OFFERED"] if not asked else "asked others too")
+    others = {"PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"} & set(os.environ)
+    alone = os.environ["PIP_CONFIG_FILE"] == "/dev/null" and not others
+    is_reached = alone and os.environ["PIP_PROXY"] == "http://there:1"
+    print(os.environ["OFFERED"] if is_reached else "")
     sys.exit(not os.environ["OFFERED"])
 with open(os.environ["LOG"], "a") as log:
     print(*words, file=log)
