@@ -11,6 +11,7 @@ from fusionrun.common.gpus import Gpu
 from fusionrun.launch.checks import machine
 from fusionrun.launch.checks.data import DataChecks
 from fusionrun.launch.checks.finding import Finding
+from tests.unit.doctor.one_row import own_folders as own_folders
 from tests.unit.doctor.one_row import plan, see_gpus
 
 GIB = 2**30
