@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import chain, islice
+from itertools import chain, compress, islice
 
 import torch
 from torch import Tensor
@@ -81,7 +81,10 @@ def path_gradients(
 
 def _share_and_cosine(gradients: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     """Of one expert's (fused, own) gradients by parameter."""
-    both = [pair for pair in gradients if all(gradient.any() for gradient in pair)]
+    # a GPU is waited for once, not twice a parameter
+    reached = [fused.any() & own.any() for fused, own in gradients]
+    is_reached = torch.stack(reached).tolist() if reached else []
+    both = list(compress(gradients, is_reached))
     if not both:
         return math.nan, math.nan
     fused, own = (
