@@ -11,7 +11,7 @@ from fusionrun.common.gpus import Gpu, of_device, read_gpus
 from fusionrun.common.text import one_line, plural, problem_of, size
 from fusionrun.launch.checks.finding import Finding, State
 from fusionrun.study.recipe import RuntimeConfig
-from fusionrun.training.precision import FP32, Precision, choose_precision
+from fusionrun.training.precision import FP32, Precision
 
 # Relative to the norm, from float64. Of an H100 that is well, 4e-6 at most after a whole step in
 # fp32 (1.3e-4 after the deepest network's). One product of rounded factors differs by 3e-4 in TF32
@@ -85,7 +85,7 @@ def check_compute(devices: Sequence[torch.device], runtime: RuntimeConfig) -> It
     reference = compute(torch.device("cpu"), torch.float64, FP32)
     for device in devices:
         try:
-            own = choose_precision(runtime.amp, runtime.tf32, device)
+            own = Precision.of(runtime.amp, runtime.tf32, device)
             looks = [_look(device, each, reference) for each in dict.fromkeys((FP32, own))]
         except RuntimeError as error:
             looks = [_computes(device, "fail", f"broke: {one_line(problem_of(error))}")]

@@ -180,7 +180,7 @@ def _path_gradients(context: RunContext, row: Row, model: FusionModel) -> Tensor
 
 def head_logits(context: RunContext, network: nn.Module, loader: ResidentLoader) -> HeadLogits:
     """What its heads answer, on the CPU; of experts before fusion training nothing."""
-    logits, labels = collect_logits(network, loader, precision=context.precision)
+    logits, labels = collect_logits(network, loader, context.precision)
     return HeadLogits(labels.cpu(), logits.cpu(), logits[:, :0].cpu())
 
 
@@ -210,7 +210,7 @@ def _before_fusion(context: RunContext, row: Row, loaders: list[ResidentLoader])
     for expert in experts:
         context.settle(expert)
         for loader, logits in zip(loaders, answers, strict=True):
-            logits.append(collect_logits(expert, loader, precision=context.precision)[0].cpu())
+            logits.append(collect_logits(expert, loader, context.precision)[0].cpu())
         expert.cpu()  # one at a time is enough on the device
     return [torch.cat(logits, dim=1) for logits in answers]
 

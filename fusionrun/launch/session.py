@@ -17,7 +17,7 @@ from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import Recipe, RecipeError
 from fusionrun.study.study import Study
 from fusionrun.training.identity import IdentityError
-from fusionrun.training.precision import Precision, choose_precision
+from fusionrun.training.precision import Precision
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Session:
     def precision(self) -> Precision:
         """What this rank's models compute in."""
         runtime = self.study.recipe.runtime
-        return choose_precision(runtime.amp, runtime.tf32, self.device)
+        return Precision.of(runtime.amp, runtime.tf32, self.device)
 
     def close(self, *, forget: bool) -> None:
         """Let others work on these rows; see `release`."""

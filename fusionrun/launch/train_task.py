@@ -60,9 +60,7 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
         trainer = row_trainer(context, task, reporter, experts, sources)
         # read before training changes them: the alternative that costs no fusion training at all
         for expert, source in zip(experts, sources, strict=True):
-            logits, labels = collect_logits(
-                expert, trainer.loaders.validation, precision=context.precision
-            )
+            logits, labels = collect_logits(expert, trainer.loaders.validation, context.precision)
             before.append(accuracy(logits[:, 0], labels))
             reporter.answered(source, logits[:, 0], labels)
     passes = 1 if row.is_single else 2  # of tuned experts in the fused model, of those before

@@ -23,7 +23,7 @@ from fusionrun.study.recipe import Recipe
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import Task
 from fusionrun.training.identity import FINGERPRINT, SPLIT, THREADS, WEIGHTS, Identity
-from fusionrun.training.precision import Precision, choose_precision
+from fusionrun.training.precision import Precision
 
 # images; without gradients there is room for more than in training, and a GPU that is asked about
 # few small images waits for its host
@@ -50,7 +50,7 @@ class RunContext:
     @property
     def precision(self) -> Precision:
         runtime = self.study.recipe.runtime
-        return choose_precision(runtime.amp, runtime.tf32, self.device)
+        return Precision.of(runtime.amp, runtime.tf32, self.device)
 
     def loader(
         self, indices: np.ndarray, batch_size: int, augmentation: Augmentation = NOT_AUGMENTED

@@ -29,6 +29,11 @@ class EpochMetrics:
     # percent, of the mean of the experts' probabilities; None: no experts, or an older state
     val_averaged: float | None = None
 
+    @classmethod
+    def restored(cls, stored: Mapping[str, Any]) -> "EpochMetrics":
+        """Of a resume state."""
+        return cls(**renamed(stored))
+
     @property
     def gain_over_averaging(self) -> float | None:
         """Points of the fused head on validation over the mean of the experts' probabilities."""
@@ -130,6 +135,7 @@ class Meter:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        state = renamed(state)
         self.losses.copy_(torch.tensor(state["losses"], dtype=torch.float64))
         self.correct.copy_(torch.tensor(state["correct"], dtype=torch.float64))
         self.images = state["images"]

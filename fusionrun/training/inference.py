@@ -3,10 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from fusionrun.data.augmentation.batch import one_hot
 from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.fusions import FusionOutput
 from fusionrun.training.fitting import Parts
+from fusionrun.training.losses import head_correct, head_losses
 from fusionrun.training.precision import Precision
+from fusionrun.training.scores import averaged_accuracy
 
 
 def forward_heads(model: nn.Module, images: Tensor) -> Tensor:
@@ -20,7 +23,7 @@ def forward_heads(model: nn.Module, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def collect_logits(
-    model: nn.Module, loader: ResidentLoader, *, precision: Precision, parts: Parts | None = None
+    model: nn.Module, loader: ResidentLoader, precision: Precision, parts: Parts | None = None
 ) -> tuple[Tensor, Tensor]:
     """One pass in evaluation mode: float32 logits (N, H, C) and labels (N,), on the device.
 
@@ -35,3 +38,16 @@ def collect_logits(
     asked = (parts or Parts()).of(loader.evaluation_batches(), ask)
     logits, labels = zip(*asked, strict=True)
     return torch.cat(logits), torch.cat(labels)
+
+
+def validation_scores(
+    logits: Tensor, labels: Tensor
+) -> tuple[list[float], list[float], float | None]:
+    """Of answers (N, H, C) to labels (N,): plain cross-entropy and accuracy in percent of every
+
+    head, and the accuracy of the mean of the experts' probabilities, where there are experts.
+    """
+    targets = one_hot(labels, logits.shape[-1])
+    losses = head_losses(logits, targets)
+    accuracies = 100 * head_correct(logits, targets).double() / len(labels)
+    return losses.tolist(), accuracies.tolist(), averaged_accuracy(logits[:, 1:], labels)

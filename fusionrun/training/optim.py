@@ -88,6 +88,20 @@ def _param_groups(groups: Sequence[Group]) -> list[dict[str, object]]:
     return [{"params": group.parameters, "lr": group.lr, "name": group.name} for group in groups]
 
 
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Let SGD begin with momenta of 0, so that it may skip its first update.
+
+    By itself it makes room for them at the first one and, when that is skipped, leaves there what
+    the memory held (torch 2.14).
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # all or none, should memory run out
+        momenta = [torch.zeros_like(p, requires_grad=False) for p in parameters]
+        for parameter, momentum in zip(parameters, momenta, strict=True):
+            optimizer.state[parameter]["momentum_buffer"] = momentum
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Restore `state`, in the memory layout of the parameters: fused kernels read it as raw memory.
 

@@ -16,6 +16,10 @@ class Precision:
     name: Literal["fp32", "tf32", "bf16", "fp16"]  # as people call it
 
     @property
+    def is_half(self) -> bool:
+        return self.name in HALVES
+
+    @property
     def is_scaled(self) -> bool:
         """Whether losses are scaled, so that small gradients don't become 0 (training/guard.py)."""
         return self.name == "fp16"
@@ -25,22 +29,22 @@ class Precision:
         half = HALVES.get(self.name)
         return torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None)
 
+    @classmethod
+    def of(cls, amp: Amp, tf32: bool, device: torch.device) -> "Precision":
+        """What `runtime.amp` and `runtime.tf32` mean on `device`.
+
+        auto is bfloat16 where the GPU computes in it (one that emulates it, as a V100 or T4, is
+        slower than in float32), float16 on other GPUs, and float32 on a CPU.
+        """
+        if amp in ("bf16", "fp16"):
+            return cls(amp)
+        if device.type != "cuda":
+            return cls("fp32")
+        if amp == "auto":
+            is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+            return cls("bf16" if is_native else "fp16")
+        has_tf32 = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+        return cls("tf32" if tf32 and has_tf32 else "fp32")
+
 
 FP32 = Precision("fp32")
-
-
-def choose_precision(amp: Amp, tf32: bool, device: torch.device) -> Precision:
-    """What `runtime.amp` and `runtime.tf32` mean on `device`.
-
-    auto is bfloat16 where the GPU computes in it (one that emulates it, as a V100 or T4 does, is
-    slower than in float32), float16 on other GPUs, and float32 on a CPU.
-    """
-    if amp in ("bf16", "fp16"):
-        return Precision(amp)
-    if device.type != "cuda":
-        return FP32
-    if amp == "auto":
-        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Precision("bf16" if is_native else "fp16")
-    has_tf32 = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
-    return Precision("tf32") if tf32 and has_tf32 else FP32

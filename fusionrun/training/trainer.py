@@ -11,17 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from fusionrun.common.seeds import derive_seed
-from fusionrun.data.augmentation.batch import one_hot
 from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.training.checkpoint import ResumeFile
-from fusionrun.training.epoch import BestEpoch, EpochMetrics, Meter, Progress, Reporter, renamed
+from fusionrun.training.epoch import BestEpoch, EpochMetrics, Meter, Progress, Reporter
 from fusionrun.training.errors import StopRequested, TaskError
+from fusionrun.training.guard import Guard
 from fusionrun.training.identity import THREADS, Identity
-from fusionrun.training.inference import collect_logits, forward_heads
+from fusionrun.training.inference import collect_logits, forward_heads, validation_scores
 from fusionrun.training.losses import head_correct, head_losses
-from fusionrun.training.optim import Group, clip_gradients, load_optimizer, set_learning_rates
-from fusionrun.training.precision import FP32, Precision
-from fusionrun.training.scores import averaged_accuracy
+from fusionrun.training.optim import Group, load_optimizer, set_learning_rates
+from fusionrun.training.precision import Precision
 from fusionrun.training.tuning import tuned
 
 REPORT_SECONDS = 1.0  # how often a running epoch's numbers are read from the device
@@ -44,10 +43,10 @@ class Optimisation:
     head_weights: Tensor  # (H,) of the heads' losses, on the training device
     label_smoothing: float
     batch_field: str  # of the recipe, for advice when memory runs out
+    precision: Precision
     # images that pass through the model at a time; None: all; auto: half as many when memory runs
     # out, and so on. The optimizer sees the whole batch
     micro_batch: int | Literal["auto"] | None = None
-    precision: Precision = FP32
     frozen: Sequence[nn.Module] = ()  # stay in evaluation mode, without gradients
 
 
@@ -95,8 +94,7 @@ class Trainer:
         self._seconds = 0.0  # spent in the current epoch
         self._meter = Meter(self.optimisation.head_weights)  # of the current epoch
         self._clock = self._last_report = self._last_save = time.monotonic()
-        # the first step whose loss or gradient wasn't finite; -1 while there is none
-        self._bad_step = torch.full((), -1.0, device=self.device)
+        self._guard = Guard(self.optimisation.precision, self.device)
 
     def run(self) -> BestEpoch:
         """Train the epochs that are left; returns the best.
@@ -149,8 +147,9 @@ class Trainer:
             except torch.OutOfMemoryError:
                 pass  # its traceback holds the activations until this block is left
             self._halve_micro_batch(images)
-        norm = clip_gradients(optimisation.groups)
-        self._skip_nonfinite(losses @ optimisation.head_weights + norm)
+        norm = self._guard.clip(optimisation.groups)
+        loss = losses @ optimisation.head_weights
+        self._guard.judge(optimisation.optimizer, loss, norm, self._step)
         optimisation.optimizer.step()
         self._meter.add(losses, correct, images)
         return losses
@@ -161,7 +160,8 @@ class Trainer:
         with optimisation.precision.autocast(self.device):
             logits = forward_heads(self.model, part.images)
         losses = head_losses(logits, part.targets, optimisation.label_smoothing) * share
-        (losses @ optimisation.head_weights).backward()  # type: ignore[no-untyped-call]
+        loss = self._guard.scaled(losses @ optimisation.head_weights)
+        loss.backward()  # type: ignore[no-untyped-call]
         return losses.detach(), head_correct(logits.detach(), part.targets)
 
     def _halve_micro_batch(self, images: int) -> None:
@@ -181,16 +181,6 @@ class Trainer:
             f"out of memory: continues with micro-batches of {smaller} images; the optimizer sees "
             f"the same batch of {images}"
         )
-
-    def _skip_nonfinite(self, number: Tensor) -> None:
-        """Make the optimizer skip this update and all later ones if `number` isn't finite.
-
-        The fused optimizers read `found_inf` on the device, so nobody waits; `after_step` notices.
-        """
-        unhealthy = ~torch.isfinite(number) & (self._bad_step < 0)
-        self._bad_step = torch.where(unhealthy, float(self._step), self._bad_step)
-        optimizer = self.optimisation.optimizer
-        optimizer.found_inf = (self._bad_step >= 0).float()  # type: ignore[attr-defined]
 
     def after_step(self) -> None:
         """Count the step, report and save now and then, and stop at once when asked to."""
@@ -228,6 +218,7 @@ class Trainer:
     def finish_epoch(self) -> None:
         """Validate, keep the best, report, and save when it's time."""
         self._check_finite()
+        seen = self._guard.seen()
         train_seconds = self._elapsed()
         loss, losses, accuracies = self._meter.means()
         val_losses, val_accuracies, val_averaged = self.validate()
@@ -249,8 +240,14 @@ class Trainer:
         if self.best.is_beaten_by(metrics):
             self.best.become(metrics, self.model)
         self.history.append(metrics)
+        if seen.skipped:
+            self.reporter.message(
+                f"epoch {metrics.epoch}: {seen.skipped} of {self._step} updates left out, as their "
+                f"gradients overflowed; the loss scale is now {seen.scale:g}"
+            )
         self._step, self._seconds = 0, 0.0
         self._meter = Meter(self.optimisation.head_weights)
+        self._guard.begin_epoch()
         self.reporter.epoch(self.history, self.best)
         is_due = metrics.epoch % self.checkpointing.every_epochs == 0 or self._is_overdue
         if is_due or metrics.epoch == self.schedule.epochs:
@@ -261,21 +258,17 @@ class Trainer:
 
         the accuracy of the mean of the experts' probabilities, where there are experts.
         """
-        precision = self.optimisation.precision
-        logits, labels = collect_logits(self.model, self.loaders.validation, precision=precision)
-        targets = one_hot(labels, logits.shape[-1])
-        losses = head_losses(logits, targets)
-        accuracies = 100 * head_correct(logits, targets).double() / len(labels)
-        return losses.tolist(), accuracies.tolist(), averaged_accuracy(logits[:, 1:], labels)
+        validation, precision = self.loaders.validation, self.optimisation.precision
+        return validation_scores(*collect_logits(self.model, validation, precision))
 
     def _check_finite(self) -> None:
-        step = int(self._bad_step.item())
-        if step >= 0:
+        seen = self._guard.seen()
+        if seen.problem:
+            amp = "runtime.amp=off, or " if self.optimisation.precision.is_half else ""
             raise TaskError(
-                f"loss or gradient was not finite in epoch {len(self.history) + 1}, step "
-                f"{step + 1} of {len(self.loaders.train)}; no update was made with it, and the "
-                f"last checkpoint is kept. Try runtime.amp=off, or a smaller learning rate in "
-                f"another output_dir"
+                f"{seen.problem} in epoch {len(self.history) + 1}, step {seen.bad_step + 1} of "
+                f"{len(self.loaders.train)}; no update was made with it, and the last checkpoint "
+                f"is kept. Try {amp}a smaller learning rate in another output_dir"
             )
 
     @property
@@ -301,6 +294,7 @@ class Trainer:
                 "seconds": self._seconds,
                 "micro_batch": self.micro_batch,
                 "meter": self._meter.state(),
+                "loss_scale": self._guard.state(),
                 "model": self.model.state_dict(),
                 "optimizer": self.optimisation.optimizer.state_dict(),
                 "best": vars(self.best),  # asdict would copy every tensor
@@ -332,13 +326,14 @@ class Trainer:
             )
         self.model.load_state_dict(state["model"])
         load_optimizer(self.optimisation.optimizer, state["optimizer"])
-        self._meter.restore(renamed(state["meter"]))
+        self._meter.restore(state["meter"])
+        self._guard.restore(state.get("loss_scale"))  # older versions had none
         # what fitted then fits now; a size of the recipe's stands
         if self.optimisation.micro_batch == "auto":
             self.micro_batch = state["micro_batch"]
         self._step, self._seconds = state["step"], state["seconds"]
         self.best = BestEpoch(**state["best"])
-        self.history = [EpochMetrics(**renamed(metrics)) for metrics in state["history"]]
+        self.history = [EpochMetrics.restored(metrics) for metrics in state["history"]]
         self.reporter.message(f"continues after epoch {state['epoch']}, step {state['step']}")
         if self.history:
             self.reporter.resumed(self.history, self.best)

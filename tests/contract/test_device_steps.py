@@ -117,7 +117,7 @@ def test_no_step_of_a_row_waits(
         assert watch.waits == []
         assert types == {dtype}
         precision = trainer.optimisation.precision
-        collect_logits(trainer.model, trainer.loaders.validation, precision=precision)
+        collect_logits(trainer.model, trainer.loaders.validation, precision)
         assert watch.waits == []
 
 

@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 import torch
 
-from fusionrun.training.precision import Amp, Precision, choose_precision
+from fusionrun.training.precision import Amp, Precision
 from tests.fake_cuda import CUDA, fake_cuda
 
 CPU = torch.device("cpu")
@@ -30,19 +30,19 @@ def test_a_card_gets_what_it_computes_in(
     card: tuple[int, int], amp: Amp, tf32: bool, expected: str
 ) -> None:
     with fake_cuda(card):
-        assert choose_precision(amp, tf32, CUDA).name == expected
+        assert Precision.of(amp, tf32, CUDA).name == expected
 
 
 @pytest.mark.parametrize(
     ("amp", "expected"), [("auto", "fp32"), ("off", "fp32"), ("bf16", "bf16"), ("fp16", "fp16")]
 )
 def test_a_cpu_computes_in_half_precision_only_when_asked(amp: Amp, expected: str) -> None:
-    assert choose_precision(amp, True, CPU).name == expected
+    assert Precision.of(amp, True, CPU).name == expected
 
 
 def test_no_tf32_on_a_card_of_another_maker() -> None:
     with fake_cuda(H100), mock.patch.object(torch.version, "hip", "6.4"):
-        assert choose_precision("off", True, CUDA).name == "fp32"
+        assert Precision.of("off", True, CUDA).name == "fp32"
 
 
 @pytest.mark.parametrize(

@@ -727,7 +727,7 @@ def test_collect_logits(path: Path, kind: str) -> None:
     kit.trainer.run()
     model = kit.trainer.model
     before = state_hash(model.state_dict())
-    logits, labels = collect_logits(model, kit.trainer.loaders.validation, precision=FP32)
+    logits, labels = collect_logits(model, kit.trainer.loaders.validation, FP32)
     assert logits.shape == (VAL, 3 if kind == "fusion" else 1, CLASSES)
     assert logits.dtype == torch.float32
     assert not logits.requires_grad
