@@ -3,7 +3,7 @@
 import argparse
 
 from fusionrun.commands.options import OVERRIDES, Verbs, make_console, recipe_and_overrides
-from fusionrun.common.distributed import RankInfo
+from fusionrun.common.distributed import RankInfo, usual_ranks
 from fusionrun.study.recipe import RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.shipped_recipes import find_recipe
@@ -20,7 +20,9 @@ def add_parser(verbs: Verbs) -> None:
     )
     verb.add_argument("words", nargs="+", metavar="RECIPE key=value", help=OVERRIDES)
     verb.add_argument(
-        "--ranks", type=int, default=4, help="of the launch on this machine (default 4)"
+        "--ranks",
+        type=int,
+        help="of the launch on this machine (default: its GPUs, 4 without one)",
     )
     verb.add_argument(
         "--seconds", type=float, default=10.0, help="of timing for each kind of task (default 10)"
@@ -33,11 +35,12 @@ def run(options: argparse.Namespace, rank_info: RankInfo) -> int:
     recipe_word, overrides = recipe_and_overrides(options.words)
     if recipe_word is None:
         raise RecipeError("doctor needs a RECIPE")
-    if options.ranks < 1 or not options.seconds > 0:
+    if (options.ranks is not None and options.ranks < 1) or not options.seconds > 0:
         raise RecipeError("--ranks and --seconds: expected a number above 0")
     recipe = load_recipe(find_recipe(recipe_word), overrides)
     from fusionrun.components.starting_experts import plan_from_experts
     from fusionrun.doctor.doctor import doctor
 
     study = plan_from_experts(recipe, recipe_word)
-    return doctor(study, rank_info, make_console(), ranks=options.ranks, seconds=options.seconds)
+    ranks = options.ranks or usual_ranks(recipe.runtime.device)
+    return doctor(study, rank_info, make_console(), ranks=ranks, seconds=options.seconds)

@@ -300,6 +300,14 @@ def mig_slices() -> list[str]:
     return named if any(each.startswith("MIG-") for each in named) else []
 
 
+def usual_ranks(wanted: str) -> int:
+    """The ranks of a machine that launch.sh starts unless it's told: its GPUs', 4 without one."""
+    import torch
+
+    count = torch.cuda.device_count() if wanted != "cpu" else 0
+    return len(mig_slices()) or count or 4
+
+
 def usable_cpus() -> int:
     """CPUs that the ranks of this machine may use together.
 

@@ -298,6 +298,21 @@ def test_slices_of_divided_gpus_are_named_for_the_ranks(tmp_path: Path) -> None:
     assert line == f"launch.sh: starting 1 rank; {idle}; sees MIG-20,MIG-21"
 
 
+def test_gpus_that_torch_can_not_use_stop_a_launch_with_the_way_out(tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    card = "0, GPU-0, Tesla V100, 7.0, 535.104, 32768, 1, 0, 30, 40, 250, Default, [N/A], 0, 0x0"
+    tool.write_text(f"#!/bin/sh\necho '{card}'\n")
+    tool.chmod(0o755)
+    words = (write_recipe(tmp_path), "runtime.device=auto")
+    done = launch_sh(*words, cwd=tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}", RANKS="1")
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("fusionrun: device: ") and line.endswith(
+        "runtime.device=cpu trains without"
+    )
+    assert f"{sys.executable} -m pip install" in line and "whl/cu126" in line
+
+
 def test_launch_sh_sets_up_the_packages_once_and_says_what_it_changes(tmp_path: Path) -> None:
     (tmp_path / "fusionrun/commands").mkdir(parents=True)
     (tmp_path / "fusionrun/__main__.py").touch()

@@ -25,6 +25,7 @@ from fusionrun.common.distributed import (
     listen_at,
     read_rank_info,
     usable_cpus,
+    usual_ranks,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -304,6 +305,17 @@ def test_slices_of_divided_gpus_go_one_to_a_rank(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)  # each rank is a process of its own
         assert choose_device(rank_info_of(rank, 4), "auto") == torch.device("cuda:0")
     assert asked == expected
+
+
+def test_without_a_word_there_is_a_rank_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert usual_ranks("auto") == 8 and usual_ranks("cpu") == 4
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2,MIG-3")
+    assert usual_ranks("auto") == 3
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert usual_ranks("auto") == 4
 
 
 # ------------------------------------------------------------------ divide_threads
