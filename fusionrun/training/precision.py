@@ -40,11 +40,12 @@ class Precision:
             return cls(amp)
         if device.type != "cuda":
             return cls("fp32")
+        # torch's is_bf16_supported asks the current GPU, which may be of another kind
+        is_amd = torch.version.hip is not None
+        has_both = not is_amd and torch.cuda.get_device_capability(device) >= (8, 0)
         if amp == "auto":
-            is_native = torch.cuda.is_bf16_supported(including_emulation=False)
-            return cls("bf16" if is_native else "fp16")
-        has_tf32 = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
-        return cls("tf32" if tf32 and has_tf32 else "fp32")
+            return cls("bf16" if has_both or is_amd else "fp16")
+        return cls("tf32" if tf32 and has_both else "fp32")
 
 
 FP32 = Precision("fp32")

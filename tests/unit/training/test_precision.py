@@ -40,9 +40,21 @@ def test_a_cpu_computes_in_half_precision_only_when_asked(amp: Amp, expected: st
     assert Precision.of(amp, True, CPU).name == expected
 
 
-def test_no_tf32_on_a_card_of_another_maker() -> None:
+def test_a_card_of_another_maker_has_bf16_and_no_tf32() -> None:
     with fake_cuda(H100), mock.patch.object(torch.version, "hip", "6.4"):
         assert Precision.of("off", True, CUDA).name == "fp32"
+        assert Precision.of("auto", True, CUDA).name == "bf16"
+
+
+def test_each_card_of_a_machine_is_asked_itself() -> None:
+    """The current one is the first until training begins on another."""
+    cards = {0: A100, 1: T4}
+    with (
+        fake_cuda(A100),
+        mock.patch.object(torch.cuda, "get_device_capability", lambda device: cards[device.index]),
+    ):
+        devices = [torch.device("cuda", index) for index in cards]
+        assert [Precision.of("auto", True, each).name for each in devices] == ["bf16", "fp16"]
 
 
 @pytest.mark.parametrize(
