@@ -17,7 +17,7 @@ PARTS = (
     Part("cuda_tests", 40, card.cuda_tests),
     Part("doctor", 40, card.doctor, needs_gpu=False),
     Part("demo", 90, launches.demo, needs_gpu=False),
-    *(Part(f"step_{model}", 25, partial(figures.step, model), alone=True) for model in MODELS),
+    *(Part(f"step_{model}", 50, partial(figures.step, model), alone=True) for model in MODELS),
     Part("curve", 30, figures.curve, alone=True),
     Part("ranks", 40, figures.ranks, alone=True),
     Part("save", 15, figures.save, alone=True),
