@@ -8,7 +8,7 @@ import torch
 
 from fusionrun.common.gpus import of_device, read_gpus
 from fusionrun.common.text import size
-from fusionrun.launch.checks.machine import has_kernels
+from fusionrun.common.wheels import has_kernels
 from tests.bench.measure import Bench
 from tests.gpu.part import Verdict, judged
 from tests.tiny import ROOT, environment, write_recipe

@@ -16,6 +16,7 @@ import torch
 import fusionrun
 from fusionrun.study.context import RunContext
 from fusionrun.study.recipe_yaml import make_recipe
+from fusionrun.training import guard
 from fusionrun.training import trainer as loop
 from tests.bench import fusionrun_side, gpu, steps
 from tests.bench import ranks as ranks_bench
@@ -283,6 +284,9 @@ def test_against_float64(bench: Pretended, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(found.figures) == 5 * 4  # four experts and a row, four precisions
     assert found.figures["resnet row fp32"]["gradients"] < 1e-4
     assert found.figures["resnet expert bf16"]["gradients"] > 1e-3  # it does compute in less
+
+    monkeypatch.setattr(guard, "FIRST_SCALE", 2.0**40)  # the first steps overflow
+    assert numerics.float64(bench).state == "pass"
 
     healthy = loop.forward_heads
 
