@@ -53,6 +53,7 @@ _DEVICE = (
     "no longer usable",
     "fallen off the bus",
 )
+_PROGRAMS = ("device-side assert", "illegal memory access", "misaligned address")
 # the call was refused, the context is as before: the error of whoever made it
 _REFUSED = (
     "no kernel image is available",
@@ -87,7 +88,42 @@ def has_broken_process(error: BaseException) -> bool:
     after a lack of memory, nor after a call that was refused. Errors count that `error` was
     raised from, or while they were handled: whoever caught them couldn't cure them.
     """
-    return any(_breaks(each) for each in _causes(error, handled=True))
+    return _breaking(error) is not None
+
+
+def broken_by(error: BaseException, device: torch.device) -> str:
+    """What broke this process, in a line; "" where `error` is the task's own.
+
+    The device is asked, too: a plug-in may have swallowed what it said, and a kernel that is still
+    to fail does so here.
+    """
+    cause = _breaking(error)
+    return device_problem(device) if cause is None else _line(cause)
+
+
+def device_problem(device: torch.device) -> str:
+    """Why nothing can be computed on `device`, in a line; "" where something can."""
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except Exception as error:
+            cause = _breaking(error)
+            return "" if cause is None else _line(cause)
+    return ""
+
+
+def is_programs(words: str) -> bool:
+    """Whether what broke a process is a mistake of what it computed, not the card's."""
+    return any(text in words for text in _PROGRAMS)
+
+
+def _line(error: BaseException) -> str:
+    """What the error says before its advice to programmers."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _breaking(error: BaseException) -> BaseException | None:
+    return next(filter(_breaks, _causes(error, handled=True)), None)
 
 
 def _lacks_memory(error: BaseException) -> bool:

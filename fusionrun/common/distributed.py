@@ -44,6 +44,7 @@ class RankInfo:
     job_id: str | None  # Slurm's
     nodes: int = 1  # machines of the launch
     has_launcher: bool = False  # torchrun started this process and cares for it
+    restarts_left: int = 0  # how often torchrun will start this node's workers again
 
     @property
     def host(self) -> str:
@@ -82,6 +83,7 @@ def read_rank_info(environ: Mapping[str, str]) -> RankInfo:
         raise LaunchError(f"RANK is {rank} but WORLD_SIZE is {world_size}; start with torchrun")
     if local_world_size < 1:
         raise LaunchError(f"LOCAL_WORLD_SIZE: found {local_world_size}, expected 1 or more")
+    attempts = number(0, "TORCHELASTIC_MAX_RESTARTS") - number(0, "TORCHELASTIC_RESTART_COUNT")
     return RankInfo(
         rank=rank,
         world_size=world_size,
@@ -91,6 +93,7 @@ def read_rank_info(environ: Mapping[str, str]) -> RankInfo:
         job_id=environ.get("SLURM_JOB_ID"),
         nodes=number(1, "GROUP_WORLD_SIZE"),
         has_launcher="RANK" in environ,
+        restarts_left=max(0, attempts) if "RANK" in environ else 0,
     )
 
 

@@ -6,22 +6,23 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 
 from fusionrun.common.distributed import RankInfo
 from fusionrun.common.memory import reset_peak
-from fusionrun.components.starting_experts import with_origin_notes
-from fusionrun.launch import train_task
+from fusionrun.launch import sick_devices, train_task
+from fusionrun.launch.broken_process import leave_if_broken
 from fusionrun.launch.crashes import count_start
 from fusionrun.launch.failures import USER_ERRORS, in_words
-from fusionrun.launch.resume import is_done, is_reusable
+from fusionrun.launch.reading import read_context
+from fusionrun.launch.resume import ended_before, is_done
 from fusionrun.launch.shutdown import StopSignals
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.logs.text import TaskLog
-from fusionrun.monitor.record import Outcome, Record, read_outcome, write_outcome
-from fusionrun.study.context import RunContext, open_context
+from fusionrun.monitor.record import Outcome, Record, write_outcome
+from fusionrun.study.context import RunContext
 from fusionrun.study.queue import Queue
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, Task
@@ -44,13 +45,16 @@ class ClaimLoop:
 
     def run(self) -> None:
         """Claim and execute tasks until none is left or a stop is asked for; raises nothing."""
-        record, context = self.record, None
+        record, context, is_examined = self.record, None, False
         try:
             for task in self.study.tasks:
-                if is_reusable(self.study, task):
-                    found = read_outcome(self.study.layout.outcome(task.name))
-                    self.queue.close(task, "done", found.seconds if found else None)
+                if found := ended_before(self.study, task, self.rank_info.restarts):
+                    word = "done" if found.state == "done" else found.note
+                    self.queue.close(task, word, found.seconds)
             while not self.stop.requested():
+                if not is_examined and not self.queue.exhausted:  # before anything is claimed
+                    sick_devices.require_healthy(self.study.layout, self.rank_info, self.device)
+                    is_examined = True
                 claimed = self.queue.next()
                 if claimed is not None:
                     # only now: a rank that finds nothing to do needs no data
@@ -75,9 +79,13 @@ class ClaimLoop:
             record.note, record.state = traceback.format_exc(), "failed"
 
     def execute(self, context: RunContext, task: Task) -> None:
-        """One task from claim to outcome; only a stop gets past this, a failure is the task's."""
+        """One task from claim to outcome; a stop gets past this, a failure is the task's.
+
+        But what broke the device is the process's: it ends for torchrun to start it again. Where
+        that can't be, the task has failed, and TaskError says that this rank does no other.
+        """
         layout, record = self.study.layout, self.record
-        trace, started = "", time.monotonic()
+        trace, broken, started = "", "", time.monotonic()
         try:
             with TaskLog(layout.task_log(task.name), task.name) as log:
                 reporter = TaskReporter(self.study, task, record, log, self.device)
@@ -105,14 +113,19 @@ class ClaimLoop:
             outcome = reporter.outcome(self.rank_info.rank)
         except StopRequested:
             raise
-        except USER_ERRORS as error:
-            outcome = self._failed(in_words(error))
         except Exception as error:
-            trace = traceback.format_exc()
-            outcome = self._failed(f"{type(error).__name__}: {error}")  # traceback: in its log
+            broken = leave_if_broken(error, self.study, task, self.rank_info, self.device)
+            note = broken or in_words(error)
+            if broken or not isinstance(error, USER_ERRORS):
+                trace = traceback.format_exc()  # for its log
+            outcome = Outcome(
+                "failed", note=note, rank=self.rank_info.rank, epoch=int(record.epoch)
+            )
         finally:
             record.busy_seconds += time.monotonic() - started
         try:
+            if outcome.state == "done":
+                sick_devices.count_success(self._device_note)
             self._write_down(task, outcome, trace)
         except OSError as error:
             # a full disk can't even hold the reason; the table gets it from the queue
@@ -120,6 +133,15 @@ class ClaimLoop:
         record.task, record.note = -1, ""
         word = "done" if outcome.state == "done" else outcome.note
         self.queue.close(task, word, outcome.seconds)
+        if broken:
+            raise TaskError(
+                f"{broken}: this process can't use {self.device} any more, and nobody starts it "
+                f"again; the same command goes on with what is left"
+            )
+
+    @property
+    def _device_note(self) -> Path:
+        return self.study.layout.rank_device(self.rank_info.rank)
 
     def _open_context(self, claimed: Task) -> RunContext:
         """Load the data; what hinders that is told to those who wait for the claimed task."""
@@ -129,6 +151,7 @@ class ClaimLoop:
         except StopRequested:
             raise
         except Exception as error:
+            leave_if_broken(error, self.study, claimed, self.rank_info, self.device)
             path = self.study.layout.task_log(claimed.name)
             with contextlib.suppress(OSError), TaskLog(path, claimed.name) as log:
                 log.line(f"failed: {in_words(error)}")
@@ -138,29 +161,8 @@ class ClaimLoop:
         return context
 
     def _read(self, device: torch.device) -> RunContext:
-        rank_info, record = self.rank_info, self.record
-        launch: dict[str, Any] = {
-            "job_id": rank_info.job_id,
-            "nodes": rank_info.nodes,
-            "restarts": rank_info.restarts,
-            "rank": rank_info.rank,
-            "host": rank_info.host,
-        }
-
-        def note(text: str) -> None:
-            record.note = text
-            if self.stop.requested():  # long set-ups can be stopped too
-                raise StopRequested
-
-        return with_origin_notes(
-            open_context(
-                self.study,
-                device,
-                self.threads,
-                progress=note,
-                launch=launch,
-                stop_requested=self.stop.requested,
-            )
+        return read_context(
+            self.study, self.rank_info, device, self.threads, self.record, self.stop
         )
 
     def _say_notes(self, context: RunContext | None) -> None:
@@ -180,9 +182,6 @@ class ClaimLoop:
 
     def _has_open_tasks(self) -> bool:
         return any(self.queue.outcome(task.name) is None for task in self.study.tasks)
-
-    def _failed(self, note: str) -> Outcome:
-        return Outcome("failed", note=note, rank=self.rank_info.rank, epoch=int(self.record.epoch))
 
     def _write_down(self, task: Task, outcome: Outcome, trace: str) -> None:
         """The outcome, and a failure's reason in the task's log. Raises OSError."""

@@ -1,6 +1,7 @@
 """Tasks that take their process with them: counted, and given up before they stop the others."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from fusionrun.common.atomic_files import write_json
 from fusionrun.common.typed_fields import plain, read_json
@@ -21,6 +22,7 @@ class CrashCount:
     reached: int  # when the resume state was last written, in ns since 1970; 0: never
     rank: int = 0  # that runs it
     log_size: int = 0  # bytes of the rank's log when it began
+    error: str = ""  # for which the process left; else it was killed, or crashed in native code
 
 
 def count_start(study: Study, task: Task, rank: int) -> None:
@@ -45,8 +47,26 @@ def count_start(study: Study, task: Task, rank: int) -> None:
     write_json(note, plain(CrashCount(crashes, reached, rank, size)))
 
 
+def note_error(study: Study, task: Task, error: str) -> None:
+    """Note for which `error` the process leaves that runs the task."""
+    note = study.layout.crashes(task.name)
+    write_json(note, plain(replace(read_json(note, CrashCount), error=error)))
+
+
+def crashes_before(study: Study) -> Iterator[str]:
+    """A line for each task that took its process with it in the attempt before this one."""
+    for task in study.tasks:
+        note = study.layout.crashes(task.name)
+        if note.exists():
+            crash = read_json(note, CrashCount)
+            why = _reason(study, crash)
+            yield f"{task.name} took its process (rank {crash.rank}) with it; {why}"
+
+
 def _reason(study: Study, before: CrashCount) -> str:
     """What the process left that died last."""
+    if before.error:
+        return f"the last time: {before.error}"
     log = study.layout.rank_log(before.rank)
     if words := last_words(log, before.log_size):
         return f"the last time it said: {words!r} ({log})"

@@ -32,13 +32,16 @@ def print_last_words(
 ) -> None:
     """On the terminal or in the job's output."""
     layout = study.layout
+    beats = {path.stem: read_heartbeat(path) for path in layout.heartbeat(0).parent.glob("*.json")}
+    notes = {rank: b.note for rank, b in sorted(beats.items()) if b and b.state == "failed"}
     if code == ExitStatus.NOT_STARTED:
-        beats = [read_heartbeat(path) for path in layout.heartbeat(0).parent.glob("*.json")]
-        notes = [record.note, *(beat.note for beat in beats if beat and beat.state == "failed")]
-        print(f"fusionrun: {next(filter(None, notes), 'no rank could start')}", file=sys.stderr)
+        why = [record.note, *notes.values(), "no rank could start"]
+        print(f"fusionrun: {next(filter(None, why))}", file=sys.stderr)
         return
     if code != ExitStatus.STOPPED:
         console.print(results_tables(results, console.width))
+        for rank, note in notes.items():
+            print(f"fusionrun: rank {rank} gave up: {note}", file=sys.stderr)
     if code == ExitStatus.DONE:
         lines = [f"{_done(study, results)}. Results: {layout.results('md')}"]
         lines += _next(study, console.width)

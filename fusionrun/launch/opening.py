@@ -146,6 +146,8 @@ def _clean_up(study: Study, done: Collection[str], claim: Claim, *, is_first_att
     if claim.is_alone:
         sweep(claim)
         shutil.rmtree(layout.launches, ignore_errors=True)
+    if is_first_attempt:
+        shutil.rmtree(layout.rank_device(0).parent, ignore_errors=True)
     for path in layout.heartbeat(0).parent.glob("*.json"):
         path.unlink()
     for task in study.tasks:
@@ -153,7 +155,8 @@ def _clean_up(study: Study, done: Collection[str], claim: Claim, *, is_first_att
             layout.crashes(task.name).unlink(missing_ok=True)
         outcome = layout.outcome(task.name)
         found = read_outcome(outcome)
-        if found is not None and not (found.state == "done" and task.name in done):
+        stands = "done" if task.name in done else "" if is_first_attempt else "failed"
+        if found is not None and found.state != stands:
             outcome.unlink()
         if task.name in done:
             standing = as_found(study, task, found)

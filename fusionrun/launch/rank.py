@@ -131,7 +131,7 @@ def make_display(
         every_seconds=study.recipe.status.every_seconds,
         outcome_of=queue.outcome,
     )
-    watchdog = Watchdog(study.recipe.runtime.hang_minutes, rank_info)
+    watchdog = Watchdog(study.recipe.runtime.hang_minutes, rank_info, session.device)
 
     def observe() -> Snapshot:
         stop.requested()  # nothing is drawn over the prompt while torchrun is suspended

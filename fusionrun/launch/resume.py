@@ -46,6 +46,17 @@ def is_reusable(study: Study, task: Task) -> bool:
         return False
 
 
+def ended_before(study: Study, task: Task, restarts: int) -> Outcome | None:
+    """How a task ended that this attempt of the launch leaves as it is; None: it's open.
+
+    It's done, or it failed before torchrun started the launch again: a person's next one tries it.
+    """
+    found = read_outcome(study.layout.outcome(task.name))
+    if is_reusable(study, task):
+        return found if found and found.state == "done" else Outcome("done")
+    return found if restarts and found and found.state == "failed" else None
+
+
 def resume_path(study: Study, task: Task) -> Path:
     """Where the task's resume state lies."""
     if isinstance(task, ExpertTask):

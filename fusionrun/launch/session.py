@@ -10,6 +10,7 @@ from torch.distributed import Store
 from fusionrun.common.distributed import LaunchError, RankInfo, choose_device, exchange
 from fusionrun.common.locks import Lock
 from fusionrun.common.typed_fields import build, plain
+from fusionrun.launch.crashes import crashes_before
 from fusionrun.launch.opening import Opened, open_launch
 from fusionrun.launch.preflight import require_startable
 from fusionrun.launch.row_locks import join_claim, process_name, release
@@ -59,6 +60,8 @@ def open_session(
     try:
         if rank_info.rank == 0:
             own, study, claim = open_launch(study, rank_info, only_failed, check_stop)
+            for line in crashes_before(study) if rank_info.restarts else ():
+                print(f"fusionrun: starts again: {line}", flush=True)
         elif rank_info.local_rank == 0 and rank_info.restarts == 0:  # of another machine
             require_startable(study, rank_info)
         device = choose_device(rank_info, study.recipe.runtime.device)

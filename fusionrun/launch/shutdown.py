@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
+
+import torch
 
 from fusionrun.common.distributed import RankInfo
 from fusionrun.common.exit_status import ExitStatus
@@ -29,6 +31,7 @@ from fusionrun.training.errors import StopRequested
 
 # how long a stopped rank waits for its peers: together well inside any grace time
 SHUTDOWN_SECONDS, LONGEST_TICK = 3.0, 10.0
+GPU_HANG_MINUTES = 30.0  # runtime.hang_minutes=auto: a GPU that hangs does so for ever
 LOOK_SECONDS = 0.5  # between two looks whether torchrun is suspended
 
 
@@ -98,8 +101,14 @@ class StopSignals:
 class Watchdog:
     """Stops the launch when a rank makes no progress for too long (runtime.hang_minutes)."""
 
-    def __init__(self, limit_minutes: float | None, rank_info: RankInfo) -> None:
-        self._limit = limit_minutes
+    def __init__(
+        self,
+        limit_minutes: float | Literal["auto"] | None,
+        rank_info: RankInfo,
+        device: torch.device,
+    ) -> None:
+        on_device = None if device.type == "cpu" else GPU_HANG_MINUTES
+        self._limit = on_device if limit_minutes == "auto" else limit_minutes
         self._rank_info = rank_info
         self._fired = False
 
@@ -129,7 +138,8 @@ def exit_status(study: Study, queue: Queue, records: Sequence[Record]) -> int | 
         return ExitStatus.DONE
     if any(record.state == "stopped" for record in records):
         return ExitStatus.STOPPED
-    if all(record.state == "failed" or record.busy_seconds == 0 for record in records):
+    is_idle = all(record.busy_seconds == 0 for record in records)
+    if is_idle and any(record.state == "failed" for record in records):
         return ExitStatus.NOT_STARTED
     return ExitStatus.ROW_FAILED
 
@@ -152,7 +162,7 @@ def wait_for_peers(gather: StatusGather, stop: StopSignals, every_seconds: float
 
 
 def exit_for_restart() -> NoReturn:
-    """End as a crash does, whoever else is told the exit status: a peer has died.
+    """End as a crash does, whoever else is told the exit status: a peer, or the device, has died.
 
     A rank that leaves quietly has done its work, in torchrun's eyes. On several nodes the torchrun
     of such ranks would never start them again, and that of the dead peer would wait for it.

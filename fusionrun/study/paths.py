@@ -136,6 +136,10 @@ class Layout:
     def heartbeat(self, rank: int) -> Path:
         return self._launch_state / "ranks" / f"{rank}.json"
 
+    def rank_device(self, rank: int) -> Path:
+        """What a rank computes on, and how often that broke its process."""
+        return self._launch_state / "devices" / f"{rank}.json"
+
     def outcome(self, task: str) -> Path:
         return self.state / "outcomes" / f"{task}.json"
 

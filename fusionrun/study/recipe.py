@@ -258,10 +258,14 @@ class RuntimeConfig:
         "SIGUSR1",
         "SIGUSR2",
     )
-    hang_minutes: float | None = None  # stop the launch when a rank made no progress for so long
+    # stop the launch when a rank made no progress for so long; auto: 30 on a GPU, null on a CPU
+    hang_minutes: float | Literal["auto"] | None = "auto"
 
     def __post_init__(self) -> None:
-        _require_positive(self, "threads", "hang_minutes")
+        _require_positive(self, "threads")
+        hang = self.hang_minutes
+        positive = hang is None or hang == "auto" or hang > 0
+        require(positive, "hang_minutes", hang, "a number above 0, auto or null")
         for index, name in enumerate(self.stop_signals):
             known = name in signal.Signals.__members__ and name not in ("SIGKILL", "SIGSTOP")
             require(known, f"stop_signals.{index}", name, "a signal's name, such as SIGUSR1")

@@ -86,8 +86,11 @@ def other_value(path: str, hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) is typing.Literal:
         return next(option for option in typing.get_args(hint) if option != value)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        kinds = (kind for kind in typing.get_args(hint) if kind is not type(None))
-        return other_value(path, next(kinds), value)
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        words = [kind for kind in kinds if typing.get_origin(kind) is typing.Literal]
+        if words and value in typing.get_args(words[0]):  # auto, or a number
+            kinds, value = [kind for kind in kinds if kind not in words], None
+        return other_value(path, kinds[0], value)
     if typing.get_origin(hint) is tuple:
         return list(value[1:]) if value else [0, 4095]
     if hint is bool:

@@ -1,0 +1,49 @@
+"""How a rank reads the data of a launch, long as that may take: seen at work, and stoppable."""
+
+from typing import Any
+
+import torch
+
+from fusionrun.common.distributed import RankInfo
+from fusionrun.components.starting_experts import with_origin_notes
+from fusionrun.launch.shutdown import StopSignals
+from fusionrun.monitor.record import Record
+from fusionrun.study.context import RunContext, open_context
+from fusionrun.study.study import Study
+
+
+def read_context(
+    study: Study,
+    rank_info: RankInfo,
+    device: torch.device,
+    threads: int,
+    record: Record,
+    stop: StopSignals,
+) -> RunContext:
+    """What the rank's tasks share, on `device`; `record` tells how far it is.
+
+    Raises StopRequested when a stop signal comes meanwhile, and all that reading data raises.
+    """
+    launch: dict[str, Any] = {
+        "job_id": rank_info.job_id,
+        "nodes": rank_info.nodes,
+        "restarts": rank_info.restarts,
+        "rank": rank_info.rank,
+        "host": rank_info.host,
+    }
+
+    def note(text: str) -> None:
+        record.note = text
+        record.progress_count += 1
+        stop.check()
+
+    return with_origin_notes(
+        open_context(
+            study,
+            device,
+            threads,
+            progress=note,
+            launch=launch,
+            stop_requested=stop.requested,
+        )
+    )
