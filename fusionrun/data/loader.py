@@ -97,6 +97,10 @@ class ResidentLoader:
             starts.pop()
         self._bounds = list(zip(starts, [*starts[1:], self.num_images], strict=True))
 
+    @property
+    def device(self) -> torch.device:
+        return self._images.device
+
     def __len__(self) -> int:
         """Steps per epoch; the last one may be smaller."""
         return len(self._bounds)

@@ -27,6 +27,7 @@ from fusionrun.training.optim import (
     cosine_to_tenth,
     set_learning_rates,
 )
+from fusionrun.training.precision import keep_casts
 
 
 class Seen(NamedTuple):
@@ -99,7 +100,8 @@ def look(context: RunContext, expert: Expert, indices: npt.NDArray[np.int64]) ->
             return [each.float() for each in expert(batch.images)]
 
     batches = context.loader(indices, context.evaluation_batch).evaluation_batches()
-    asked = Parts().of(batches, ask)
+    with keep_casts(context.device):
+        asked = list(Parts().of(batches, ask))
     return Seen(*(torch.cat(each) for each in zip(*asked, strict=True)))
 
 

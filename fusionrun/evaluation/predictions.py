@@ -29,6 +29,7 @@ from fusionrun.study.rows import Row
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.fitting import Parts
 from fusionrun.training.inference import collect_logits
+from fusionrun.training.precision import keep_casts
 
 GRADIENT_IMAGES = 128  # whose gradients are compared
 GRADIENT_BATCH = 32  # of them at a time: with gradients each takes a lot of memory
@@ -199,7 +200,8 @@ def _pass(
         heads = torch.cat([output.logits.unsqueeze(1), output.expert_logits], dim=1)
         return heads.float().cpu(), batch.labels.cpu(), found
 
-    logits, labels, seen = zip(*Parts().of(loader.evaluation_batches(), ask), strict=True)
+    with keep_casts(context.device):
+        logits, labels, seen = zip(*Parts().of(loader.evaluation_batches(), ask), strict=True)
     return torch.cat(logits), torch.cat(labels), list(seen)
 
 

@@ -25,6 +25,7 @@ from fusionrun.robustness.row_under_test import RowUnderTest
 from fusionrun.robustness.schema import OODSet, Robustness
 from fusionrun.study.context import RunContext
 from fusionrun.training.inference import forward_heads
+from fusionrun.training.precision import keep_casts
 
 Failures = dict[str, FailedRow]  # by the row's name
 
@@ -110,11 +111,12 @@ def answers(
         with context.precision.autocast(context.device):
             return forward_heads(each.model, batch.images).float()
 
-    for batch in batches:
-        for each in rows:
-            if each.row.name not in failures:
-                with noted(each.row, failures):
-                    logits[each.row.name] += each.parts.of([batch], partial(ask, each))
+    with keep_casts(context.device):
+        for batch in batches:
+            for each in rows:
+                if each.row.name not in failures:
+                    with noted(each.row, failures):
+                        logits[each.row.name] += each.parts.of([batch], partial(ask, each))
     for each in rows:
         if each.row.name not in failures:
             yield each, torch.cat(logits.pop(each.row.name)).cpu()

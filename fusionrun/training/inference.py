@@ -8,7 +8,7 @@ from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.fusions import FusionOutput
 from fusionrun.training.fitting import Parts
 from fusionrun.training.losses import head_correct, head_losses
-from fusionrun.training.precision import Precision
+from fusionrun.training.precision import Precision, keep_casts
 from fusionrun.training.scores import averaged_accuracy
 
 
@@ -36,7 +36,8 @@ def collect_logits(
             return forward_heads(model, batch.images).float(), batch.labels
 
     asked = (parts or Parts()).of(loader.evaluation_batches(), ask)
-    logits, labels = zip(*asked, strict=True)
+    with keep_casts(loader.device):
+        logits, labels = zip(*asked, strict=True)
     return torch.cat(logits), torch.cat(labels)
 
 

@@ -49,3 +49,11 @@ class Precision:
 
 
 FP32 = Precision("fp32")
+
+
+def keep_casts(device: torch.device) -> torch.autocast:
+    """In here weights are cast once: what `Precision.autocast` made of them stays to its end.
+
+    For passes that change no weights. It casts nothing by itself.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=False)

@@ -5,7 +5,7 @@ A host that waits once a step leaves the card idle for as long as it takes to as
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusionrun.api.open_study import process_as_found
 from fusionrun.data.augmentation.policies import AUGMENTATIONS
@@ -195,6 +196,33 @@ def test_the_watch_sees_what_waits() -> None:
         there.copy_(here.pin_memory(), non_blocking=True)
         torch.full((3,), 0.5, device=CUDA).clamp(max=1)
         assert watch.waits == []
+
+
+class CastsOfWeights(TorchDispatchMode):
+    """How often one of the model's is made another type."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        is_cast = func.overloadpacket is torch.ops.aten._to_copy
+        self.count += is_cast and isinstance(args[0], nn.Parameter)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("images", [99, 2])  # at a time
+def test_an_evaluation_casts_each_weight_once(
+    on_host: RunContext, monkeypatch: pytest.MonkeyPatch, images: int
+) -> None:
+    monkeypatch.setattr(RunContext, "evaluation_batch", images)
+    with fake_cuda():
+        trainer = trainer_on_card(on_host, on_host.study.row_tasks[0])
+        with CastsOfWeights() as casts:
+            trainer.validate()
+        layers = [m for m in trainer.model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        biases = sum(layer.bias is not None for layer in layers)
+        assert casts.count == len(layers) + biases
 
 
 @pytest.mark.parametrize(("size", "images"), [(16, 2048), (32, 2048), (48, 910), (224, 512)])
