@@ -13,7 +13,7 @@ PARTS = (
     Part("memory", 30, numerics.short_of_memory),
     Part("given_back", 40, numerics.given_back),
     Part("same_bits", 90, launches.same_bits, needs_gpu=False),
-    Part("broken_task", 60, launches.broken_task, needs_gpu=False),
+    Part("broken_task", 90, launches.broken_task, needs_gpu=False),
     Part("cuda_tests", 40, card.cuda_tests),
     Part("doctor", 40, card.doctor, needs_gpu=False),
     Part("demo", 90, launches.demo, needs_gpu=False),
