@@ -285,7 +285,7 @@ require_number() { # name, value, lowest
 list_gpus() {
   local found
   # a sick driver can keep nvidia-smi for ever
-  found=$(timeout 20 nvidia-smi --list-gpus 2>/dev/null | grep -E '^ *(GPU|MIG) ') ||
+  found=$(timeout -k 1 20 nvidia-smi --list-gpus 2>/dev/null | grep -E '^ *(GPU|MIG) ') ||
     found=$(compgen -G '/dev/nvidia[0-9]*' | sed 's/^/GPU /') || true # it may not be there
   awk -v named="${CUDA_VISIBLE_DEVICES-all}" '
     { id = match($0, /UUID: [^)]+/) ? substr($0, RSTART + 6, RLENGTH - 6) : $2 }

@@ -28,7 +28,7 @@ def main(words: list[str]) -> int:
     if wheel.index:
         version = newest_version(wheel)
         if version is None:
-            say(f"{wheel.index} isn't reached: torch from PyPI instead, {FULL_SIZE}")
+            say(f"{wheel.index} isn't reached, or lacks this Python: PyPI's instead, {FULL_SIZE}")
         elif not install(version, wheel):
             say(f"torch {version} can't be used, see above: PyPI's instead, {FULL_SIZE}")
     return pip("install", *words)

@@ -104,7 +104,7 @@ def test_a_gpu_that_no_torch_runs_on_is_named(tmp_path: Path) -> None:
 def test_an_index_that_is_not_reached_is_said(tmp_path: Path) -> None:
     said, told = set_up(tmp_path, V100)
     assert said[1:] == [
-        f"fusionrun: {URL}/cu126 isn't reached: torch from PyPI instead, about 6 GB"
+        f"fusionrun: {URL}/cu126 isn't reached, or lacks this Python: PyPI's instead, about 6 GB"
     ]
     assert told == []
 
