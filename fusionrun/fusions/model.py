@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fusionrun.common.image_classifier import ImageClassifier
 
 from .base import FusionModule
+from .recompute import can_be_recomputed, recomputed
 
 
 class FusionOutput(NamedTuple):
@@ -31,6 +32,8 @@ class FusionModel(ImageClassifier):
     Raises ValueError when the experts are not as many as the fusion was built for, when one
     doesn't say its feature size, or when one has another number of classes.
     """
+
+    recomputes: tuple[int, ...] = ()  # experts whose activations training doesn't keep
 
     def __init__(
         self,
@@ -56,9 +59,21 @@ class FusionModel(ImageClassifier):
         """Whether an expert's features aren't of the fusion's size."""
         return any(isinstance(adapter, nn.Linear) for adapter in self.adapters)
 
+    def recompute_experts(self) -> bool:
+        """Train with less memory from now on, see `recomputed`; False: none is to be saved."""
+        before = self.recomputes
+        experts = enumerate(self.experts)
+        self.recomputes = tuple(k for k, expert in experts if can_be_recomputed(expert))
+        return self.recomputes != before
+
     def forward(self, images: Tensor) -> FusionOutput:
         """Images (N, 3, H, W) -> logits (N, C), expert_logits (N, E, C), features (N, E, D)."""
-        outputs: list[tuple[Tensor, Tensor]] = [expert(images) for expert in self.experts]
+        outputs: list[tuple[Tensor, Tensor]] = [
+            recomputed(expert, images)
+            if k in self.recomputes and expert.training
+            else expert(images)
+            for k, expert in enumerate(self.experts)
+        ]
         features = self.adapted([features for features, _ in outputs])
         expert_logits = torch.stack([logits for _, logits in outputs], dim=1)
         return FusionOutput(self.global_head(self.fusion(features)), expert_logits, features)
