@@ -71,6 +71,7 @@ def network_trainer(
         head_weights=torch.ones(1, device=context.device),
         label_smoothing=defaults.label_smoothing,
         batch_field="experts.batch_size",
+        micro_batch="auto",
         precision=context.precision,
         frozen=network.frozen,
     )
@@ -123,6 +124,7 @@ def row_trainer(
         label_smoothing=defaults.label_smoothing,
         batch_field="fusion.batch_size",
         micro_batch=study.recipe.fusion.micro_batch,
+        recompute=study.recipe.runtime.recompute,
         precision=context.precision,
         frozen=frozen,
     )

@@ -204,7 +204,7 @@ class FusionConfig:
     batch_size: int = 128  # images of an optimizer step
     # images that pass through the model at a time, gradients adding up to batch_size; null: all;
     # auto: all, halved whenever memory runs out. Batch statistics are the micro-batch's own
-    micro_batch: Literal["auto"] | int | None = None
+    micro_batch: Literal["auto"] | int | None = "auto"
     alpha: float = 1.0  # weight of the sum of the experts' own losses
     # feature size that a row's experts meet in, by linear adapters where theirs is another; null:
     # the largest of theirs
@@ -246,6 +246,9 @@ class RuntimeConfig:
     # autocast; auto: bf16 on a GPU that computes in it, fp16 on another, off on a CPU
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     tf32: bool = True  # what is computed in float32 may round to TF32 on a GPU that has it; faster
+    # compute a row's experts twice instead of keeping what the backward pass needs: the same
+    # numbers, a third slower, the memory of one expert. auto: once memory has run out
+    recompute: Literal["auto"] | bool = "auto"
     channels_last: bool = True  # memory layout of images and convolutions; faster
     deterministic: bool = False  # GPU: bit-identical reruns, slower (a CPU always is)
     # a rank that gets one of these saves at its next step and leaves (one that was ignored when

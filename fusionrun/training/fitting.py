@@ -1,11 +1,15 @@
 """What's asked of a model in parts that fit its device's memory."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
 
 from fusionrun.common.device_errors import is_out_of_memory
 from fusionrun.common.memory import give_back
 from fusionrun.data.loader import Batch
+from fusionrun.fusions import FusionModel
 from fusionrun.training.errors import ShortOfMemoryError
 
 T = TypeVar("T")
@@ -48,3 +52,77 @@ class Parts:
             )
         self.most = images // 2
         return None
+
+
+class Fitting:
+    """What training does with less memory: one measure after another, each time it runs out.
+
+    First a row's experts are computed twice, which changes no number. Then `micro_batch`, the
+    images that pass through the model at a time (None: all), is halved, and so on; batch
+    statistics are its own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        micro_batch: int | Literal["auto"] | None,
+        recompute: bool | Literal["auto"],
+    ) -> None:
+        self.micro_batch = None if micro_batch == "auto" else micro_batch
+        self._may_shrink = micro_batch == "auto"
+        self._may_recompute = recompute == "auto"
+        self._model = model
+        if recompute is True:
+            self._recompute()
+        # what a failed attempt has moved already; copies are made type by type, in few kernels
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in model.buffers():
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+        self._moving = [(of, [each.clone() for each in of]) for of in by_type.values()]
+
+    def remember(self) -> None:
+        """Keep the running statistics as they are before an attempt."""
+        for buffers, kept in self._moving:
+            torch._foreach_copy_(kept, buffers)
+
+    def shrink(self, images: int, device: torch.device, advice: str) -> str:
+        """Undo what an attempt has moved, and do with less from now on; returns how, for people.
+
+        Raises ShortOfMemoryError with `advice` where that isn't wanted or possible.
+        """
+        for buffers, kept in self._moving:
+            torch._foreach_copy_(buffers, kept)
+        give_back(device)
+        if self._may_recompute and self._recompute():
+            return (
+                "out of memory: experts are computed twice from now on, instead of keeping what "
+                "the backward pass needs; the numbers stay the same, a step takes a third longer"
+            )
+        at_a_time = self.micro_batch or images
+        if not self._may_shrink or at_a_time < 4:
+            raise ShortOfMemoryError(
+                f"out of memory on {device} with {at_a_time} images at a time; {advice}"
+            )
+        self.micro_batch = at_a_time // 2
+        return (
+            f"out of memory: continues with micro-batches of {self.micro_batch} images, whose own "
+            f"the batch statistics are; the optimizer sees the same batch of {images}"
+        )
+
+    def _recompute(self) -> bool:
+        return isinstance(self._model, FusionModel) and self._model.recompute_experts()
+
+    @property
+    def is_recomputing(self) -> bool:
+        return isinstance(self._model, FusionModel) and bool(self._model.recomputes)
+
+    def state(self) -> dict[str, Any]:
+        """For a resume state."""
+        return {"micro_batch": self.micro_batch, "recompute": self.is_recomputing}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """What fitted then fits now; what the recipe decides stands."""
+        if self._may_shrink:
+            self.micro_batch = state["micro_batch"]
+        if self._may_recompute and state.get("recompute"):  # older versions never did
+            self._recompute()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fusionrun.training.optim import Group, begin_momentum, clip_gradients
+from fusionrun.training.optim import Group, clip_gradients
 from fusionrun.training.precision import Precision
 
 # as torch.amp.GradScaler's, which has no bounds (Micikevicius et al. 2018, section 3.2)
@@ -80,8 +80,6 @@ class Guard:
         """
         skips = None
         if self._is_scaled:
-            if not optimizer.state:
-                begin_momentum(optimizer)
             skips = torch.isfinite(loss) & ~torch.isfinite(norm)
             self._rescale(skips)
             ends = ~torch.isfinite(loss) | (self._lost >= LOST_STEPS)

@@ -67,20 +67,24 @@ def _eager(kind: Kind) -> Kind:
 
 def sgd(groups: Sequence[Group], weight_decay: float) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum 0.9, one fused kernel over all groups."""
-    return _eager(torch.optim.SGD)(
-        _param_groups(groups),
-        lr=groups[0].lr,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=weight_decay,
-        fused=True,
+    return _begun(
+        _eager(torch.optim.SGD)(
+            _param_groups(groups),
+            lr=groups[0].lr,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=weight_decay,
+            fused=True,
+        )
     )
 
 
 def adamw(groups: Sequence[Group], weight_decay: float) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019), one fused kernel over all groups."""
-    return _eager(torch.optim.AdamW)(
-        _param_groups(groups), lr=groups[0].lr, weight_decay=weight_decay, fused=True
+    return _begun(
+        _eager(torch.optim.AdamW)(
+            _param_groups(groups), lr=groups[0].lr, weight_decay=weight_decay, fused=True
+        )
     )
 
 
@@ -88,18 +92,23 @@ def _param_groups(groups: Sequence[Group]) -> list[dict[str, object]]:
     return [{"params": group.parameters, "lr": group.lr, "name": group.name} for group in groups]
 
 
-def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Let SGD begin with momenta of 0, so that it may skip its first update.
+def _begun(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """`optimizer` with moments of 0, for which it would make room at its first step itself.
 
-    By itself it makes room for them at the first one and, when that is skipped, leaves there what
-    the memory held (torch 2.14).
+    Were memory to run out there, some groups would have learned and others not. And SGD that skips
+    its first update leaves in its momenta what the memory held (torch 2.14).
     """
-    if isinstance(optimizer, torch.optim.SGD):
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        # all or none, should memory run out
-        momenta = [torch.zeros_like(p, requires_grad=False) for p in parameters]
-        for parameter, momentum in zip(parameters, momenta, strict=True):
-            optimizer.state[parameter]["momentum_buffer"] = momentum
+    is_adamw = isinstance(optimizer, torch.optim.AdamW)
+    names = ("exp_avg", "exp_avg_sq") if is_adamw else ("momentum_buffer",)
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        if not state:
+            if is_adamw:
+                state["step"] = torch.zeros((), device=parameter.device)
+            for name in names:
+                state[name] = torch.zeros_like(parameter, requires_grad=False)
+    return optimizer
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -112,6 +121,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         for name, value in entries.items():
             if value.shape == parameter.shape:
                 entries[name] = torch.empty_like(parameter.detach()).copy_(value)
+    _begun(optimizer)  # older versions had no moments before the first step
 
 
 def set_learning_rates(

@@ -10,11 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fusionrun.common.device_errors import is_out_of_memory
 from fusionrun.common.seeds import derive_seed
 from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.training.checkpoint import ResumeFile
 from fusionrun.training.epoch import BestEpoch, EpochMetrics, Meter, Progress, Reporter
-from fusionrun.training.errors import StopRequested, TaskError
+from fusionrun.training.errors import ShortOfMemoryError, StopRequested, TaskError
+from fusionrun.training.fitting import Fitting, Parts
 from fusionrun.training.guard import Guard
 from fusionrun.training.identity import THREADS, Identity
 from fusionrun.training.inference import collect_logits, forward_heads, validation_scores
@@ -44,9 +46,11 @@ class Optimisation:
     label_smoothing: float
     batch_field: str  # of the recipe, for advice when memory runs out
     precision: Precision
-    # images that pass through the model at a time; None: all; auto: half as many when memory runs
+    # images that pass through the model at a time, None: all; auto: half as many when memory runs
     # out, and so on. The optimizer sees the whole batch
     micro_batch: int | Literal["auto"] | None = None
+    # compute a row's experts again in the backward pass; auto: where memory runs out
+    recompute: bool | Literal["auto"] = False
     frozen: Sequence[nn.Module] = ()  # stay in evaluation mode, without gradients
 
 
@@ -85,8 +89,9 @@ class Trainer:
     stop_requested: Callable[[], bool]
 
     def __post_init__(self) -> None:
-        wanted = self.optimisation.micro_batch
-        self.micro_batch = None if wanted == "auto" else wanted  # as it is now
+        optimisation = self.optimisation
+        self.fitting = Fitting(self.model, optimisation.micro_batch, optimisation.recompute)
+        self._parts = Parts()  # of the validation
         self.device = self.optimisation.head_weights.device
         self.history: list[EpochMetrics] = []
         self.best = BestEpoch()
@@ -99,16 +104,20 @@ class Trainer:
     def run(self) -> BestEpoch:
         """Train the epochs that are left; returns the best.
 
-        Raises StopRequested (state saved) and TaskError (non-finite numbers, a state of another
-        experiment).
+        Raises StopRequested and ShortOfMemoryError (state saved), TaskError (non-finite numbers,
+        a state of another experiment).
         """
         self._restore()
         self._clock = time.monotonic()
-        while len(self.history) < self.schedule.epochs:
-            for batch in self.start_epoch():
-                self.train_step(batch)
-                self.after_step()
-            self.finish_epoch()
+        try:
+            while len(self.history) < self.schedule.epochs:
+                for batch in self.start_epoch():
+                    self.train_step(batch)
+                    self.after_step()
+                self.finish_epoch()
+        except ShortOfMemoryError:  # of a step that changed nothing, or a validation
+            self.save()
+            raise
         return self.best
 
     def start_epoch(self) -> Iterator[Batch]:
@@ -126,9 +135,11 @@ class Trainer:
     def train_step(self, batch: Batch) -> Tensor:
         """One update from a batch; returns the mean loss of every head (H,), on the device.
 
-        Where memory runs out and the micro-batch may shrink, it's halved and the step begun again.
+        Where memory runs out the step is begun again with less. Raises ShortOfMemoryError where
+        that can't be; then nothing has changed.
         """
         images, optimisation = len(batch.labels), self.optimisation
+        self.fitting.remember()
         dropout = derive_seed(self.schedule.seed, "dropout", len(self.history), self._step)
         while True:
             # at every attempt, so that a step's dropout never depends on one that failed.
@@ -139,15 +150,21 @@ class Trainer:
             optimisation.optimizer.zero_grad()
             parts = []
             try:
-                for part in batch.split(self.micro_batch):
+                for part in batch.split(self.fitting.micro_batch):
                     parts.append(self._backward(part, images))
                 columns = zip(*parts, strict=True)
                 losses, correct = (torch.stack(column).sum(dim=0) for column in columns)
+                norm = self._guard.clip(optimisation.groups)
                 break
-            except torch.OutOfMemoryError:
-                pass  # its traceback holds the activations until this block is left
-            self._halve_micro_batch(images)
-        norm = self._guard.clip(optimisation.groups)
+            except Exception as error:  # whose traceback holds the activations until it's left
+                if not is_out_of_memory(error):
+                    raise
+            parts.clear()
+            optimisation.optimizer.zero_grad()
+            advice = f"lower {optimisation.batch_field}, or put fewer ranks on a GPU"
+            if optimisation.micro_batch is None:
+                advice = f"set fusion.micro_batch=auto, {advice}"
+            self.reporter.message(self.fitting.shrink(images, self.device, advice))
         loss = losses @ optimisation.head_weights
         self._guard.judge(optimisation.optimizer, loss, norm, self._step)
         optimisation.optimizer.step()
@@ -163,24 +180,6 @@ class Trainer:
         loss = self._guard.scaled(losses @ optimisation.head_weights)
         loss.backward()  # type: ignore[no-untyped-call]
         return losses.detach(), head_correct(logits.detach(), part.targets)
-
-    def _halve_micro_batch(self, images: int) -> None:
-        """Halve the micro-batch, or raise TaskError where that isn't wanted or possible."""
-        optimisation, smaller = self.optimisation, (self.micro_batch or images) // 2
-        if optimisation.micro_batch != "auto" or smaller < 2:
-            raise TaskError(
-                f"out of memory on {self.device} with {self.micro_batch or images} images at a "
-                f"time; lower {optimisation.batch_field}, set fusion.micro_batch=auto (rows), or "
-                f"put fewer ranks on a GPU"
-            )
-        optimisation.optimizer.zero_grad()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.micro_batch = smaller
-        self.reporter.message(
-            f"out of memory: continues with micro-batches of {smaller} images; the optimizer sees "
-            f"the same batch of {images}"
-        )
 
     def after_step(self) -> None:
         """Count the step, report and save now and then, and stop at once when asked to."""
@@ -259,7 +258,7 @@ class Trainer:
         the accuracy of the mean of the experts' probabilities, where there are experts.
         """
         validation, precision = self.loaders.validation, self.optimisation.precision
-        return validation_scores(*collect_logits(self.model, validation, precision))
+        return validation_scores(*collect_logits(self.model, validation, precision, self._parts))
 
     def _check_finite(self) -> None:
         seen = self._guard.seen()
@@ -292,7 +291,7 @@ class Trainer:
                 "epoch": len(self.history),
                 "step": self._step,
                 "seconds": self._seconds,
-                "micro_batch": self.micro_batch,
+                **self.fitting.state(),
                 "meter": self._meter.state(),
                 "loss_scale": self._guard.state(),
                 "model": self.model.state_dict(),
@@ -328,9 +327,7 @@ class Trainer:
         load_optimizer(self.optimisation.optimizer, state["optimizer"])
         self._meter.restore(state["meter"])
         self._guard.restore(state.get("loss_scale"))  # older versions had none
-        # what fitted then fits now; a size of the recipe's stands
-        if self.optimisation.micro_batch == "auto":
-            self.micro_batch = state["micro_batch"]
+        self.fitting.restore(state)
         self._step, self._seconds = state["step"], state["seconds"]
         self.best = BestEpoch(**state["best"])
         self.history = [EpochMetrics.restored(metrics) for metrics in state["history"]]

@@ -154,7 +154,7 @@ def test_no_batch_waits(on_host: RunContext, name: str) -> None:
             on_host, on_host.study.row_tasks[ROWS.index(("resnet", "simpleAddition"))]
         )
         trainer.loaders.train.augmentation = AUGMENTATIONS[name]
-        trainer.micro_batch = 4
+        trainer.fitting.micro_batch = 4
         watch.waits.clear()
         train(trainer, steps=2)
         assert watch.waits == []

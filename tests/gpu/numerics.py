@@ -16,6 +16,7 @@ from fusionrun.common.text import one_line, size
 from fusionrun.data.augmentation.policies import AUGMENTATIONS, MIXINGS
 from fusionrun.data.loader import Batch
 from fusionrun.study.context import RunContext
+from fusionrun.training.fitting import Fitting
 from fusionrun.training.trainer import Trainer
 from tests.bench import fusionrun_side
 from tests.bench.measure import MODELS, Bench
@@ -179,7 +180,7 @@ def short_of_memory(bench: Bench) -> Verdict:
         validation = short.validate()[0]
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
-    fitted = short.micro_batch
+    fitted = short.fitting.micro_batch
     asked = _row(context, fitted)
     wrong = []
     if fitted is None:
@@ -203,7 +204,7 @@ def short_of_memory(bench: Bench) -> Verdict:
 def _row(context: RunContext, micro_batch: Any) -> Trainer:
     trainer = fusionrun_side.row(context)
     trainer.optimisation = replace(trainer.optimisation, micro_batch=micro_batch)
-    trainer.micro_batch = micro_batch if isinstance(micro_batch, int) else None
+    trainer.fitting = Fitting(trainer.model, micro_batch, recompute=False)
     return trainer
 
 

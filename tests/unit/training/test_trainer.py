@@ -22,7 +22,7 @@ from fusionrun.fusions import FUSIONS, FusionModel, build_fusion
 from fusionrun.training import trainer as loop
 from fusionrun.training.checkpoint import ResumeFile, load, save
 from fusionrun.training.epoch import BestEpoch, EpochMetrics, Progress
-from fusionrun.training.errors import StopRequested, TaskError
+from fusionrun.training.errors import ShortOfMemoryError, StopRequested, TaskError
 from fusionrun.training.identity import Identity
 from fusionrun.training.inference import collect_logits
 from fusionrun.training.losses import head_weights
@@ -134,7 +134,7 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
     torch.manual_seed(init)
     last = kind == "expert"
     if kind == "expert":
-        model: nn.Module = make_expert()
+        model: nn.Module = make_expert().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         groups = [Group.of("expert", [model], 0.1, cosine_to_zero, 1.0)]
         optimizer, weights = sgd(groups, 5e-4), torch.ones(1)
     else:
@@ -147,8 +147,6 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
         ]
         groups = [group for group in parts if group.parameters]
         optimizer, weights = adamw(groups, 1e-2), head_weights(2, 0.5, CPU)
-    if last:
-        model.to(memory_format=torch.channels_last)
     diary = Diary(model)
     wanted: dict[str, Any] = {
         "train_loader": make_loader(0, TRAIN, "randaugment" if last else "color_jitter", last),
@@ -156,6 +154,7 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
         "optimizer": optimizer,
         "groups": groups,
         "micro_batch": None,
+        "recompute": False,
         "precision": FP32,
         "frozen": (),
         "epochs": EPOCHS,
@@ -176,6 +175,7 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
             label_smoothing=0.1,
             batch_field="fusion.batch_size",
             micro_batch=wanted["micro_batch"],
+            recompute=wanted["recompute"],
             precision=wanted["precision"],
             frozen=wanted["frozen"],
         ),
@@ -862,6 +862,12 @@ def test_micro_batches_add_up_to_the_batch(tmp_path: Path, micro: int) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+SHORT = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+)
+
+
 def runs_out(images: Tensor) -> Tensor:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -871,7 +877,7 @@ def test_when_memory_runs_out_the_micro_batch_halves_and_says_so(tmp_path: Path)
     kit.counter.at = {2: runs_out, 4: runs_out}
     kit.trainer.run()
     images = kit.trainer.loaders.train.batch_size
-    assert kit.trainer.micro_batch == images // 4
+    assert kit.trainer.fitting.micro_batch == images // 4
     assert [m.split("micro-batches of ")[1].split()[0] for m in kit.diary.messages] == [
         str(images // 2),
         str(images // 4),
@@ -881,7 +887,7 @@ def test_when_memory_runs_out_the_micro_batch_halves_and_says_so(tmp_path: Path)
 
 
 def test_a_step_begun_anew_equals_one_that_fitted_at_once(tmp_path: Path) -> None:
-    """Memory runs out in the backward pass, after dropout has drawn its masks."""
+    """Memory runs out in the backward pass: dropout has drawn its masks, batch norms have moved."""
     fits = make_kit(tmp_path / "a", micro_batch=BATCH // 2)
     full = make_kit(tmp_path / "b", micro_batch="auto")
     failures = [True]
@@ -894,8 +900,122 @@ def test_a_step_begun_anew_equals_one_that_fitted_at_once(tmp_path: Path) -> Non
     first = next(iter(full.trainer.model.parameters()))
     first.register_hook(run_out_once)  # type: ignore[no-untyped-call]
     found, expected = gradients(full), gradients(fits)
-    assert full.trainer.micro_batch == BATCH // 2
+    assert full.trainer.fitting.micro_batch == BATCH // 2
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert outcome(full.trainer) == outcome(fits.trainer)  # running statistics, too
+
+
+@pytest.mark.parametrize("error", SHORT)
+def test_a_row_is_computed_twice_before_its_batch_is_split(path: Path, error: Exception) -> None:
+    """The first measure changes no number; the second, statistics of batches."""
+
+    def run_out(images: Tensor) -> Tensor:
+        raise error
+
+    plain = make_kit(path.with_name("plain"))
+    plain.trainer.run()
+    kit = make_kit(path, micro_batch="auto", recompute="auto")
+    kit.counter.at = {2: run_out}
+    kit.trainer.run()
+    assert outcome(kit.trainer) == outcome(plain.trainer)
+    assert kit.trainer.fitting.is_recomputing and kit.trainer.fitting.micro_batch is None
+    [said] = kit.diary.messages
+    assert "computed twice" in said and "numbers stay the same" in said
+    short = make_kit(path.with_name("short"), micro_batch="auto", recompute="auto")
+    short.counter.at = {1: run_out, 2: run_out}
+    short.trainer.run()
+    assert short.trainer.fitting.micro_batch == BATCH // 2
+    assert "computed twice" in short.diary.messages[0] and "batches of 8" in short.diary.messages[1]
+
+
+def test_an_expert_alone_has_only_its_batch_to_split(path: Path) -> None:
+    kit = make_kit(path, "expert", micro_batch="auto", recompute="auto")
+    kit.counter.at = {1: runs_out}
+    kit.trainer.run()
+    assert kit.trainer.fitting.micro_batch == BATCH // 2 and not kit.trainer.fitting.is_recomputing
+
+
+@pytest.mark.parametrize("wanted", [True, "auto"])
+def test_a_resumed_run_computes_twice_as_before(path: Path, wanted: bool | str) -> None:
+    plain = make_kit(path.with_name("plain"))
+    plain.trainer.run()
+    kit = make_kit(path, recompute=wanted)
+    kit.counter.at = {} if wanted is True else {1: runs_out}
+    stop_after(kit, 6 if wanted is True else 7)  # one of them a second time
+    again = make_kit(path, recompute=wanted)
+    again.trainer.run()
+    assert again.trainer.fitting.is_recomputing
+    assert outcome(again.trainer) == outcome(plain.trainer)
+    other = make_kit(path, recompute=False)
+    other.trainer.run()
+    assert not other.trainer.fitting.is_recomputing  # the recipe's word stands
+
+
+def test_memory_for_the_moments_is_there_before_the_first_step(path: Path) -> None:
+    """Else the first groups had learned when it runs out, and the others hadn't."""
+    for kind in KINDS:
+        kit = make_kit(path, kind)
+        batch = next(kit.trainer.start_epoch())
+        optimizer = kit.trainer.optimisation.optimizer
+        moments = [id(moment) for state in optimizer.state.values() for moment in state.values()]
+        assert len(moments) >= sum(len(group["params"]) for group in optimizer.param_groups)
+        kit.trainer.train_step(batch)
+        after = [id(moment) for state in optimizer.state.values() for moment in state.values()]
+        assert after == moments
+
+
+def test_where_no_way_is_left_nothing_is_lost(path: Path) -> None:
+    """The state of the step's beginning is saved, so that it resumes where there is more memory."""
+    plain = make_kit(path.with_name("plain"))
+    plain.trainer.run()
+    kit = make_kit(path, every_epochs=1000)
+    first = next(iter(kit.trainer.model.parameters()))
+    backwards: list[int] = []
+
+    def run_out(gradient: Tensor) -> None:
+        backwards.append(1)
+        if len(backwards) == 5:
+            runs_out(gradient)
+
+    first.register_hook(run_out)  # type: ignore[no-untyped-call]
+    with pytest.raises(ShortOfMemoryError):
+        kit.trainer.run()
+    again = make_kit(path, every_epochs=1000)
+    again.trainer.run()
+    assert again.diary.messages == ["continues after epoch 1, step 1"]
+    assert outcome(again.trainer) == outcome(plain.trainer)
+
+
+def test_validation_goes_on_with_fewer_images(path: Path) -> None:
+    plain = make_kit(path.with_name("plain"))
+    plain.trainer.run()
+    kit, sizes = make_kit(path), list[int]()
+
+    def look(model: nn.Module, arguments: tuple[Tensor]) -> None:
+        if not model.training:
+            sizes.append(len(arguments[0]))
+            if sizes[-1] > 6:
+                runs_out(arguments[0])
+
+    kit.trainer.model.register_forward_pre_hook(look)
+    kit.trainer.run()
+    assert [size for size in sizes if size > 6] == [16, 8]  # tried once, not in every epoch
+    assert state_hash(kit.trainer.model.state_dict()) == state_hash(
+        plain.trainer.model.state_dict()
+    )
+    for found, expected in zip(kit.trainer.history, plain.trainer.history, strict=True):
+        assert found.val_accuracies == expected.val_accuracies
+        assert found.val_losses == pytest.approx(expected.val_losses)
+    nothing = make_kit(path.with_name("nothing"), every_epochs=1000)
+    nothing.trainer.model.register_forward_pre_hook(
+        lambda model, arguments: None if model.training else runs_out(arguments[0])
+    )
+    with pytest.raises(ShortOfMemoryError, match="not even one image"):
+        nothing.trainer.run()
+    again = make_kit(path.with_name("nothing"), every_epochs=1000)
+    again.trainer.run()  # from before the validation
+    assert again.diary.messages == [f"continues after epoch 0, step {STEPS}"]
+    assert outcome(again.trainer) == outcome(plain.trainer)
 
 
 def test_a_resumed_run_keeps_the_micro_batch_that_fitted(tmp_path: Path) -> None:
@@ -906,7 +1026,7 @@ def test_a_resumed_run_keeps_the_micro_batch_that_fitted(tmp_path: Path) -> None
         kit.trainer.run()
     again = make_kit(tmp_path / "a", micro_batch="auto")
     again.trainer.run()
-    assert again.trainer.micro_batch == kit.trainer.micro_batch is not None
+    assert again.trainer.fitting.micro_batch == kit.trainer.fitting.micro_batch is not None
 
 
 def test_out_of_memory_without_leave_to_shrink_names_what_to_change(tmp_path: Path) -> None:
