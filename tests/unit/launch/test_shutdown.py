@@ -5,10 +5,19 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal, cast
 
 import pytest
+import torch
+from torch.distributed import HashStore
 
-from fusionrun.launch.shutdown import StopSignals, store_results
+from fusionrun.common.distributed import read_rank_info
+from fusionrun.common.exit_status import ExitStatus
+from fusionrun.launch.shutdown import StopSignals, Watchdog, exit_status, store_results
+from fusionrun.monitor.record import RankState, Record
+from fusionrun.monitor.snapshot import RankStatus, Snapshot
+from fusionrun.study.queue import Queue
 from fusionrun.study.stored import stored_study
 from tests.tiny import copy_study
 
@@ -71,3 +80,60 @@ def test_a_record_that_somebody_damages_meanwhile_costs_no_result(
     assert [result.task for result in results] == [row.name for row in study.rows]
     said = capsys.readouterr().err
     assert "results could not be written: " in said and "recipe.yaml: is not valid YAML" in said
+
+
+@pytest.mark.parametrize(
+    ("limit", "device", "stops"),
+    [
+        ("auto", "cuda", True),
+        ("auto", "cpu", False),
+        (None, "cuda", False),
+        (29.0, "cpu", True),
+        (31.0, "cuda", False),
+    ],
+)
+def test_a_gpu_that_hangs_for_half_an_hour_stops_the_launch(
+    limit: float | Literal["auto"] | None,
+    device: str,
+    stops: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(number))
+    rank = RankStatus(3, "working", "task-3", heartbeat_age=0.1, memory_bytes=None)
+    hanging = RankStatus(**{**vars(rank), "still_seconds": 60 * 30 + 1.0})
+    watchdog = Watchdog(limit, read_rank_info({}), torch.device(device))
+    watchdog.look(cast(Snapshot, SimpleNamespace(ranks=(rank,))))
+    assert not killed
+    for _ in range(2):
+        watchdog.look(cast(Snapshot, SimpleNamespace(ranks=(hanging,))))
+    assert killed == ([signal.SIGTERM] if stops else [])
+    assert ("rank 3 (task-3) has made no progress for 1801 s" in capsys.readouterr().err) == stops
+
+
+@pytest.mark.parametrize(
+    ("states", "busy", "expected"),
+    [
+        (("working", "failed"), (1.0, 0.0), None),
+        (("failed", "failed"), (0.0, 0.0), ExitStatus.NOT_STARTED),
+        (("finished", "failed"), (0.0, 0.0), ExitStatus.NOT_STARTED),
+        (("finished", "failed"), (1.0, 0.0), ExitStatus.ROW_FAILED),
+        (("failed", "failed"), (1.0, 0.0), ExitStatus.ROW_FAILED),
+        (("finished", "finished"), (0.0, 0.0), ExitStatus.ROW_FAILED),  # before a restart
+        (("stopped", "failed"), (1.0, 0.0), ExitStatus.STOPPED),
+    ],
+)
+def test_how_ranks_end_decides_where_not_all_is_done(
+    trained_study: Path,
+    states: tuple[RankState, ...],
+    busy: tuple[float, ...],
+    expected: ExitStatus | None,
+) -> None:
+    study = stored_study(trained_study)
+    queue = Queue(study.tasks, HashStore(), 0, 2)
+    records = [Record(state, busy_seconds=b) for state, b in zip(states, busy, strict=True)]
+    assert exit_status(study, queue, records) == expected
+    for task in study.tasks:
+        queue.close(task, "done")
+    assert exit_status(study, queue, records) == (expected and ExitStatus.DONE)
