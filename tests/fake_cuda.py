@@ -40,7 +40,7 @@ class Watch(TorchDispatchMode):
     """Collects in `waits` what would make the host wait for the card.
 
     That is a number read, a shape that depends on numbers, a copy between host and card that isn't
-    asynchronous, and an operation that takes tensors of both. A number read is 0.
+    asynchronous, and an operation that takes tensors of both. A whole number read is 0, another -1.
     """
 
     def __init__(self) -> None:
@@ -49,11 +49,11 @@ class Watch(TorchDispatchMode):
         self._pinned: list[Any] = []  # storages
 
     def tolist(self, tensor: Tensor) -> Any:
-        """Zeros; all of them are one read."""
+        """All of its numbers are one read."""
         if tensor.is_cuda:
             self.waits.append("tolist reads numbers")
         shape = list(tensor.shape)
-        numbers: Any = _zero(tensor.dtype)
+        numbers: Any = _answer(tensor.dtype)
         while shape:
             numbers = [numbers] * shape.pop()
         return numbers
@@ -79,7 +79,7 @@ class Watch(TorchDispatchMode):
         if name == "_local_scalar_dense":
             with contextlib.suppress(DataDependentOutputException):
                 return func(*args, **kwargs)  # a constant's
-            return _zero(args[0].dtype)
+            return _answer(args[0].dtype)
         return None if name in WITHOUT_A_FAKE else func(*args, **kwargs)
 
     def _note(self, name: str, args: Any, kwargs: dict[str, Any], devices: set[str]) -> None:
@@ -113,10 +113,10 @@ class Watch(TorchDispatchMode):
         return any(storage._cdata == pinned._cdata for pinned in self._pinned)
 
 
-def _zero(dtype: torch.dtype) -> bool | int | float:
+def _answer(dtype: torch.dtype) -> bool | int | float:
     if dtype == torch.bool:
         return False
-    return 0.0 if dtype.is_floating_point else 0
+    return -1.0 if dtype.is_floating_point else 0
 
 
 def _by_mask(tensor: Tensor, indices: Any, value: Tensor | None = None, *_: Any) -> bool:

@@ -234,6 +234,20 @@ def test_a_card_is_asked_about_many_small_images(
     assert replace(on_host, data=data).evaluation_batch == 512
 
 
+def test_a_report_reads_twice(on_host: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What became of the updates, and the epoch's sums; an epoch's end validates as well."""
+    with fake_cuda((7, 0)) as watch:
+        trainer = trainer_on_card(on_host, on_host.study.row_tasks[0])
+        trainer.checkpointing = replace(trainer.checkpointing, every_epochs=99)
+        train(trainer, steps=1)
+        monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
+        watch.waits.clear()
+        trainer.after_step()
+        assert watch.waits == ["tolist reads numbers"] * 2
+        trainer.finish_epoch()
+        assert len(watch.waits) <= 9
+
+
 def test_the_best_epoch_is_waited_for_once(on_host: RunContext) -> None:
     """However many weights it has."""
     metrics = EpochMetrics(1, {}, 1.0, [1.0], [50.0], [1.0], [50.0], 8, 1.0, 2.0, "")
