@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from fusionrun.common.device_errors import has_broken_process, is_out_of_memory
 from fusionrun.common.distributed import usable_cpus
 from fusionrun.common.memory import free_memory
 from fusionrun.common.text import plural, size
@@ -20,6 +19,7 @@ from fusionrun.study.schedule import simulate
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.errors import TaskError
+from fusionrun.training.precision import FP32, Precision
 
 CONTEXT_BYTES = 2**29  # of a GPU, held by each process that uses it
 IN_TRAINING = "it would fail in training, too"
@@ -48,6 +48,7 @@ class Estimate:
     rows: list[RowEstimate]
     seconds: float | None
     findings: list[Finding]
+    precision: Precision = FP32  # what was timed computed in
 
 
 def estimate(
@@ -55,20 +56,23 @@ def estimate(
     done: Mapping[str, int],
     *,
     ranks: int,
+    gpus: int,
     seconds: float,
     scratch: Path,
     progress: Callable[[str], None],
 ) -> Estimate:
     """Time what is still to do, rows of one model and fusion once, and add it up.
 
-    `done` are the epochs of each task that an earlier launch did.
+    `done` are the epochs of each task that an earlier launch did; `gpus` the GPUs, or slices of
+    them, that `ranks` share, 0 where they use the CPU.
     """
+    precision = context.precision  # asked before a task can break the device
     tasks = [task for task in context.study.tasks if done[task.name] < task.epochs]
-    timings, findings = _time_all(context, tasks, seconds, scratch, progress)
+    timings, findings, is_broken = _time_all(context, tasks, seconds, scratch, progress)
     # how much slower a task is while all ranks work than alone, if they share evenly
     crowd = max(1.0, min(ranks, len(tasks)) * context.threads / usable_cpus())
-    if context.device.type == "cuda":
-        crowd = max(1.0, min(ranks, len(tasks)) / torch.cuda.device_count())
+    if gpus:
+        crowd = max(1.0, min(ranks, len(tasks)) / gpus)
     spent: dict[str, float | None] = {}
     for task in tasks:
         timing = timings[task.name]
@@ -84,8 +88,10 @@ def estimate(
         for task in context.study.tasks
         if isinstance(task, RowTask)
     ]
-    findings += _check_memory(context, [timings[task.name] for task in tasks], ranks)
-    return Estimate(ranks, rows, total, findings)
+    if not is_broken:
+        together = math.ceil(ranks / gpus) if gpus else ranks
+        findings += _check_memory(context, [timings[task.name] for task in tasks], together)
+    return Estimate(ranks, rows, total, findings, precision)
 
 
 def _time_all(
@@ -94,11 +100,12 @@ def _time_all(
     seconds: float,
     scratch: Path,
     progress: Callable[[str], None],
-) -> tuple[dict[str, Timing | None], list[Finding]]:
-    """{task: its timing, None where it failed}, and why."""
+) -> tuple[dict[str, Timing | None], list[Finding], bool]:
+    """{task: its timing, None where it failed}; why; whether one broke the device for the rest."""
     weights = weight_bytes(context.study)
     timings: dict[tuple[str, ...], Timing | None] = {}
-    findings = []
+    findings: list[Finding] = []
+    is_broken = False
     for task in tasks:
         kind = _kind(task)
         if kind in timings:
@@ -114,21 +121,29 @@ def _time_all(
             timed = ExpertTask(task.index, task.model, 0, task.cost, task.epochs)
         try:
             timings[kind] = time_task(context, timed, fixed, seconds, scratch)
-        except torch.OutOfMemoryError:
-            field = "experts.batch_size" if task.trains_alone else "fusion.batch_size"
-            found = "needs more memory than the GPU has free"
-            advice = f"set a smaller {field}, or train fewer experts or a smaller network"
-            findings.append(Finding(task.name, "fail", found, advice))
-        except TaskError as error:
-            found, advice = split_message(str(error))
-            findings.append(Finding(task.name, "fail", found, advice or IN_TRAINING))
         except CheckpointError:
             pass  # the experts' check has said it
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else "no message"
-            found = f"its first steps fail: {type(error).__name__}: {reason}"
-            findings.append(Finding(task.name, "fail", found, IN_TRAINING))
-    return {task.name: timings[_kind(task)] for task in tasks}, findings
+            findings.append(_failed(task, error))
+            if is_broken := has_broken_process(error):
+                found = "what comes after that task couldn't be timed: it broke this process's GPU"
+                findings.append(Finding("time", "warn", found, "run doctor again without that row"))
+                break
+    return {task.name: timings.get(_kind(task)) for task in tasks}, findings, is_broken
+
+
+def _failed(task: Task, error: Exception) -> Finding:
+    """Why a task's first steps weren't done."""
+    if isinstance(error, TaskError):
+        found, advice = split_message(str(error))
+        return Finding(task.name, "fail", found, advice or IN_TRAINING)
+    if is_out_of_memory(error):
+        field = "experts.batch_size" if task.trains_alone else "fusion.batch_size"
+        advice = f"set a smaller {field}, or train fewer experts or a smaller network"
+        return Finding(task.name, "fail", "needs more memory than is free", advice)
+    reason = str(error).splitlines()[0] if str(error) else "no message"
+    found = f"its first steps fail: {type(error).__name__}: {reason}"
+    return Finding(task.name, "fail", found, IN_TRAINING)
 
 
 def _kind(task: Task) -> tuple[str, ...]:
@@ -191,16 +206,13 @@ def _row_estimate(
 
 
 def _check_memory(
-    context: RunContext, timings: Sequence[Timing | None], ranks: int
+    context: RunContext, timings: Sequence[Timing | None], together: int
 ) -> Iterator[Finding]:
-    """The largest tasks that can meet on one device, all at once."""
+    """The largest of the tasks, `together` of which can meet on one device, all at once."""
     known = [timing for timing in timings if timing is not None and timing.memory is not None]
     free = free_memory(context.device)
     if not known or free is None:
         return
-    together = ranks
-    if context.device.type == "cuda":
-        together = math.ceil(ranks / torch.cuda.device_count())
     largest = heapq.nlargest(together, known, key=lambda timing: timing.memory or 0)
     need = sum(timing.memory or 0 for timing in largest)
     if context.device.type == "cuda":

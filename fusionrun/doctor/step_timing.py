@@ -40,6 +40,8 @@ class Timing:
     batch: int  # of these steps
     full_batch: int  # of real training
     memory: float | None  # peak bytes at the full batch; None: not measured here
+    fixed: float = 0.0  # bytes of that which don't grow with the batch: weights and their updates
+    activations: float | None = None  # bytes that do
 
     @property
     def is_scaled(self) -> bool:
@@ -121,14 +123,16 @@ def time_task(context: RunContext, task: Task, fixed: int, seconds: float, scrat
         batch = min(full, affordable)
     batch = min(full, max(batch, 2 * PROBE)) if trials else full
     watch, before, peak = _run_steps(context, task, batch, seconds, scratch)
-    step = watch.seconds / watch.steps
+    step, growing = watch.seconds / watch.steps, watch.activations * full / batch
+    if context.device.type == "cuda":
+        growing = max(0.0, (peak or 0.0) - (before or 0.0) - fixed)
     if batch < full:
         smaller = max(trial for trial in trials if trial < batch)
         slope = (step - trials[smaller]) / (batch - smaller)
         slope = min(max(slope, LEAST_SLOPE * step / batch), step / batch)
         step += slope * (full - batch)
-        peak = None if before is None else before + fixed + watch.activations * full / batch
-    return Timing(step / full, watch.steps, batch, full, peak)
+        peak = None if before is None else before + fixed + growing
+    return Timing(step / full, watch.steps, batch, full, peak, fixed, growing)
 
 
 def _run_steps(

@@ -10,6 +10,7 @@ from fusionrun.common.text import duration, plural
 from fusionrun.data.datasets import DataError
 from fusionrun.data.split_files import copy_split_files
 from fusionrun.data.splits import SplitError
+from fusionrun.doctor.cards import Cards, rows_on_cards
 from fusionrun.doctor.checks import check_data, check_splits, finished_epochs
 from fusionrun.doctor.devices import check_throttling
 from fusionrun.doctor.estimate import Estimate, estimate
@@ -33,6 +34,7 @@ class StudyChecks:
         progress: Callable[[str], None],
     ) -> None:
         self.estimate: Estimate | None = None
+        self.cards: Cards | None = None
         self._study = study
         self._threads = threads
         self._devices = devices
@@ -70,7 +72,7 @@ class StudyChecks:
         self._done, findings = finished_epochs(self._study)
         return findings
 
-    def time(self, ranks: int, seconds: float) -> Iterator[Finding]:
+    def time(self, ranks: int, gpus: int, seconds: float) -> Iterator[Finding]:
         if self._context is None or self._done is None or not self._devices:
             yield Finding(
                 "time", "warn", "not measured", "fix the failures above and run doctor again"
@@ -80,12 +82,17 @@ class StudyChecks:
             self._context,
             self._done,
             ranks=ranks,
+            gpus=gpus,
             seconds=seconds,
             scratch=self._scratch,
             progress=self._progress,
         )
-        yield from check_throttling(self._devices[:1])
         yield from self.estimate.findings
+        cards = rows_on_cards(self._context, self.estimate, self._devices)
+        if cards.rows and cards.all_fit:
+            yield cards.finding
+        elif cards.rows:
+            self.cards = cards
         total = self.estimate.seconds
         if total == 0:
             yield Finding("time", "pass", "nothing is left to do")
@@ -98,3 +105,4 @@ class StudyChecks:
                 yield Finding("time", "warn", found, advice)
             else:
                 yield Finding("time", "pass", found)
+        yield from check_throttling(self._devices[:1])

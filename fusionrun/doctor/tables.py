@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fusionrun.common.text import NOT_AVAILABLE, duration, plural, size
+from fusionrun.doctor.cards import Cards, RowOnCards
 from fusionrun.doctor.estimate import Estimate, RowEstimate
 from fusionrun.doctor.step_timing import Timing
 from fusionrun.launch.checks.finding import Finding
@@ -17,6 +18,11 @@ NOTE = (
     "share a device are taken to slow each other down evenly."
 )
 SCALED = " ~: a smaller batch was timed (images of it/of a full one), the rest is extrapolated."
+
+CARDS_NOTE = (
+    "needs: of a GPU's memory, for a whole batch at once, one row a GPU; by 64: not more images at "
+    "a time, which is what batch norm sees then (fusion.micro_batch); no: not even two."
+)
 
 
 def findings_table(title: str, findings: Sequence[Finding]) -> Table:
@@ -69,8 +75,29 @@ def estimates_table(numbers: Estimate) -> Table:
     scaled = SCALED if any(map(_about, timings)) else ""
     mixed = {row.row.model: row.row.members for row in numbers.rows if row.row.is_mixed}
     members = "".join(f"\n{model}: {of}" for model, of in mixed.items())
-    title = f"Estimate for {plural(numbers.ranks, 'rank')} at work"
+    title = f"Estimate for {plural(numbers.ranks, 'rank')} at work, in {numbers.precision.name}"
     return Table(title, columns, numbers.rows, note=NOTE + scaled + members)
+
+
+def cards_table(cards: Cards) -> Table:
+    """A line a row: how much of each GPU it needs, and whether that is there."""
+
+    def fits(card: str) -> Column:
+        def cell(row: RowOnCards) -> str:
+            images = row.fits[card]
+            return "yes" if images == row.batch else f"by {images}" if images else "no"
+
+        return Column(card, "written", cell)
+
+    columns = [
+        Column("model", "name", lambda row: row.row.model),
+        Column("fusion type", "name", lambda row: row.row.variant),
+        Column("batch", "whole", lambda row: row.batch),
+        Column("needs", "written", lambda row: size(row.need)),
+        *map(fits, cards.rows[0].fits),
+    ]
+    numbers = "half precision (fp16 or bf16)" if cards.is_half else "float32"
+    return Table(f"Rows on GPUs, in {numbers}, about", columns, cards.rows, note=CARDS_NOTE)
 
 
 def verdict(findings: Sequence[Finding]) -> str:

@@ -142,6 +142,7 @@ def estimate_with(
     monkeypatch: pytest.MonkeyPatch,
     outcomes: dict[str, Timing | Exception],
     done: dict[str, int] | None = None,
+    gpus: int = 0,
 ) -> estimate.Estimate:
     """The estimate where timing a kind of task gives `outcomes`."""
 
@@ -155,7 +156,7 @@ def estimate_with(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(2)))
     done = done or {task.name: 0 for task in context.study.tasks}
     return estimate.estimate(
-        context, done, ranks=2, seconds=1, scratch=Path(), progress=lambda text: None
+        context, done, ranks=2, gpus=gpus, seconds=1, scratch=Path(), progress=lambda text: None
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fusionrun.cli import main
-from fusionrun.doctor import doctor, study_checks
+from fusionrun.doctor import cards, doctor, study_checks
 from fusionrun.study.recipe_yaml import load_recipe
 from tests.tiny import write_recipe
 from tests.unit.doctor.one_row import ONE_ROW, files_below, plan, rank_info, see_gpus
@@ -25,6 +25,7 @@ def test_doctor_on_a_study_that_is_fine(capsys: pytest.CaptureFixture[str], tmp_
         (line,) = [text for text in table.splitlines() if text.split()[:2] == names]
         # Memory is the whole process's, and the one that runs all tests may need more than a GiB.
         assert "2 x " in line and re.search(r"~[\d.]+ [MG]iB", line) and "n/a" not in line
+    assert "every row fits on a GPU of 16 GB" in " ".join(output.split())
     assert files_below(Path()) == {"tiny.yaml"}
     assert files_below(tmp_path / "scratch") == set()
 
@@ -73,3 +74,13 @@ def test_an_interrupted_doctor_goes_quietly(
     with pytest.raises(KeyboardInterrupt):
         doctor.doctor(plan(), rank_info(), console, ranks=1, seconds=0.1)
     assert files_below(tmp_path / "scratch") == set()
+
+
+def test_rows_that_need_a_large_gpu_are_told_of(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "RESERVED", 100_000.0)  # as if the tiny row were that large
+    path = write_recipe(Path(), ONE_ROW)
+    assert main(["doctor", str(path), "--ranks", "1", "--seconds", "0.01"]) == 0
+    table = capsys.readouterr().out.partition("Rows on GPUs, in half precision")[2]
+    assert re.search(r"resnet.* 8 +[\d,.]+ GiB .*(by \d|no)\b", table, re.DOTALL)

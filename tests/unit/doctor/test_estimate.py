@@ -66,7 +66,7 @@ def test_rows_that_cost_the_same_are_timed_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(estimate, "time_task", time_task)
     done = {task.name: 0 for task in study.tasks}
     numbers = estimate.estimate(
-        context, done, ranks=1, seconds=1, scratch=Path(), progress=lambda text: None
+        context, done, ranks=1, gpus=0, seconds=1, scratch=Path(), progress=lambda text: None
     )
     assert len(timed) == 2 and numbers.rows[0].seconds == numbers.rows[1].seconds
     assert numbers.seconds == pytest.approx(
@@ -78,6 +78,7 @@ def test_rows_that_cost_the_same_are_timed_once(monkeypatch: pytest.MonkeyPatch)
     ("error", "found", "advice"),
     [
         (torch.OutOfMemoryError("CUDA"), "needs more memory", "fusion.batch_size"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), "needs more memory", "fusion.batch_size"),
         (TaskError("made with other settings. Set them back"), "made with other", "Set them back"),
         (ValueError("odd\nand long"), "its first steps fail: ValueError: odd", "in training, too"),
     ],
@@ -90,6 +91,24 @@ def test_a_row_that_would_fail(
     assert finding.state == "fail" and finding.found.startswith(found) and advice in finding.advice
     assert numbers.seconds is None and numbers.rows[0].seconds is None
     assert "n/a" in drawn(terminal_table(estimates_table(numbers)), 100)
+
+
+def test_a_row_that_breaks_the_gpu_ends_the_timing(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes after it would fail by its fault; so would asking the GPU what is free."""
+    error = torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    def broken(device: torch.device) -> float:
+        raise error
+
+    monkeypatch.setattr(estimate, "free_memory", broken)
+    numbers = estimate_with(context, monkeypatch, {"row": error, "expert": AssertionError()})
+    row, time = numbers.findings
+    assert row.name == "task-0-resnet-concatenation" and row.state == "fail"
+    assert "device-side assert" in row.found
+    assert (time.name, time.state) == ("time", "warn") and "broke this process" in time.found
+    assert numbers.seconds is None and numbers.rows[0].expert_seconds is None
 
 
 def test_an_unreadable_expert_is_said_once(
@@ -127,7 +146,8 @@ def test_ranks_that_share_a_gpu(
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: 2 * 2**30)
     on_gpu = replace(context, device=torch.device("cuda", 0))
     timing = fixed_timing(1, 5 * 2**30)
-    numbers = estimate_with(on_gpu, monkeypatch, {"row": timing, "expert": timing})
+    outcomes: dict[str, Timing | Exception] = {"row": timing, "expert": timing}
+    numbers = estimate_with(on_gpu, monkeypatch, outcomes, gpus=gpus)
     memory = only(numbers.findings, "memory")
     assert memory.state == state and "8.0 GiB free on a GPU" in memory.found
     assert numbers.rows[0].epoch_seconds == pytest.approx(crowd * (28 + 4 / 3))
