@@ -1,7 +1,8 @@
 """Our side: the project's own context, models and trainers, as a launch sets them up."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -53,13 +54,16 @@ def run_context(
     images: int = 1000,
     cache_dir: Path | None = None,
     rate: float | None = SMALL_RATE,
+    micro_batch: int | Literal["auto"] | None = None,
     **runtime: Any,
 ) -> RunContext:
     """Where one row of `model` trains, on synthetic images or on the CIFAR-100 in `cache_dir`.
 
-    `rate` is for all of the row; None: the published rates.
+    `rate` is for all of the row; None: the published rates. All images pass at a time, or not at
+    all, unless `micro_batch` says otherwise.
     Without dropout, whose masks depend on the memory layout: both sides shall compute the same.
     """
+    device = "cuda" if bench.on_gpu else "cpu"
     data = DataConfig("synthetic", num_classes=CLASSES, train_images=images, test_images=200)
     if cache_dir is not None:
         data = DataConfig("cifar100", cache_dir=str(cache_dir))
@@ -71,11 +75,11 @@ def run_context(
         experts=ExpertsConfig(batch_size=batch_size),
         fusion=FusionConfig(
             batch_size=batch_size,
-            micro_batch=None,  # all images at a time, or not at all
+            micro_batch=micro_batch,
             experts_lr=rate,
             fusion_lr=rate,
         ),
-        runtime=RuntimeConfig(device="cuda" if bench.on_gpu else "cpu", **runtime),
+        runtime=RuntimeConfig(**{"device": device, "recompute": False, **runtime}),
     )
     study = plan_study(recipe, "benchmark")
     return open_context(study, bench.device, torch.get_num_threads(), progress=lambda message: None)
@@ -101,6 +105,14 @@ def _without_dropout(trainer: Trainer) -> Trainer:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return trainer
+
+
+def compute_in_double(trainer: Trainer) -> None:
+    """Before its first step."""
+    trainer.model.double()
+    weights = trainer.optimisation.head_weights.double()
+    trainer.optimisation = replace(trainer.optimisation, head_weights=weights)
+    trainer.optimisation.optimizer.state.clear()  # was made for float32
 
 
 def _reporter(context: RunContext, task: Task) -> TaskReporter:

@@ -120,9 +120,7 @@ def test_both_sides_compute_the_same(bench: Bench, model: str) -> None:
     """A step in float64, since float32 has gradients that are nothing but rounding; evaluation."""
     context = fusionrun_side.run_context(bench, model, TINY[model], batch_size=8, rate=1e-3)
     ours = fusionrun_side.row(context)
-    ours.model.double()
-    weights = ours.optimisation.head_weights.double()
-    ours.optimisation = replace(ours.optimisation, head_weights=weights)
+    fusionrun_side.compute_in_double(ours)
     theirs = fusionrun_side.reference_trainer(ours)
     batch, mixed = fusionrun_side.batch_for_both(ours)
     batch = replace(batch, images=batch.images.double(), targets=batch.targets.double())
