@@ -217,13 +217,16 @@ wait_for_child() {
 # Ranks outlive a torchrun that was killed, or told twice to stop (by Slurm, and by this script):
 # they save, and say how it ended. One that hangs can't, and is killed within Slurm's own grace.
 wait_for_ranks() {
-  local tries=100 looks=2 left
-  # a rank that was only starting when torchrun was killed hasn't been told
-  xargs -r kill -TERM <<<"$(ranks_left)" 2>/dev/null || true
-  # looked at twice: a process that is just being started has no environment for a moment
-  while ((looks > 0 && tries-- > 0)); do
+  local tries=100 looks=1 left
+  # a rank that was only starting when torchrun was killed hasn't been told, and one that is just
+  # being started has no environment for a moment
+  if [[ $CODE -gt 128 ]]; then
+    looks=2
+    xargs -r kill -TERM <<<"$(ranks_left)" 2>/dev/null || true
+  fi
+  while ((tries-- > 0)); do
     left=$(ranks_left)
-    if [[ -n $left ]]; then looks=2; else looks=$((looks - 1)); fi
+    [[ -n $left ]] || ((--looks > 0)) || break
     sleep 0.25
   done
   [[ -z $left ]] || xargs kill -KILL <<<"$left" 2>/dev/null || true

@@ -118,6 +118,8 @@ def _ask(fields: Mapping[str, str], timeout: float) -> str:
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C isn't its business
+            # launch.sh takes whoever has this for a rank, and would wait for it
+            env={k: v for k, v in os.environ.items() if k != "FUSIONRUN_EXIT_FILE"},
         )
     except OSError:
         return ""
