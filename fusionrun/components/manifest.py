@@ -49,6 +49,7 @@ class Manifest:
     seed: int | None = None
     alpha: float | None = None
     weights: str | None = None  # hash of all of them
+    micro_batch: int | None = None  # images whose batch statistics it had; None: whole batches
     threads: int | None = None
     device: str | None = None
     launch: dict[str, Any] = field(default_factory=dict)

@@ -63,6 +63,7 @@ class ComponentInfo:
     expert: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)  # that it was trained with
     own_classes: list[int] = field(default_factory=list)  # an expert's that alone have outputs
+    micro_batch: int | None = None  # images whose batch statistics it had; None: whole batches
 
 
 class Component(NamedTuple):

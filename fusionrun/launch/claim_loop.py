@@ -20,6 +20,7 @@ from fusionrun.launch.reading import read_context
 from fusionrun.launch.resume import ended_before, is_done
 from fusionrun.launch.shutdown import StopSignals
 from fusionrun.launch.task_reporter import TaskReporter
+from fusionrun.launch.waiting import attempts
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Outcome, Record, write_outcome
 from fusionrun.study.context import RunContext
@@ -93,16 +94,15 @@ class ClaimLoop:
                     f"starts on rank {self.rank_info.rank}, {self.device}, {self.threads} threads"
                 )
                 try:
-                    for need in task.needs:
-                        if self.queue.outcome(need) != "done":
-                            log_file = layout.task_log(need)
-                            raise TaskError(f"can't start: {need} failed; see {log_file}")
+                    self._require_needs(task)
                     is_done(self.study, task)  # raises for the result of another experiment
                     count_start(self.study, task, self.rank_info.rank)
-                    if isinstance(task, ExpertTask):
-                        train_task.train_expert(context, task, reporter)
-                    else:
-                        train_task.train_row(context, task, reporter)
+                    for attempt in attempts(context, reporter):
+                        with attempt:
+                            if isinstance(task, ExpertTask):
+                                train_task.train_expert(context, task, reporter)
+                            else:
+                                train_task.train_row(context, task, reporter)
                     log.line("done")
                 except StopRequested:
                     log.line("stopped; the same command resumes from this checkpoint")
@@ -142,6 +142,12 @@ class ClaimLoop:
     @property
     def _device_note(self) -> Path:
         return self.study.layout.rank_device(self.rank_info.rank)
+
+    def _require_needs(self, task: Task) -> None:
+        for need in task.needs:
+            if self.queue.outcome(need) != "done":
+                log_file = self.study.layout.task_log(need)
+                raise TaskError(f"can't start: {need} failed; see {log_file}")
 
     def _open_context(self, claimed: Task) -> RunContext:
         """Load the data; what hinders that is told to those who wait for the claimed task."""

@@ -36,6 +36,7 @@ def component_info(
         epoch=trainer.best.epoch,
         val_accuracy=trainer.best.val_accuracy,
         own_classes=list(part.own_classes) if isinstance(part, Expert) else [],
+        micro_batch=trainer.fitting.micro_batch,
         **more,
     )
 

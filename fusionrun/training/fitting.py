@@ -69,6 +69,7 @@ class Fitting:
         recompute: bool | Literal["auto"],
     ) -> None:
         self.micro_batch = None if micro_batch == "auto" else micro_batch
+        self.parts = Parts()  # of what validates
         self._may_shrink = micro_batch == "auto"
         self._may_recompute = recompute == "auto"
         self._model = model
@@ -79,6 +80,11 @@ class Fitting:
         for buffer in model.buffers():
             by_type.setdefault(buffer.dtype, []).append(buffer)
         self._moving = [(of, [each.clone() for each in of]) for of in by_type.values()]
+
+    @staticmethod
+    def is_short(error: Exception) -> bool:
+        """Whether an attempt failed for a lack of memory."""
+        return is_out_of_memory(error)
 
     def remember(self) -> None:
         """Keep the running statistics as they are before an attempt."""

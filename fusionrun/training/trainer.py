@@ -10,13 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fusionrun.common.device_errors import is_out_of_memory
 from fusionrun.common.seeds import derive_seed
 from fusionrun.data.loader import Batch, ResidentLoader
+from fusionrun.training import errors
 from fusionrun.training.checkpoint import ResumeFile
 from fusionrun.training.epoch import BestEpoch, EpochMetrics, Meter, Progress, Reporter
-from fusionrun.training.errors import ShortOfMemoryError, StopRequested, TaskError
-from fusionrun.training.fitting import Fitting, Parts
+from fusionrun.training.fitting import Fitting
 from fusionrun.training.guard import Guard
 from fusionrun.training.identity import THREADS, Identity
 from fusionrun.training.inference import collect_logits, forward_heads, validation_scores
@@ -91,7 +90,6 @@ class Trainer:
     def __post_init__(self) -> None:
         optimisation = self.optimisation
         self.fitting = Fitting(self.model, optimisation.micro_batch, optimisation.recompute)
-        self._parts = Parts()  # of the validation
         self.device = self.optimisation.head_weights.device
         self.history: list[EpochMetrics] = []
         self.best = BestEpoch()
@@ -115,7 +113,7 @@ class Trainer:
                     self.train_step(batch)
                     self.after_step()
                 self.finish_epoch()
-        except ShortOfMemoryError:  # of a step that changed nothing, or a validation
+        except errors.ShortOfMemoryError:  # of a step that changed nothing, or a validation
             self.save()
             raise
         return self.best
@@ -157,7 +155,7 @@ class Trainer:
                 norm = self._guard.clip(optimisation.groups)
                 break
             except Exception as error:  # whose traceback holds the activations until it's left
-                if not is_out_of_memory(error):
+                if not self.fitting.is_short(error):
                     raise
             parts.clear()
             optimisation.optimizer.zero_grad()
@@ -186,7 +184,7 @@ class Trainer:
         self._step += 1
         if self.stop_requested():
             self.save()
-            raise StopRequested
+            raise errors.StopRequested
         if time.monotonic() - self._last_report < REPORT_SECONDS:
             return
         self._last_report = time.monotonic()
@@ -258,13 +256,15 @@ class Trainer:
         the accuracy of the mean of the experts' probabilities, where there are experts.
         """
         validation, precision = self.loaders.validation, self.optimisation.precision
-        return validation_scores(*collect_logits(self.model, validation, precision, self._parts))
+        return validation_scores(
+            *collect_logits(self.model, validation, precision, self.fitting.parts)
+        )
 
     def _check_finite(self) -> None:
         seen = self._guard.seen()
         if seen.problem:
             amp = "runtime.amp=off, or " if self.optimisation.precision.is_half else ""
-            raise TaskError(
+            raise errors.TaskError(
                 f"{seen.problem} in epoch {len(self.history) + 1}, step {seen.bad_step + 1} of "
                 f"{len(self.loaders.train)}; no update was made with it, and the last checkpoint "
                 f"is kept. Try {amp}a smaller learning rate in another output_dir"
@@ -312,7 +312,7 @@ class Trainer:
             return
         if "settings" not in state:
             keys = ", ".join(sorted(map(str, state))[:4])
-            raise TaskError(
+            raise errors.TaskError(
                 f"{file.path}: found a checkpoint with the keys {keys}, expected a resume state; "
                 f"move it away to start over"
             )
