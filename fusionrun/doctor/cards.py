@@ -39,6 +39,7 @@ class RowOnCards:
     batch: int
     need: float  # bytes of a GPU, for the whole batch at once
     fits: Mapping[str, int]  # {card: images at a time, a half, a quarter ... of the batch; or 0}
+    twice: frozenset[str]  # cards on which its experts must be computed twice for that
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Cards:
 
     @property
     def all_fit(self) -> bool:
-        return all(images == row.batch for row in self.rows for images in row.fits.values())
+        return not any(row.twice for row in self.rows) and all(
+            images == row.batch for row in self.rows for images in row.fits.values()
+        )
 
     @property
     def finding(self) -> Finding:
@@ -64,8 +67,8 @@ def rows_on_cards(
     context: RunContext, estimate: Estimate, devices: Sequence[torch.device]
 ) -> Cards:
     """By what was measured here: on a GPU what torch reserved, on a CPU what autograd keeps."""
-    amp = context.study.recipe.runtime.amp
-    is_half = amp != "off"
+    runtime = context.study.recipe.runtime
+    is_half, recompute = runtime.amp != "off", runtime.recompute
     cards = dict(CARDS)
     for device in devices:
         if (memory := total_memory(device)) is not None:
@@ -77,12 +80,18 @@ def rows_on_cards(
     images = data.train_images.nbytes + data.test_images.nbytes  # which each rank has there
     rows: dict[tuple[str, str], RowOnCards] = {}
     for row, timing in ((each.row, each.timing) for each in estimate.rows):
-        if timing is not None and timing.activations is not None:
+        # where experts were computed twice, what one needs meanwhile wasn't seen
+        if timing is not None and timing.activations is not None and recompute is not True:
             grows = reserved * share * timing.activations / timing.full_batch
             still = CONTEXT_BYTES + images + reserved * timing.fixed
-            fits = {name: _at_once(memory - still, grows, timing) for name, memory in cards.items()}
             need = still + grows * timing.full_batch
-            rows[row.model, row.method] = RowOnCards(row, timing.full_batch, need, fits)
+            short = [name for name, memory in cards.items() if need > memory]
+            twice = frozenset(short if recompute and len(row.experts) > 1 else ())
+            fits = {}
+            for name, memory in cards.items():  # computed twice, one expert's at a time are kept
+                each = grows / len(row.experts) if name in twice else grows
+                fits[name] = _at_once(memory - still, each, timing)
+            rows[row.model, row.method] = RowOnCards(row, timing.full_batch, need, fits, twice)
     return Cards(list(rows.values()), is_half)
 
 

@@ -224,7 +224,11 @@ def _check_memory(
         f"{size(free)} free {where}"
     )
     advice = "start fewer ranks, or set a smaller fusion.batch_size and experts.batch_size"
+    shrinks = context.study.recipe.fusion.micro_batch == "auto" and context.device.type == "cuda"
     if need <= 0.9 * free:
         yield Finding("memory", "pass", found)
+    elif shrinks and len(largest) > 1:  # alone each of them has been seen to fit
+        advice = "they would train in smaller micro-batches; start fewer ranks, and they needn't"
+        yield Finding("memory", "warn", found, advice)
     else:
         yield Finding("memory", "fail" if need > free and not guessed else "warn", found, advice)

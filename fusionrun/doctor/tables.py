@@ -20,8 +20,9 @@ NOTE = (
 SCALED = " ~: a smaller batch was timed (images of it/of a full one), the rest is extrapolated."
 
 CARDS_NOTE = (
-    "needs: of a GPU's memory, for a whole batch at once, one row a GPU; by 64: not more images at "
-    "a time, which is what batch norm sees then (fusion.micro_batch); no: not even two."
+    "needs: of a GPU's memory, for a whole batch at once, one row a GPU; twice: if experts are "
+    "computed twice (runtime.recompute); by 64: not more images at a time, which is what batch "
+    "norm sees then (fusion.micro_batch); no: not even two."
 )
 
 
@@ -85,7 +86,9 @@ def cards_table(cards: Cards) -> Table:
     def fits(card: str) -> Column:
         def cell(row: RowOnCards) -> str:
             images = row.fits[card]
-            return "yes" if images == row.batch else f"by {images}" if images else "no"
+            if images == row.batch:
+                return "twice" if card in row.twice else "yes"
+            return f"by {images}" if images else "no"
 
         return Column(card, "written", cell)
 

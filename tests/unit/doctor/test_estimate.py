@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -136,15 +137,30 @@ def test_memory_of_all_ranks_together(
     assert states(numbers.findings) == ([] if state is None else [state])
 
 
-@pytest.mark.parametrize(("gpus", "state", "crowd"), [(2, "pass", 1), (1, "fail", 2)])
+@pytest.mark.parametrize(
+    ("gpus", "micro_batch", "state", "crowd"),
+    [(2, None, "pass", 1), (1, None, "fail", 2), (1, "auto", "warn", 2)],
+)
 def test_ranks_that_share_a_gpu(
-    gpus: int, state: str, crowd: float, context: RunContext, monkeypatch: pytest.MonkeyPatch
+    gpus: int,
+    micro_batch: Literal["auto"] | None,
+    state: str,
+    crowd: float,
+    context: RunContext,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two ranks of 5 GiB each: one of them fits into 8 GiB, two don't, and each is half as fast."""
+    """Two ranks of 5 GiB each: one of them fits into 8 GiB, two don't, and each is half as fast.
+
+    Where micro-batches may shrink, they would: no launch fails by it.
+    """
     see_gpus(monkeypatch, gpus)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (6 * 2**30, 9 * 2**30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: 2 * 2**30)
-    on_gpu = replace(context, device=torch.device("cuda", 0))
+    recipe = replace(
+        context.study.recipe, fusion=replace(context.study.recipe.fusion, micro_batch=micro_batch)
+    )
+    study = replace(context.study, recipe=recipe)
+    on_gpu = replace(context, study=study, device=torch.device("cuda", 0))
     timing = fixed_timing(1, 5 * 2**30)
     outcomes: dict[str, Timing | Exception] = {"row": timing, "expert": timing}
     numbers = estimate_with(on_gpu, monkeypatch, outcomes, gpus=gpus)
