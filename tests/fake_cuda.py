@@ -189,6 +189,7 @@ def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[Watch]:
         for owner, name, value in (
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             (torch.autograd, "backward", _backward),
+            (torch._C, "_current_graph_task_id", lambda: 0),  # by which checkpoints know it
             (FakeTensor, "tolist", lambda tensor: watch.tolist(tensor)),
             (FakeTensorMode, "avoid_device_init", True),  # no tensor makes torch look for a driver
             # Module.to() refuses to change what is referred to weakly, as fakes are

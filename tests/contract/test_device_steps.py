@@ -146,6 +146,23 @@ def test_no_step_of_a_control_waits(on_host: RunContext, control: str) -> None:
         assert watch.waits == []
 
 
+@every_precision
+@pytest.mark.parametrize("model", BUILDERS)
+def test_no_step_that_computes_experts_twice_waits(
+    on_host: RunContext, model: str, precision: str
+) -> None:
+    amp, capability, dtype = PRECISIONS[precision]
+    task = on_host.study.row_tasks[ROWS.index((model, "concatenation"))]
+    with fake_cuda(capability) as watch:
+        trainer = trainer_on_card(on_host, task, amp)
+        assert trainer.model.recompute_experts()
+        types = types_of_convolutions(trainer.model)
+        watch.waits.clear()
+        train(trainer, steps=2)
+        assert watch.waits == []
+        assert types == {dtype}
+
+
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_no_batch_waits(on_host: RunContext, name: str) -> None:
     """In micro-batches, too."""
