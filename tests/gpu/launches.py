@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from fusionrun.common.text import plural
 from fusionrun.components.manifest import read_manifest
 from tests.bench.measure import Bench
 from tests.chaos import command_line, descendants
@@ -166,8 +167,14 @@ def broken_task(bench: Bench) -> Verdict:
     starts = sum(
         path.read_text().count(" started again") for path in folder.glob("logs/rank-*.log")
     )
+    if not starts:
+        wrong.append("the rank that met it was never started again")
     notes = {name: outcome.get("note", "") for name, outcome in outcomes.items()}
-    return judged(wrong, "it alone failed", {"restarts": starts, "notes": notes})
+    return judged(
+        wrong,
+        f"it alone failed, after {plural(starts, 'restart')}",
+        {"restarts": starts, "notes": notes},
+    )
 
 
 def demo(bench: Bench) -> Verdict:
