@@ -11,7 +11,7 @@ from fusionrun.common.distributed import RankInfo
 from fusionrun.common.exit_status import ExitStatus
 from fusionrun.launch.claim_loop import ClaimLoop
 from fusionrun.launch.last_words import print_last_words
-from fusionrun.launch.rank_log import redirect_output, remove_if_empty
+from fusionrun.launch.rank_log import keep_errors, redirect_output, remove_if_empty
 from fusionrun.launch.session import Session, open_session
 from fusionrun.launch.shutdown import (
     StopSignals,
@@ -103,6 +103,8 @@ def begin(
     session = open_session(study, rank_info, store, stop.check, only_failed=only_failed)
     if rank_info.rank > 0:
         redirect_output(session.study.layout.rank_log(rank_info.rank))
+    elif rank_info.restarts_left:
+        keep_errors(session.study.layout.rank_log(0))
     elif rank_info.has_launcher:
         faulthandler.enable()  # torchrun doesn't say what a signal killed in native code
     return store, session

@@ -76,3 +76,52 @@ def test_who_said_nothing_leaves_no_file(tmp_path: Path) -> None:
     path.write_text("x")
     remove_if_empty(path)
     assert path.exists()
+
+
+KEEPS = """
+import os, sys
+from pathlib import Path
+from fusionrun.launch.rank_log import keep_errors
+keep_errors(Path(sys.argv[1]))
+print("fusionrun: said by Python", file=sys.stderr)
+os.write(2, b"libdriver: ECC error\\n")
+print("on stdout")
+sys.stdout.flush()
+os.kill(os.getpid(), 11)
+"""
+
+
+def test_of_the_rank_with_the_terminal_what_native_code_says_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "logs/rank-0.log"
+    done = subprocess.run(
+        [sys.executable, "-c", KEEPS, str(path)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == -11
+    assert (done.stdout, done.stderr) == ("on stdout\n", "fusionrun: said by Python\n")
+    kept = path.read_text()
+    assert "said by Python\nlibdriver: ECC error\nFatal Python error" in kept
+    assert last_words(path, 0) == "libdriver: ECC error"
+
+
+def test_what_died_before_it_had_a_folder_is_kept_too(tmp_path: Path) -> None:
+    torchruns = [tmp_path / f"torchrun/attempt_{number}/1/stderr.log" for number in range(2)]
+    for path in torchruns:
+        path.parent.mkdir(parents=True)
+    torchruns[0].write_text("ImportError: libcudart.so\n")
+    log = tmp_path / "out/logs/rank-1.log"
+    with torchruns[1].open("wb") as file:
+        file.write(b"a warning of this one\n")
+        file.flush()
+        subprocess.run(
+            [sys.executable, "-c", DIES, str(log), "its own\n", ""],
+            env=environment(),
+            stderr=file,
+            timeout=60,
+            check=True,
+        )
+    assert log.read_text() == "ImportError: libcudart.so\na warning of this one\nits own\n"
+    assert [path.read_text() for path in torchruns] == ["", ""]
