@@ -24,6 +24,7 @@ from fusionrun.robustness.ood_images import OODImages, built_in_sets, read_ood_i
 from fusionrun.robustness.row_under_test import RowUnderTest
 from fusionrun.robustness.schema import OODSet, Robustness
 from fusionrun.study.context import RunContext
+from fusionrun.training.fitting import Parts
 from fusionrun.training.inference import forward_heads
 from fusionrun.training.precision import keep_casts
 
@@ -106,6 +107,7 @@ def answers(
 ) -> Iterator[tuple[RowUnderTest, Tensor]]:
     """Each row's logits (N, H, C) of all batches, on the CPU; those with a problem are left out."""
     logits: dict[str, list[Tensor]] = {each.row.name: [] for each in rows}
+    parts = {each.row.name: Parts() for each in rows}
 
     def ask(each: RowUnderTest, batch: Batch) -> Tensor:
         with context.precision.autocast(context.device):
@@ -116,7 +118,9 @@ def answers(
             for each in rows:
                 if each.row.name not in failures:
                     with noted(each.row, failures):
-                        logits[each.row.name] += each.parts.of([batch], partial(ask, each))
+                        logits[each.row.name] += parts[each.row.name].of(
+                            [batch], partial(ask, each)
+                        )
     for each in rows:
         if each.row.name not in failures:
             yield each, torch.cat(logits.pop(each.row.name)).cpu()

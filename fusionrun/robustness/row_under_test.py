@@ -26,7 +26,6 @@ from fusionrun.robustness.schema import (
 from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
 from fusionrun.training.checkpoint import CheckpointError
-from fusionrun.training.fitting import Parts
 
 # of (N, C) scores; energy means nothing of probabilities that were averaged: theirs sum to one
 CONFIDENCES = {"max_probability": max_probability, "energy": negative_energy}
@@ -42,7 +41,6 @@ class RowUnderTest:
     model: nn.Module
     epoch: int
     best: int | None  # expert on validation; None: a single network
-    parts: Parts = field(default_factory=Parts)  # of the batches, where memory is short
     accuracies: dict[ImageCondition, dict[str, float]] = field(default_factory=dict)  # by method
     confidences: Confidences = field(default_factory=dict)  # in the clean images
     ood: list[OODResult] = field(default_factory=list)
