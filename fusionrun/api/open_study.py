@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -109,6 +110,9 @@ def process_as_found() -> Iterator[None]:
     """Training sets torch up as it needs it; afterwards it is as the caller had it."""
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     deterministic = torch.are_deterministic_algorithms_enabled()
+    cudnn: Any = torch.backends.cudnn  # whose `conv` mypy doesn't know
+    convolutions = cudnn.conv.fp32_precision
+    products = torch.backends.cuda.matmul.fp32_precision
     fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     try:
         with torch.random.fork_rng(devices=[]):
@@ -118,3 +122,7 @@ def process_as_found() -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = benchmark
+        if cudnn.conv.fp32_precision != convolutions:
+            cudnn.allow_tf32 = convolutions == "tf32"
+        if torch.backends.cuda.matmul.fp32_precision != products:
+            torch.backends.cuda.matmul.allow_tf32 = products == "tf32"

@@ -52,6 +52,7 @@ class Manifest:
     micro_batch: int | None = None  # images whose batch statistics it had; None: whole batches
     threads: int | None = None
     device: str | None = None
+    # that finished it: where, computed with what; `earlier` ones that worked on it, too
     launch: dict[str, Any] = field(default_factory=dict)
     experts_from: list[str] | None = None
     notes: list[str] = field(default_factory=list)  # what was left out, converted or guessed

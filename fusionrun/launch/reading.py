@@ -5,11 +5,13 @@ from typing import Any
 import torch
 
 from fusionrun.common.distributed import RankInfo
+from fusionrun.common.hardware import hardware
 from fusionrun.components.starting_experts import with_origin_notes
 from fusionrun.launch.shutdown import StopSignals
 from fusionrun.monitor.record import Record
 from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.study import Study
+from fusionrun.training.precision import Precision
 
 
 def read_context(
@@ -24,12 +26,15 @@ def read_context(
 
     Raises StopRequested when a stop signal comes meanwhile, and all that reading data raises.
     """
+    runtime = study.recipe.runtime
+    precision = Precision.of(runtime.amp, runtime.tf32, device).name
     launch: dict[str, Any] = {
         "job_id": rank_info.job_id,
         "nodes": rank_info.nodes,
         "restarts": rank_info.restarts,
         "rank": rank_info.rank,
         "host": rank_info.host,
+        **hardware(device, precision, tf32=runtime.tf32),
     }
 
     def note(text: str) -> None:

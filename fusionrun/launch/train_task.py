@@ -83,7 +83,7 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
         "weights": weights,
         "threads": context.threads,
         "device": str(context.device),
-        "launch": dict(context.launch),
+        "launch": {**context.launch, "earlier": trainer.launches},
         "notes": list(context.data.notes),
     }
     files = context.study.layout.row(row.model, row.variant)

@@ -168,6 +168,7 @@ def _trainer(
         identity=context.identity(task, weights_in(sources)),
         every_epochs=often.every_epochs,
         every_minutes=often.every_minutes,
+        launch=context.launch,
     )
     schedule = Schedule(task.epochs, seed)
     return Trainer(

@@ -2,14 +2,15 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fusionrun.common.hardware import computes_on
 from fusionrun.common.seeds import derive_seed
 from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.training import errors
@@ -69,6 +70,7 @@ class Checkpointing:
     identity: Identity  # a state of another one is refused
     every_epochs: int
     every_minutes: float
+    launch: Mapping[str, Any] = field(default_factory=dict)  # that works on it now, for the records
 
 
 @dataclass
@@ -93,6 +95,7 @@ class Trainer:
         self.device = self.optimisation.head_weights.device
         self.history: list[EpochMetrics] = []
         self.best = BestEpoch()
+        self.launches: list[dict[str, Any]] = []  # that worked on the task before this one
         self._step = 0  # done in the current epoch
         self._seconds = 0.0  # spent in the current epoch
         self._meter = Meter(self.optimisation.head_weights)  # of the current epoch
@@ -293,6 +296,7 @@ class Trainer:
                 "seconds": self._seconds,
                 **self.fitting.state(),
                 "meter": self._meter.state(),
+                "launches": [*self.launches, dict(self.checkpointing.launch)],
                 "loss_scale": self._guard.state(),
                 "model": self.model.state_dict(),
                 "optimizer": self.optimisation.optimizer.state_dict(),
@@ -322,6 +326,14 @@ class Trainer:
             self.reporter.message(
                 f"was begun with {before} CPU threads and continues with {now}: its numbers will "
                 f"differ in their last digits from those of an uninterrupted run"
+            )
+        self.launches = state.get("launches", [])  # none in older versions' states
+        launch = self.checkpointing.launch
+        so_far = computes_on(self.launches[-1]) if self.launches else ""
+        if so_far and so_far != computes_on(launch):
+            self.reporter.message(
+                f"was trained on {so_far} so far and continues on {computes_on(launch)}: its "
+                f"numbers will differ from those of an uninterrupted run"
             )
         self.model.load_state_dict(state["model"])
         load_optimizer(self.optimisation.optimizer, state["optimizer"])

@@ -5,7 +5,7 @@ A host that waits once a step leaves the card idle for as long as it takes to as
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -59,7 +59,8 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     rows = [f"{{model: {model}, fusion: {fusion}}}" for model, fusion in ROWS]
     rows += [f"{rows[0][:-1]}, control: {control}}}" for control in CONTROLS]
     plain = ("fusion.augmentation=none", "experts.augmentation=none")  # they have a test below
-    recipe = load_recipe(path, [f"rows=[{', '.join(rows)}]", "fusion.dim=8", *plain])
+    changes = [f"rows=[{', '.join(rows)}]", "fusion.dim=8", f"output_dir={path.parent / 'out'}"]
+    recipe = load_recipe(path, [*changes, *plain])
     study = plan_study(recipe, "recipe")
     return open_context(study, torch.device("cpu"), 1, progress=lambda text: None)
 
@@ -276,16 +277,56 @@ def test_the_best_epoch_is_waited_for_once(on_host: RunContext) -> None:
         assert watch.waits == ["synchronize", "synchronize"]
 
 
-def test_deterministic_does_not_fill_every_new_tensor(
+@pytest.fixture
+def opened(
     on_host: RunContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = on_host.study
-    recipe = replace(study.recipe, runtime=replace(study.recipe.runtime, deterministic=True))
-    data = on_host.data, on_host.splits
-    monkeypatch.setattr(context_module, "load_data", lambda *arguments, **named: data)
-    with fake_cuda(), process_as_found():
-        study = replace(study, recipe=recipe)
-        open_context(study, CUDA, 1, progress=lambda text: None)
+) -> Callable[..., contextlib.AbstractContextManager[None]]:
+    """A context in which the study, with this `runtime`, is opened on a card."""
+
+    @contextlib.contextmanager
+    def open_on_card(**runtime: Any) -> Iterator[None]:
+        recipe = on_host.study.recipe
+        recipe = replace(recipe, runtime=replace(recipe.runtime, **runtime))
+        data = on_host.data, on_host.splits
+        monkeypatch.setattr(context_module, "load_data", lambda *arguments, **named: data)
+        with fake_cuda(), process_as_found():
+            study = replace(on_host.study, recipe=recipe)
+            open_context(study, CUDA, 1, progress=lambda text: None)
+            yield
+
+    return open_on_card
+
+
+def test_deterministic_does_not_fill_every_new_tensor(opened: Any) -> None:
+    with opened(deterministic=True):
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.utils.deterministic.fill_uninitialized_memory
     assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+@pytest.mark.parametrize("products", [True, False])  # as the caller has them
+def test_tf32_off_is_float32_and_what_the_caller_had_comes_back(
+    opened: Any, products: bool
+) -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    try:
+        matmul.allow_tf32 = products
+        with opened():
+            assert (cudnn.allow_tf32, matmul.allow_tf32) == (True, products)
+        with opened(tf32=False):
+            assert (cudnn.allow_tf32, matmul.allow_tf32) == (False, False)
+        assert (cudnn.allow_tf32, matmul.allow_tf32) == (True, products)
+    finally:
+        matmul.allow_tf32 = False
+
+
+def test_torchs_newer_way_to_forbid_tf32_is_respected(opened: Any) -> None:
+    """A notebook has set it so; torch raises where its older way is asked afterwards."""
+    cudnn: Any = torch.backends.cudnn
+    try:
+        cudnn.conv.fp32_precision = "ieee"
+        with opened():
+            pass
+        assert cudnn.conv.fp32_precision != "tf32"
+    finally:
+        cudnn.allow_tf32 = True

@@ -162,6 +162,7 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
         "identity": Identity(SETTINGS, {}),
         "every_epochs": 1,
         "every_minutes": 1e9,
+        "launch": {},
     }
     assert changes.keys() <= wanted.keys()
     wanted |= changes
@@ -181,7 +182,11 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
         ),
         Schedule(wanted["epochs"], wanted["seed"]),
         Checkpointing(
-            ResumeFile(path), wanted["identity"], wanted["every_epochs"], wanted["every_minutes"]
+            ResumeFile(path),
+            wanted["identity"],
+            wanted["every_epochs"],
+            wanted["every_minutes"],
+            wanted["launch"],
         ),
         diary,
         lambda: False,
@@ -416,6 +421,39 @@ def test_augmentation_and_dropout_differ_between_all_steps(path: Path) -> None:
     kit.trainer.model.register_forward_pre_hook(look)
     kit.trainer.run()
     assert len(set(images)) == len(set(generators)) == TOTAL
+
+
+def test_another_card_or_precision_is_said_once_and_every_launch_is_known(path: Path) -> None:
+    v100 = {"rank": 0, "gpu": "Tesla V100", "precision": "fp16"}
+    h100 = {"rank": 2, "gpu": "NVIDIA H100", "precision": "bf16"}
+    h100_off = {**h100, "precision": "tf32"}
+    said = []
+    for steps, launch in enumerate((v100, v100, h100, h100, h100_off), start=1):
+        kit = make_kit(path, launch=launch)
+        stop_after(kit, 1)
+        assert kit.trainer.launches == [v100, v100, h100, h100, h100_off][: steps - 1]
+        said.append([text for text in kit.diary.messages if "so far" in text])
+    first, second, third = "Tesla V100 in fp16", "NVIDIA H100 in bf16", "NVIDIA H100 in tf32"
+    otherwise = "its numbers will differ from those of an uninterrupted run"
+    assert said == [
+        [],
+        [],
+        [f"was trained on {first} so far and continues on {second}: {otherwise}"],
+        [],
+        [f"was trained on {second} so far and continues on {third}: {otherwise}"],
+    ]
+
+
+def test_a_state_of_an_older_version_knows_no_card(path: Path) -> None:
+    for older in ({}, {"job_id": None, "rank": 0}):
+        stop_after(make_kit(path, launch=older), 1)
+        state = load(path)
+        if not older:
+            del state["launches"]
+        save(path, state)
+        kit = make_kit(path, launch={"gpu": "NVIDIA H100", "precision": "bf16"})
+        stop_after(kit, 1)
+        assert not any("so far" in text for text in kit.diary.messages)
 
 
 # --- bad numbers ---------------------------------------------------------------------------------
