@@ -28,7 +28,7 @@ from fusionrun.study.queue import Queue
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, Task
 from fusionrun.tables.headline import too_few
-from fusionrun.training.errors import StopRequested, TaskError
+from fusionrun.training import errors
 
 
 @dataclass
@@ -72,7 +72,7 @@ class ClaimLoop:
                     record.progress_count += 1
                     time.sleep(0.2)
             record.state = "stopped" if self.stop.requested() else "finished"
-        except StopRequested:
+        except errors.StopRequested:
             record.state = "stopped"
         except USER_ERRORS as error:
             record.note, record.state = in_words(error), "failed"
@@ -104,14 +104,14 @@ class ClaimLoop:
                             else:
                                 train_task.train_row(context, task, reporter)
                     log.line("done")
-                except StopRequested:
+                except errors.StopRequested:
                     log.line("stopped; the same command resumes from this checkpoint")
                     layout.crashes(task.name).unlink(missing_ok=True)
                     raise
                 finally:
                     reporter.close(hurried=self.stop.requested())
             outcome = reporter.outcome(self.rank_info.rank)
-        except StopRequested:
+        except errors.StopRequested:
             raise
         except Exception as error:
             broken = leave_if_broken(error, self.study, task, self.rank_info, self.device)
@@ -134,7 +134,7 @@ class ClaimLoop:
         word = "done" if outcome.state == "done" else outcome.note
         self.queue.close(task, word, outcome.seconds)
         if broken:
-            raise TaskError(
+            raise errors.TaskError(
                 f"{broken}: this process can't use {self.device} any more, and nobody starts it "
                 f"again; the same command goes on with what is left"
             )
@@ -147,14 +147,14 @@ class ClaimLoop:
         for need in task.needs:
             if self.queue.outcome(need) != "done":
                 log_file = self.study.layout.task_log(need)
-                raise TaskError(f"can't start: {need} failed; see {log_file}")
+                raise errors.TaskError(f"can't start: {need} failed; see {log_file}")
 
     def _open_context(self, claimed: Task) -> RunContext:
         """Load the data; what hinders that is told to those who wait for the claimed task."""
         self.record.state, self.record.note = "starting", "reads the data"
         try:
             context = self._read(self.device)
-        except StopRequested:
+        except errors.StopRequested:
             raise
         except Exception as error:
             leave_if_broken(error, self.study, claimed, self.rank_info, self.device)
