@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fusionrun.training import guard as guards
-from fusionrun.training import trainer as loop
 from fusionrun.training.checkpoint import load, save
-from fusionrun.training.errors import TaskError
+from fusionrun.training.errors import StopRequested, TaskError
 from fusionrun.training.guard import FIRST_SCALE, LARGEST_SCALE, LOST_STEPS, LOWEST_SCALE, Guard
 from fusionrun.training.optim import Group, adamw, cosine_to_zero, sgd
 from fusionrun.training.precision import FP32, Precision
@@ -176,7 +175,7 @@ def test_an_overflow_changes_no_weight_and_is_said(path: Path, kind: str) -> Non
     overflow_at(kit, 1, 2, 5)
     kit.trainer.stop_requested = lambda: kit.counter.steps >= 2
     before = parameters(kit.trainer.model)
-    with pytest.raises(loop.StopRequested):
+    with pytest.raises(StopRequested):
         kit.trainer.run()
     after = parameters(kit.trainer.model)
     assert all(torch.equal(after[name], before[name]) for name in before)
