@@ -9,41 +9,42 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from fusionrun.common.gpus import read_gpus
-from fusionrun.common.wheels import CPU, WHEELS, Wheel, choose_wheel
+from fusionrun.common.gpus import Gpu, read_gpus
+from fusionrun.common.wheels import CPU, WHEELS, Wheel, choose_wheel, driver_number
 
 PATIENCE = 30.0  # seconds; a sick driver can keep nvidia-smi for ever
 # names that clusters give to GPUs which PyPI's torch has left
-OLDER_GPUS = re.compile(r"v100|volta|titan|p100|p[46]0?\b|pascal|gtx|[mk][468]0|maxwell", re.I)
-SIZES = {CPU: "about 1 GB"}
-FULL_SIZE = "about 6 GB"
+OLDER_GPUS = re.compile(
+    r"v100|volta|titan|p100|p[46]0?\b|p[1-6]\d00|pascal|gtx|10[5-8]0|[mk][468]0|maxwell", re.I
+)
 
 
 def main(words: list[str]) -> int:
     """pip's exit status, 0 when all is there."""
-    wheel, found = look_around()
-    say(f"{found}: torch from {wheel.index or 'PyPI'}, {SIZES.get(wheel, FULL_SIZE)}")
+    gpus = read_gpus(PATIENCE)
+    wheel, why = choose(gpus)
+    say(f"{why}: {in_words(wheel, gpus)}")
     if wheel.index:
+        instead = f"instead {in_words(WHEELS[0], gpus)}"
         version = newest_version(wheel)
         if version is None:
-            say(f"{wheel.index} isn't reached, or lacks this Python: PyPI's instead, {FULL_SIZE}")
+            say(f"{wheel.index} isn't reached, or lacks this Python; {instead}")
         elif not install(version, wheel):
-            say(f"torch {version} can't be used, see above: PyPI's instead, {FULL_SIZE}")
+            say(f"torch {version} can't be used, see above; {instead}")
     return pip("install", *words)
 
 
-def look_around() -> tuple[Wheel, str]:
+def choose(gpus: Sequence[Gpu]) -> tuple[Wheel, str]:
     """The packages for this machine, or for the cluster that it belongs to, and why."""
-    if gpus := read_gpus(PATIENCE):
+    if gpus:
         driver = gpus[0].driver
-        wheel = choose_wheel([gpu.capability for gpu in gpus], driver)
         names = Counter(gpu.name for gpu in gpus)
         found = ", ".join(f"{count} x {name}" for name, count in names.items())
-        lost = sorted({gpu.name for gpu in gpus if not wheel.runs_on(gpu.capability, driver)})
-        found += f", driver {driver or 'unknown'}"
-        return wheel, found + (f", which can't run it on {', '.join(lost)}" if lost else "")
+        wheel = choose_wheel([gpu.capability for gpu in gpus], driver)
+        return wheel, f"{found}, driver {driver or 'unknown'}"
     if Path("/dev/nvidia0").exists():
         return WHEELS[0], "a GPU of which nvidia-smi tells nothing"
     # set up where jobs are submitted, for nodes that have the GPUs
@@ -51,6 +52,17 @@ def look_around() -> tuple[Wheel, str]:
         older = next(wheel for wheel in WHEELS if wheel.label == "cu126")
         return older if OLDER_GPUS.search(gres) else WHEELS[0], f"Slurm has {gres}"
     return CPU, "no NVIDIA GPU"
+
+
+def in_words(wheel: Wheel, gpus: Sequence[Gpu]) -> str:
+    """Where its torch is from, how large it is, and which of `gpus` can't use it."""
+    lacks = []
+    if lost := sorted({gpu.name for gpu in gpus if not wheel.has_kernels_for(gpu.capability)}):
+        lacks.append(f"has no kernels for {', '.join(lost)}")
+    if gpus and driver_number(gpus[0].driver) < wheel.driver:
+        lacks.append(f"needs driver {wheel.driver} or newer")
+    words = f"torch from {wheel.index or 'PyPI'}, {'about 1 GB' if wheel == CPU else 'about 6 GB'}"
+    return words + (f", which {' and '.join(lacks)}" if lacks else "")
 
 
 def cluster_gpus() -> str:

@@ -45,6 +45,9 @@ def check_device(study: Study, ranks: int) -> Iterator[Finding]:
         unusable = list(_without_kernels(names, gpus))
         own = [of_device(gpus, torch.device("cuda", index)) for index in range(count) if gpus]
     except RuntimeError as error:
+        if closed := [each for each in _not_free(gpus, ranks) if each.state == "fail"]:
+            yield from closed
+            return
         advice = f"check nvidia-smi and what the system's log says of NVRM; {WITHOUT}"
         if not gpus:
             older = pip_line(WHEELS[1])
@@ -99,6 +102,9 @@ def _without_gpu(wanted: str, gpus: Sequence[Gpu]) -> Finding:
     if all(gpu.mig for gpu in gpus):
         found = f"{_names(gpus)}: MIG is on, and torch sees no slice"
         advice = f"nvidia-smi mig -cgi PROFILE -C makes some, nvidia-smi -L shows them; {WITHOUT}"
+    elif all(gpu.compute_mode == "Prohibited" for gpu in gpus):
+        found = f"{_names(gpus)}: compute mode is Prohibited, nothing runs"
+        advice = f"`nvidia-smi -c DEFAULT` (as root) lets processes in; {WITHOUT}"
     return _old_driver(gpus) or Finding("device", "fail", found, advice)
 
 

@@ -144,6 +144,8 @@ def test_gpus_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.state == "fail" and "CUDA_VISIBLE_DEVICES (1)" in finding.advice
     (finding,) = look(monkeypatch, gpu(0, mig=True), seen=0)
     assert finding.state == "fail" and "MIG is on" in finding.found
+    (finding,) = look(monkeypatch, gpu(0, compute_mode="Prohibited"), seen=0)
+    assert finding.state == "fail" and "compute mode is Prohibited" in finding.found
 
 
 @pytest.mark.parametrize(
@@ -172,6 +174,22 @@ def test_gpus_that_others_use_or_that_take_one_process(
     findings = look(monkeypatch, card, ranks=ranks)
     assert [finding.state for finding in findings] == states
     assert words in findings[-1].line
+
+
+def test_a_gpu_that_lets_torch_not_in_is_told_by_its_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    def name(index: int) -> str:
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+
+    see_gpus(monkeypatch, 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", name)
+    taken = gpu(compute_mode="Exclusive_Process", memory_used=30 * GIB)
+    for card, words in [
+        (taken, "lets in one process"),
+        (gpu(compute_mode="Prohibited"), "nothing"),
+    ]:
+        monkeypatch.setattr(machine, "read_gpus", lambda timeout, card=card: (card, gpu(1)))
+        (finding,) = machine.check_device(plan("runtime.device=auto"), 1)
+        assert finding.state == "fail" and words in finding.found
 
 
 def test_a_busy_gpu_that_this_launch_does_not_use_is_none_of_its_business(

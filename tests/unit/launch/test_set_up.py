@@ -96,15 +96,17 @@ def test_todays_gpus_get_pypis(tmp_path: Path) -> None:
 def test_a_gpu_that_no_torch_runs_on_is_named(tmp_path: Path) -> None:
     cards = [("Tesla K80", "3.7"), ("NVIDIA A100", "8.0"), ("NVIDIA A100", "8.0")]
     (line,), _ = set_up(tmp_path, smi(*cards, driver="580.65.06"))
-    assert "which can't run it on Tesla K80" in line and "PyPI" in line
-    line, _ = set_up(tmp_path, smi(("Tesla V100", "7.0"), driver="470.82"))[0]
-    assert "which can't run it on Tesla V100" in line
+    assert line.endswith("torch from PyPI, about 6 GB, which has no kernels for Tesla K80")
+    line, instead = set_up(tmp_path, smi(("Tesla V100", "7.0"), driver="470.82"))[0]
+    assert line.endswith("cu126, about 6 GB, which needs driver 525 or newer")
+    assert instead.endswith("which has no kernels for Tesla V100 and needs driver 580 or newer")
 
 
 def test_an_index_that_is_not_reached_is_said(tmp_path: Path) -> None:
-    said, told = set_up(tmp_path, V100)
+    said, told = set_up(tmp_path, smi(("NVIDIA A100", "8.0"), driver="535.104.05"))
     assert said[1:] == [
-        f"fusionrun: {URL}/cu126 isn't reached, or lacks this Python: PyPI's instead, about 6 GB"
+        f"fusionrun: {URL}/cu126 isn't reached, or lacks this Python; instead torch from PyPI, "
+        "about 6 GB, which needs driver 580 or newer"
     ]
     assert told == []
 
@@ -115,7 +117,7 @@ def test_an_index_that_is_not_reached_is_said(tmp_path: Path) -> None:
 def test_packages_that_do_not_work_are_taken_back(tmp_path: Path, why: dict[str, str]) -> None:
     said, told = set_up(tmp_path, {}, OFFERED=CPUS, **why)
     assert said[1:] == [
-        "fusionrun: torch 2.14.1+cpu can't be used, see above: PyPI's instead, about 6 GB"
+        "fusionrun: torch 2.14.1+cpu can't be used, see above; instead torch from PyPI, about 6 GB"
     ]
     assert told[1:] == ["uninstall --yes torch torchvision"]
 
@@ -125,9 +127,12 @@ def test_packages_that_do_not_work_are_taken_back(tmp_path: Path, why: dict[str,
     [
         ("gpu:v100:4(S:0-1)", f"{URL}/cu126"),
         ("gpu:tesla_p100:2", f"{URL}/cu126"),
+        ("gpu:1080ti:8\ngpu:2080ti:8", f"{URL}/cu126"),
+        ("gpu:quadro_p6000:2", f"{URL}/cu126"),
         ("(null)\ngpu:a100:8\ngpu:h100:4", "PyPI"),
         ("gpu:4", "PyPI"),
         ("gpu:nvidia_a40:4", "PyPI"),
+        ("gpu:2080ti:4,gpu:rtx6000:4,gpu:a100_1g.10gb:7", "PyPI"),
         ("(null)", f"{URL}/cpu"),
     ],
 )
