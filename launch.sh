@@ -287,8 +287,8 @@ require_number() { # name, value, lowest
 # that is divided, its MIG slices.
 list_gpus() {
   local found
-  # a sick driver can keep nvidia-smi for ever
-  found=$(timeout -k 1 20 nvidia-smi --list-gpus 2>/dev/null | grep -E '^ *(GPU|MIG) ') ||
+  # a sick driver can keep nvidia-smi for ever; of a GPU that is lost it complains, below the others
+  found=$({ timeout -k 1 20 nvidia-smi --list-gpus 2>/dev/null || true; } | grep -E '^ *(GPU|MIG) ') ||
     found=$(compgen -G '/dev/nvidia[0-9]*' | sed 's/^/GPU /') || true # it may not be there
   awk -v named="${CUDA_VISIBLE_DEVICES-all}" '
     { id = match($0, /UUID: [^)]+/) ? substr($0, RSTART + 6, RLENGTH - 6) : $2 }
@@ -297,7 +297,8 @@ list_gpus() {
     function show(id) { printf "%s", id in slices ? slices[id] : id "\n" }
     END {
       if (named == "all") for (i = 0; i < count; i++) show(gpu[i])
-      wanted = split(named, each, / *, */)
+      gsub(/ /, "", named)
+      wanted = split(named, each, ",")
       for (i = 1; count && i <= wanted; i++) {
         if (each[i] ~ /^[0-9]+$/ && each[i] + 0 < count) show(gpu[each[i] + 0])
         else if (each[i] ~ /^(GPU|MIG)-/) show(each[i])

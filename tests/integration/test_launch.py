@@ -222,9 +222,14 @@ def test_launch_sh_passes_on_that_the_recipe_is_wrong(tmp_path: Path) -> None:
 
 
 def first_line(
-    folder: Path, *words: str, gpus: int, sliced: tuple[int, ...] = (), **more: str
+    folder: Path,
+    *words: str,
+    gpus: int,
+    sliced: tuple[int, ...] = (),
+    lost: str = "",
+    **more: str,
 ) -> str:
-    """How launch.sh starts, with which GPUs, where nvidia-smi lists so many.
+    """How launch.sh starts, with which GPUs, where nvidia-smi lists so many, and `lost`.
 
     Those of `sliced` are divided in two. A Python that only tells takes the place of torchrun.
     """
@@ -234,7 +239,7 @@ def first_line(
         if i in sliced:
             lines += [f"  MIG 3g.40gb     Device  {k}: (UUID: MIG-{i}{k})" for k in range(2)]
     tools = {
-        "nvidia-smi": ["cat <<X", *lines, "X"],
+        "nvidia-smi": ["cat <<X", *lines, lost, "X", "exit 15" if lost else ""],
         "python": ['[ "$1" = - ] || echo "sees ${CUDA_VISIBLE_DEVICES-all}"'],
     }
     for name, code in tools.items():
@@ -253,7 +258,7 @@ def first_line(
         (2, None, "2 ranks"),
         (8, "5", "1 rank"),
         (8, "3,GPU-5f2a", "2 ranks"),
-        (8, "3, 4", "2 ranks"),
+        (8, " 3, 4", "2 ranks"),
         (2, "0,7,1", "1 rank"),  # CUDA reads on no further than what isn't there
         (2, "", "4 ranks"),
         (2, "-1", "4 ranks"),
@@ -283,6 +288,11 @@ def test_other_ranks_than_gpus_are_said(
     tmp_path: Path, gpus: int, wanted: dict[str, str], words: str
 ) -> None:
     assert first_line(tmp_path, gpus=gpus, **wanted) == f"launch.sh: starting {words}; sees all"
+
+
+def test_a_gpu_that_is_lost_takes_no_other_with_it(tmp_path: Path) -> None:
+    lost = "Unable to determine the device handle for GPU 0000:3B:00.0: Unknown Error"
+    assert first_line(tmp_path, gpus=3, lost=lost) == "launch.sh: starting 3 ranks; sees all"
 
 
 def test_ranks_of_a_cpu_have_nothing_to_do_with_gpus(tmp_path: Path) -> None:
