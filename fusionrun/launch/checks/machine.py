@@ -71,6 +71,8 @@ def check_device(study: Study, ranks: int) -> Iterator[Finding]:
         found = f"a process sees one MIG slice: all {ranks} ranks get the same"
         advice = "name the slices in CUDA_VISIBLE_DEVICES (nvidia-smi -L), as launch.sh does"
         yield Finding("device", "warn", found, advice)
+    if study.recipe.runtime.amp == "bf16":
+        yield from _emulating(names)
     yield from _not_free([gpu for gpu in own if gpu and not gpu.mig], ranks)
 
 
@@ -152,6 +154,16 @@ def _without_kernels(names: Sequence[str], gpus: Sequence[Gpu]) -> Iterator[Find
             f"{torch.__version__} is built for {' '.join(built_for)}"
         )
         yield Finding("device", "fail", found, f"{advice}; {WITHOUT}")
+
+
+def _emulating(names: Sequence[str]) -> Iterator[Finding]:
+    """The kinds of GPUs that compute in bfloat16 only by way of float32."""
+    if torch.version.hip is not None:
+        return
+    for name in dict.fromkeys(names):
+        if torch.cuda.get_device_capability(names.index(name)) < (8, 0):
+            found = f"{name} only emulates bfloat16, more slowly than it computes in float32"
+            yield Finding("device", "warn", found, "runtime.amp=auto takes float16 there")
 
 
 def _not_free(own: Sequence[Gpu], ranks: int) -> Iterator[Finding]:

@@ -45,9 +45,11 @@ def look(
     seen: int | None = None,
     ranks: int = 1,
     device: str = "auto",
+    amp: str = "auto",
 ) -> list[Finding]:
     """What is found where nvidia-smi lists `gpus` and torch, built for CUDA 13, sees `seen`."""
     see_gpus(monkeypatch, len(gpus) if seen is None else seen)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: gpus[i].name)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: gpus[i].capability)
@@ -55,7 +57,7 @@ def look(
         torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=str(i.index))
     )
     monkeypatch.setattr(machine, "read_gpus", lambda timeout: gpus)
-    return list(machine.check_device(plan(f"runtime.device={device}"), ranks))
+    return list(machine.check_device(plan(f"runtime.device={device}", f"runtime.amp={amp}"), ranks))
 
 
 @pytest.mark.parametrize(
@@ -197,6 +199,15 @@ def test_a_busy_gpu_that_this_launch_does_not_use_is_none_of_its_business(
 ) -> None:
     findings = look(monkeypatch, gpu(0), gpu(1, memory_used=70 * GIB), seen=1)
     assert [finding.state for finding in findings] == ["pass"]
+
+
+def test_bfloat16_that_a_gpu_only_emulates_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = [gpu(0), gpu(1, name="T4", capability=(7, 5)), gpu(2, name="T4", capability=(7, 5))]
+    _, warned = look(monkeypatch, *cards, ranks=3, amp="bf16")
+    assert warned.state == "warn" and warned.found.startswith("T4 only emulates bfloat16")
+    assert "runtime.amp=auto" in warned.advice
+    for amp in ("auto", "fp16", "off"):
+        assert len(look(monkeypatch, *cards, ranks=3, amp=amp)) == 1
 
 
 def test_slices_of_a_divided_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
