@@ -91,14 +91,16 @@ def has_broken_process(error: BaseException) -> bool:
     return _breaking(error) is not None
 
 
-def broken_by(error: BaseException, device: torch.device) -> str:
+def broken_by(error: BaseException, device: torch.device | None = None) -> str:
     """What broke this process, in a line; "" where `error` is the task's own.
 
-    The device is asked, too: a plug-in may have swallowed what it said, and a kernel that is still
-    to fail does so here.
+    The device, if it's known, is asked, too: a plug-in may have swallowed what it said, and a
+    kernel that is still to fail does so here.
     """
     cause = _breaking(error)
-    return device_problem(device) if cause is None else _line(cause)
+    if cause is not None:
+        return _line(cause)
+    return device_problem(device) if device is not None else ""
 
 
 def device_problem(device: torch.device) -> str:

@@ -12,9 +12,9 @@ from fusionrun.common.typed_fields import build
 from fusionrun.components.assemble import Assembled, blame, check_equal
 from fusionrun.evaluation.accuracies import accuracies_by_method
 from fusionrun.evaluation.alternatives import METHODS
-from fusionrun.evaluation.measuring import say
 from fusionrun.evaluation.opening import open_study
 from fusionrun.evaluation.predictions import head_logits
+from fusionrun.evaluation.problems import in_a_line, say
 from fusionrun.evaluation.schema import Difference
 from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.study.context import RunContext
@@ -42,14 +42,15 @@ def measure_assembled(
         study = stored_study(expanded_path(folder), overrides)
     context = open_study(study, rank_info, say)
     _check_data(assembled, context)
-    context.settle(assembled.model)
-    validation, test = (
-        head_logits(context, assembled.model, loader)
-        for loader in (
-            context.loader(context.splits.fusion_val, context.evaluation_batch),
-            context.test_loader(),
+    with in_a_line():
+        context.settle(assembled.model)
+        validation, test = (
+            head_logits(context, assembled.model, loader)
+            for loader in (
+                context.loader(context.splits.fusion_val, context.evaluation_batch),
+                context.test_loader(),
+            )
         )
-    )
     val_accuracies = [accuracy(e, validation.labels) for e in validation.of("after").unbind(dim=1)]
     return {
         "validation": accuracies_by_method(validation, val_accuracies),

@@ -1,6 +1,5 @@
 """What is the same whatever is measured of a study: opening it, its rows, what fails, the end."""
 
-import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -10,14 +9,13 @@ from typing import Any, Protocol, TypeVar
 import torch
 from rich.console import Console, RenderableType
 
-from fusionrun.common.distributed import LaunchError, RankInfo
+from fusionrun.common.distributed import RankInfo
 from fusionrun.common.exit_status import ExitStatus
-from fusionrun.common.text import problem_of
 from fusionrun.common.version import __version__
 from fusionrun.components.manifest import Manifest, read_manifest
 from fusionrun.components.store import load_model, load_single
-from fusionrun.data.errors import DataError
 from fusionrun.evaluation.opening import open_study, require_writable
+from fusionrun.evaluation.problems import in_a_line, problem_said, say
 from fusionrun.evaluation.row_names import name_row
 from fusionrun.evaluation.schema import FORMAT, DataInfo, FailedRow
 from fusionrun.experts import Expert
@@ -25,11 +23,6 @@ from fusionrun.fusions import FusionModel
 from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
-from fusionrun.training.checkpoint import CheckpointError
-from fusionrun.training.errors import TaskError
-
-# what stops one row and says nothing of the others; ValueError: answers that aren't finite
-ROW_PROBLEMS = (CheckpointError, TaskError, ValueError, OSError, torch.OutOfMemoryError)
 
 
 class Results(Protocol):
@@ -53,21 +46,16 @@ def measure_study(
     """Open the study, `measure` it, `write` and `show` what was found; returns 0, or 3: failures.
 
     `write` returns the file that has everything; `show` is told how wide the terminal is. Raises
-    LaunchError when data, device or a folder isn't there, or results can't be written.
+    LaunchError when data, device or a folder isn't there, when the device breaks or can't hold
+    what all rows need, or results can't be written.
     """
-    try:
+    with in_a_line():
         require_writable(study.layout.measured)
         results = measure(open_study(study, rank_info, say, new_splits=new_splits))
         path = write(study, results)
-    except (DataError, OSError) as error:
-        raise LaunchError(problem_of(error)) from None
     console.print(show(results, console.width))
     console.print(f"all of it: {path}", markup=False, soft_wrap=True)
     return ExitStatus.ROW_FAILED if results.failures else ExitStatus.DONE
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def run_header(context: RunContext) -> dict[str, Any]:
@@ -97,10 +85,8 @@ def noted(row: Row, failures: dict[str, FailedRow]) -> Iterator[None]:
     """What stops this row is said and noted by its name; the others go on."""
     try:
         yield
-    except ROW_PROBLEMS as error:
-        problem = problem_of(error)
-        say(f"fusionrun: {row.name}: {problem}")
-        failures[row.name] = FailedRow(**name_row(row), problem=problem)
+    except Exception as error:
+        failures[row.name] = FailedRow(**name_row(row), problem=problem_said(row.name, error))
 
 
 def load_row(context: RunContext, row: Row) -> tuple[Manifest, FusionModel | Expert]:

@@ -13,6 +13,7 @@ from fusionrun.common.text import one_line
 from fusionrun.common.wheels import choose_wheel, has_kernels, pip_line
 from fusionrun.components.manifest import Manifest, read_manifest
 from fusionrun.components.starting_experts import with_origin_notes
+from fusionrun.data.room import room_for_data
 from fusionrun.data.split_files import stored_split
 from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.study import Study
@@ -51,7 +52,8 @@ def open_study(
     if expected is not None or not new_splits:
         _require_split(study.splits_dir, expected)
         new_splits = False
-    context = open_context(study, device, threads, progress=progress, new_splits=new_splits)
+    with room_for_data(device):
+        context = open_context(study, device, threads, progress=progress, new_splits=new_splits)
     if note := trained_elsewhere(study, device):
         progress(f"fusionrun: {note}")
         context = replace(context, data=replace(context.data, notes=(*context.data.notes, note)))

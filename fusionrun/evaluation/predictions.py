@@ -16,7 +16,7 @@ from fusionrun.components.starting_experts import load_experts
 from fusionrun.components.store import state_hash
 from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.evaluation.alternatives import Stage
-from fusionrun.evaluation.measuring import say
+from fusionrun.evaluation.problems import say
 from fusionrun.evaluation.statistics.expert_contributions import (
     answers_without_each,
     expert_weights,

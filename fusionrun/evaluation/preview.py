@@ -13,9 +13,8 @@ from rich.console import Console
 
 from fusionrun.common.distributed import RankInfo
 from fusionrun.common.progress import Progress
-from fusionrun.common.text import problem_of
 from fusionrun.evaluation import frozen_features
-from fusionrun.evaluation.measuring import ROW_PROBLEMS, measure_study, run_header, say
+from fusionrun.evaluation.measuring import measure_study, run_header
 from fusionrun.evaluation.preview_results import (
     FailedModel,
     FusionPreview,
@@ -24,6 +23,7 @@ from fusionrun.evaluation.preview_results import (
     tables,
     write_preview,
 )
+from fusionrun.evaluation.problems import problem_said, say
 from fusionrun.evaluation.row_names import row_name
 from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.evaluation.statistics.seeds import spread
@@ -81,9 +81,8 @@ def preview_model(
     started, name = time.monotonic(), row_name(row)
     try:
         given = frozen_features.see(context, row, known)
-    except ROW_PROBLEMS as error:
-        say(f"fusionrun: {row.model}: {problem_of(error)}")
-        return FailedModel(row.model, problem_of(error), name.members)
+    except Exception as error:
+        return FailedModel(row.model, problem_said(row.model, error), name.members)
     train, validation = given.train, given.validation
     images = len(train.labels) + len(validation.labels)
     say(f"[{row.model}] features of {images} images, took {time.monotonic() - started:.0f} s")
@@ -118,9 +117,8 @@ def preview_fusion(
     started = time.monotonic()
     try:
         found = [frozen_features.train_fusion(given, fusion, seed, epochs) for seed in seeds]
-    except ROW_PROBLEMS as error:  # a fusion may not take this feature size
-        say(f"fusionrun: {given.row.model}, {fusion}: {problem_of(error)}")
-        return FusionPreview(fusion, problem_of(error))
+    except Exception as error:  # a fusion may not take this feature size
+        return FusionPreview(fusion, problem_said(f"{given.row.model}, {fusion}", error))
     accuracies, best_epochs = zip(*found, strict=True)
     over, seconds = spread(accuracies), time.monotonic() - started
     return FusionPreview(fusion, "", accuracies, best_epochs, over.mean, over.deviation, seconds)

@@ -9,8 +9,8 @@ from fusionrun.common.typed_fields import FieldError, build
 from fusionrun.components.manifest import Manifest, read_manifest, write_manifest
 from fusionrun.evaluation.accuracies import accuracies_by_method
 from fusionrun.evaluation.alternatives import ALTERNATIVES, FUSED, METHODS
-from fusionrun.evaluation.measuring import say
 from fusionrun.evaluation.predictions import Predictions
+from fusionrun.evaluation.problems import say
 from fusionrun.evaluation.row_names import RowName, members_of, name_row
 from fusionrun.evaluation.schema import Difference, RowResult
 from fusionrun.study.recipe import SINGLE

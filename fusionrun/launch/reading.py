@@ -7,6 +7,7 @@ import torch
 from fusionrun.common.distributed import RankInfo
 from fusionrun.common.hardware import hardware
 from fusionrun.components.starting_experts import with_origin_notes
+from fusionrun.data.room import room_for_data
 from fusionrun.launch.shutdown import StopSignals
 from fusionrun.monitor.record import Record
 from fusionrun.study.context import RunContext, open_context
@@ -42,8 +43,8 @@ def read_context(
         record.progress_count += 1
         stop.check()
 
-    return with_origin_notes(
-        open_context(
+    with room_for_data(device):
+        context = open_context(
             study,
             device,
             threads,
@@ -51,4 +52,4 @@ def read_context(
             launch=launch,
             stop_requested=stop.requested,
         )
-    )
+    return with_origin_notes(context)

@@ -11,7 +11,8 @@ from torch import Tensor
 from fusionrun.common.progress import Progress
 from fusionrun.data.datasets.subset import stratified_subset
 from fusionrun.data.loader import Batch
-from fusionrun.evaluation.measuring import noted, run_header, say
+from fusionrun.evaluation.measuring import noted, run_header
+from fusionrun.evaluation.problems import say
 from fusionrun.evaluation.schema import FailedRow
 from fusionrun.robustness.conditions import (
     SEED,

@@ -20,6 +20,7 @@ TESTED_BY: dict[str, str] = {
     "data/datasets/folder_notes.py": "unit/data/test_image_folder.py",
     "data/datasets/request.py": "unit/data/test_datasets.py",
     "data/errors.py": "unit/data/test_split_files.py",
+    "data/room.py": "unit/evaluation/test_measuring.py",
     "evaluation/*.py": "unit/evaluation/test_evaluate.py",
     "evaluation/statistics/*.py": "unit/evaluation/test_evaluate.py",
     "experts/*.py": "unit/experts/test_experts.py",

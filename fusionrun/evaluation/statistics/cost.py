@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.data.loader import Batch
-from fusionrun.evaluation.measuring import say
+from fusionrun.evaluation.problems import say
 from fusionrun.evaluation.schema import Cost, TrainingTime
 from fusionrun.fusions import FusionModel
 from fusionrun.study.context import RunContext
