@@ -10,10 +10,11 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fusionrun.common.gpus import Gpu, read_gpus
-from fusionrun.common.wheels import CPU, WHEELS, Wheel, choose_wheel, driver_number
+from fusionrun.common.wheels import CPU, LOWEST, WHEELS, Wheel, choose_wheel, driver_number
 
 PATIENCE = 30.0  # seconds; a sick driver can keep nvidia-smi for ever
 # names that clusters give to GPUs which PyPI's torch has left
@@ -24,17 +25,35 @@ OLDER_GPUS = re.compile(
 
 def main(words: list[str]) -> int:
     """pip's exit status, 0 when all is there."""
+    if kept := usable_torch():
+        say(f"torch {kept} is there and stays")
+    else:
+        install_torch()
+    return pip("install", *words)
+
+
+def usable_torch() -> str:
+    """The version that this environment has, with its torchvision; "" for none, or one too old."""
+    try:
+        torch, _ = version("torch"), version("torchvision")
+    except PackageNotFoundError:
+        return ""
+    numbers = tuple(int(part) for part in re.findall(r"\d+", torch)[:2])
+    return torch if numbers >= LOWEST else ""
+
+
+def install_torch() -> None:
+    """What suits the machine, from an index of its own; without one it is left to pip."""
     gpus = read_gpus(PATIENCE)
     wheel, why = choose(gpus)
     say(f"{why}: {in_words(wheel, gpus)}")
     if wheel.index:
         instead = f"instead {in_words(WHEELS[0], gpus)}"
-        version = newest_version(wheel)
-        if version is None:
+        newest = newest_version(wheel)
+        if newest is None:
             say(f"{wheel.index} isn't reached, or lacks this Python; {instead}")
-        elif not install(version, wheel):
-            say(f"torch {version} can't be used, see above; {instead}")
-    return pip("install", *words)
+        elif not install(newest, wheel):
+            say(f"torch {newest} can't be used, see above; {instead}")
 
 
 def choose(gpus: Sequence[Gpu]) -> tuple[Wheel, str]:
@@ -71,9 +90,9 @@ def cluster_gpus() -> str:
     return " ".join(sorted(set(re.findall(r"gpu[\w:.-]*", told))))
 
 
-def install(version: str, wheel: Wheel) -> bool:
+def install(newest: str, wheel: Wheel) -> bool:
     """torch and its torchvision from `wheel`'s index; False, and neither, when they don't work."""
-    words = [f"torch=={version}", "torchvision", "--index-url", wheel.index]
+    words = [f"torch=={newest}", "torchvision", "--index-url", wheel.index]
     # it doesn't import when it came from somewhere else
     look = [sys.executable, "-c", "import torchvision"]
     if pip("install", *words) == 0 and subprocess.call(look) == 0:
@@ -106,7 +125,7 @@ def newest_version(wheel: Wheel) -> str | None:
         environment.pop(name, None)
     told = answer([*pip_words, *limits, *question], environment)
     found = re.findall(rf"\b(\d+)\.(\d+)\.(\d+)\+{wheel.label}\b", told)
-    versions = [version for each in found if wheel.allows(version := tuple(map(int, each)))]
+    versions = [numbers for each in found if wheel.allows(numbers := tuple(map(int, each)))]
     return "{}.{}.{}+{}".format(*max(versions), wheel.label) if versions else None
 
 

@@ -48,7 +48,8 @@ def set_up(folder: Path, tools: dict[str, str], **more: str) -> tuple[list[str],
         **more,
     }
     done = subprocess.run(
-        [sys.executable, "-m", "fusionrun.launch.set_up", "-r", "requirements.txt"],
+        # -S: without the packages of the tests' own Python
+        [sys.executable, "-S", "-m", "fusionrun.launch.set_up", "-r", "requirements.txt"],
         env=environment,
         capture_output=True,
         text=True,
@@ -109,6 +110,19 @@ def test_an_index_that_is_not_reached_is_said(tmp_path: Path) -> None:
         "about 6 GB, which needs driver 580 or newer"
     ]
     assert told == []
+
+
+def test_a_torch_that_is_there_stays(tmp_path: Path) -> None:
+    for name, version in [("torch", "2.13.0+cu126"), ("torchvision", "0.28.0+cu126")]:
+        (tmp_path / f"{name}-{version}.dist-info").mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        (tmp_path / f"{name}-{version}.dist-info/METADATA").write_text(metadata)
+    said, told = set_up(tmp_path, {}, OFFERED=CPUS)  # as on a node without a GPU, or for the tests
+    assert (said, told) == (["fusionrun: torch 2.13.0+cu126 is there and stays"], [])
+    (tmp_path / "torch-2.13.0+cu126.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torch\nVersion: 2.10.0+cu126\n"
+    )
+    assert set_up(tmp_path, {}, OFFERED=CPUS)[1][-1].startswith("install torch==2.14.1+cpu")
 
 
 @pytest.mark.parametrize(
