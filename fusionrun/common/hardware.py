@@ -15,7 +15,7 @@ def hardware(device: torch.device, precision: str, *, tf32: bool) -> dict[str, A
 
     The driver is None where nvidia-smi doesn't tell it in time.
     """
-    about: dict[str, Any] = {"gpu": None, "precision": precision, "torch": torch.__version__}
+    about: dict[str, Any] = {"gpu": None, "precision": precision, "torch": str(torch.__version__)}
     if device.type == "cuda":
         gpu = of_device(read_gpus(ASK_SECONDS), device)
         about |= {

@@ -48,6 +48,7 @@ def test_of_a_cpu() -> None:
     about = hardware(torch.device("cpu"), "fp32", tf32=True)
     assert about == {"gpu": None, "precision": "fp32", "torch": torch.__version__}
     assert computes_on(about) == "a CPU in fp32"
+    assert type(about["torch"]) is str  # it's in files that anybody reads with weights_only=True
 
 
 def test_of_an_older_record() -> None:
