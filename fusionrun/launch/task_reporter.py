@@ -54,6 +54,10 @@ class TaskReporter:
         self._record.progress_count += 1
         self._log.line(text)
 
+    def waits(self) -> None:
+        """For others, who go on: that's no hang."""
+        self._record.progress_count += 1
+
     def begin(self, activity: Activity) -> None:
         """What comes when training is through."""
         record = self._record

@@ -61,5 +61,6 @@ def _await_memory(context: RunContext, reporter: TaskReporter, problem: str) -> 
             raise StopRequested
         if held_by_others(device) < held - NOTICEABLE * total:
             return True
+        reporter.waits()
         time.sleep(1)
     return False
