@@ -10,6 +10,7 @@ from fusionrun.common.typed_fields import plain, read_json
 from fusionrun.monitor.record import Record
 
 GPU_SECONDS = 10.0  # between two looks at the machine's GPUs, and for each at most
+SICK_SECONDS = 300.0  # where nothing was told: what hangs in a sick driver may stay for ever
 
 
 class Heartbeat(threading.Thread):
@@ -53,7 +54,7 @@ class Heartbeat(threading.Thread):
     def _look(self) -> None:
         while not self._done.is_set():
             self._record.gpus = read_gpus(GPU_SECONDS)
-            self._done.wait(GPU_SECONDS)
+            self._done.wait(GPU_SECONDS if self._record.gpus else SICK_SECONDS)
 
 
 def read_heartbeat(path: Path) -> Record | None:

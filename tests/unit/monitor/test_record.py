@@ -16,7 +16,7 @@ import torch
 from fusionrun.common.distributed import read_rank_info
 from fusionrun.launch.shutdown import StopSignals
 from fusionrun.monitor.gather import StatusGather
-from fusionrun.monitor.heartbeat import Heartbeat, read_heartbeat
+from fusionrun.monitor.heartbeat import GPU_SECONDS, SICK_SECONDS, Heartbeat, read_heartbeat
 from fusionrun.monitor.record import Outcome, Record, known, read_outcome, write_outcome
 
 
@@ -118,6 +118,27 @@ def test_the_rank_that_looks_at_the_gpus_tells_of_them_in_its_file(
     tool(tmp_path, monkeypatch, "exit 1")
     until(lambda: record.gpus == ())
     heartbeat.stop()
+
+
+def test_a_tool_that_tells_nothing_is_asked_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs in a sick driver can't be killed: they would grow to hundreds."""
+    waits: dict[str, float | None] = {}
+
+    class Told(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits[threading.current_thread().name] = timeout
+            return super().wait(0.01)
+
+    for script, seconds in [(f"echo '{GPU}'", GPU_SECONDS), ("exit 1", SICK_SECONDS)]:
+        tool(tmp_path, monkeypatch, script)
+        heartbeat = Heartbeat(Record(gpu_uuid="5f2a"), tmp_path / "0.json", every_seconds=1.0)
+        heartbeat._done = Told()
+        heartbeat.start()
+        until(lambda: "gpus" in waits)
+        heartbeat.stop()
+        assert waits.pop("gpus") == seconds
 
 
 def test_a_look_that_hangs_keeps_nobody_waiting(
