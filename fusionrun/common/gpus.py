@@ -8,12 +8,14 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
 MIB = 2**20
+DEVICE_FILES = Path("/dev")
 # what the query asks for, in its order: {field: the name that other drivers have for it}
 _FIELDS = {
     "index": "",
@@ -81,6 +83,14 @@ def read_gpus(timeout: float) -> tuple[Gpu, ...]:
         fields = {other if name == unknown[1] else name: fields[name] for name in fields}
         fields.pop("", None)
     return ()
+
+
+def has_device_files() -> bool:
+    """Whether the system has an NVIDIA GPU, be nvidia-smi there or not.
+
+    A container may have been given the third alone.
+    """
+    return any(DEVICE_FILES.glob("nvidia[0-9]*"))
 
 
 def of_device(gpus: Sequence[Gpu], device: "torch.device") -> Gpu | None:

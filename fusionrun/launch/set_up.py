@@ -11,9 +11,8 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-from fusionrun.common.gpus import Gpu, read_gpus
+from fusionrun.common.gpus import Gpu, has_device_files, read_gpus
 from fusionrun.common.wheels import CPU, LOWEST, WHEELS, Wheel, choose_wheel, driver_number
 
 PATIENCE = 30.0  # seconds; a sick driver can keep nvidia-smi for ever
@@ -64,7 +63,7 @@ def choose(gpus: Sequence[Gpu]) -> tuple[Wheel, str]:
         found = ", ".join(f"{count} x {name}" for name, count in names.items())
         wheel = choose_wheel([gpu.capability for gpu in gpus], driver)
         return wheel, f"{found}, driver {driver or 'unknown'}"
-    if Path("/dev/nvidia0").exists():
+    if has_device_files():
         return WHEELS[0], "a GPU of which nvidia-smi tells nothing"
     # set up where jobs are submitted, for nodes that have the GPUs
     if gres := cluster_gpus():

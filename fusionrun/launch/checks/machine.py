@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 
 from fusionrun.common.distributed import mig_slices, usable_cpus
-from fusionrun.common.gpus import Gpu, of_device, read_gpus
+from fusionrun.common.gpus import Gpu, has_device_files, of_device, read_gpus
 from fusionrun.common.text import one_line, plural, size
 from fusionrun.common.wheels import (
     CPU,
@@ -82,7 +81,7 @@ def _without_gpu(wanted: str, gpus: Sequence[Gpu]) -> Finding:
     if wanted == "cuda":
         found = "torch sees no GPU, runtime.device is cuda"
         advice = "check nvidia-smi and CUDA_VISIBLE_DEVICES, or set runtime.device=auto"
-    elif not gpus and not Path("/dev/nvidia0").exists():
+    elif not gpus and not has_device_files():
         return Finding("device", "pass", "CPU; there is no GPU")
     elif visible is not None and visible.strip() in HIDE_ALL:
         return Finding("device", "pass", "CPU; CUDA_VISIBLE_DEVICES hides the GPUs")

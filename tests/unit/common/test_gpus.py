@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fusionrun.common.gpus import MIB, Gpu, of_device, read_gpus
+from fusionrun.common.gpus import MIB, Gpu, has_device_files, of_device, read_gpus
 
 H100 = (
     "0, GPU-5f2a0000-aaaa, NVIDIA H100 80GB HBM3, 9.0, 580.159.03, 81559, 1234, 98, 61, 512.34, "
@@ -169,3 +169,13 @@ def test_reading_needs_no_torch() -> None:
         "import sys, fusionrun.common.gpus as g; g.read_gpus(1); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_device_files_tell_of_gpus_where_the_tool_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusionrun.common.gpus.DEVICE_FILES", tmp_path)
+    (tmp_path / "nvidiactl").touch()
+    assert not has_device_files()
+    (tmp_path / "nvidia3").touch()  # a container's only one
+    assert has_device_files()
