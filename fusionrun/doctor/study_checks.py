@@ -8,6 +8,7 @@ import torch
 
 from fusionrun.common.text import duration, plural
 from fusionrun.data.datasets import DataError
+from fusionrun.data.room import room_for_data
 from fusionrun.data.split_files import copy_split_files
 from fusionrun.data.splits import SplitError
 from fusionrun.doctor.cards import Cards, rows_on_cards
@@ -52,7 +53,8 @@ class StudyChecks:
         device = self._devices[0] if self._devices else torch.device("cpu")
         study = replace(self._study, splits_dir=copy)
         try:
-            context = open_context(study, device, self._threads, progress=self._progress)
+            with room_for_data(device):
+                context = open_context(study, device, self._threads, progress=self._progress)
         except DataError as error:
             name = "splits" if isinstance(error, SplitError) else "data"
             found, advice = split_message(str(error).replace(str(copy), str(stored)))

@@ -1,6 +1,7 @@
 """What's asked of a model in parts that fit its device's memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -13,6 +14,19 @@ from fusionrun.fusions import FusionModel
 from fusionrun.training.errors import ShortOfMemoryError
 
 T = TypeVar("T")
+
+
+@contextmanager
+def short_of_memory(device: torch.device, where: str) -> Iterator[None]:
+    """A lack of memory in here, which nothing here can do with less of, is said as such."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ShortOfMemoryError(
+            f"out of memory on {device} {where}; see what else uses it, or put fewer ranks on a GPU"
+        ) from None
 
 
 class Parts:

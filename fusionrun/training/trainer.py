@@ -16,7 +16,7 @@ from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.training import errors
 from fusionrun.training.checkpoint import ResumeFile
 from fusionrun.training.epoch import BestEpoch, EpochMetrics, Meter, Progress, Reporter
-from fusionrun.training.fitting import Fitting
+from fusionrun.training.fitting import Fitting, short_of_memory
 from fusionrun.training.guard import Guard
 from fusionrun.training.identity import THREADS, Identity
 from fusionrun.training.inference import collect_logits, forward_heads, validation_scores
@@ -256,12 +256,14 @@ class Trainer:
     def validate(self) -> tuple[list[float], list[float], float | None]:
         """On the validation part: plain cross-entropy and accuracy in percent of every head, and
 
-        the accuracy of the mean of the experts' probabilities, where there are experts.
+        the accuracy of the mean of the experts' probabilities, where there are experts. Raises
+        ShortOfMemoryError.
         """
         validation, precision = self.loaders.validation, self.optimisation.precision
-        return validation_scores(
-            *collect_logits(self.model, validation, precision, self.fitting.parts)
-        )
+        with short_of_memory(self.device, "in validation"):
+            return validation_scores(
+                *collect_logits(self.model, validation, precision, self.fitting.parts)
+            )
 
     def _check_finite(self) -> None:
         seen = self._guard.seen()

@@ -1056,6 +1056,27 @@ def test_validation_goes_on_with_fewer_images(path: Path) -> None:
     assert outcome(again.trainer) == outcome(plain.trainer)
 
 
+def test_answers_that_find_no_room_cost_no_training(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those to all of validation, of all heads, may be larger than what made them."""
+    plain = make_kit(path.with_name("plain"))
+    plain.trainer.run()
+    kit = make_kit(path, every_epochs=1000)
+
+    def run_out(logits: Tensor, labels: Tensor) -> None:
+        runs_out(logits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fusionrun.training.trainer.validation_scores", run_out)
+        with pytest.raises(ShortOfMemoryError, match=r"in validation.*fewer ranks"):
+            kit.trainer.run()
+    again = make_kit(path, every_epochs=1000)
+    again.trainer.run()
+    assert again.diary.messages == [f"continues after epoch 0, step {STEPS}"]
+    assert outcome(again.trainer) == outcome(plain.trainer)
+
+
 def test_a_resumed_run_keeps_the_micro_batch_that_fitted(tmp_path: Path) -> None:
     kit = make_kit(tmp_path / "a", micro_batch="auto")
     kit.counter.at = {1: runs_out}
