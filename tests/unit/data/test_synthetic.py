@@ -1,16 +1,14 @@
 """The procedural set: what it is a function of, and what can be learned from it."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from fusionrun.data.datasets import DataError, load_dataset
 
 
-def synthetic(**changes):
+def synthetic(root="/nonexistent", **changes):
     arguments = {"num_classes": 6, "train_images": 60, "test_images": 30, **changes}
-    return load_dataset("synthetic", root="/nonexistent", **arguments)
+    return load_dataset("synthetic", root=root, **arguments)
 
 
 def test_synthetic_is_a_function_of_its_arguments():
@@ -24,7 +22,11 @@ def test_synthetic_is_a_function_of_its_arguments():
         assert other.train_images.shape != first.train_images.shape or not torch.equal(
             other.train_images, first.train_images
         )
-    assert not Path("/nonexistent").exists()
+
+
+def test_synthetic_writes_nothing(tmp_path):
+    synthetic(root=str(tmp_path / "data"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_synthetic_shapes_and_balance():

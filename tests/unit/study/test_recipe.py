@@ -194,7 +194,7 @@ def scalar(hint: Any) -> tuple[Any, bool]:
     """(the type, whether null is one of its values)."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         kinds = typing.get_args(hint)
-        return next(kind for kind in kinds if kind is not type(None)), True
+        return next(kind for kind in kinds if kind is not type(None)), type(None) in kinds
     return hint, False
 
 
