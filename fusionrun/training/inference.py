@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from fusionrun.data.augmentation.batch import one_hot
 from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.fusions import FusionOutput
-from fusionrun.training.fitting import Parts
+from fusionrun.training.fitting import Parts, short_of_memory
 from fusionrun.training.losses import head_correct, head_losses
 from fusionrun.training.precision import Precision, keep_casts
 from fusionrun.training.scores import averaged_accuracy
@@ -42,12 +42,19 @@ def collect_logits(
 
 
 def validation_scores(
-    logits: Tensor, labels: Tensor
+    model: nn.Module, loader: ResidentLoader, precision: Precision, parts: Parts
 ) -> tuple[list[float], list[float], float | None]:
-    """Of answers (N, H, C) to labels (N,): plain cross-entropy and accuracy in percent of every
+    """Of one pass in evaluation mode: plain cross-entropy and accuracy in percent of every
 
     head, and the accuracy of the mean of the experts' probabilities, where there are experts.
+    Raises ShortOfMemoryError.
     """
+    with short_of_memory(loader.device, "in validation"):
+        return _scores(*collect_logits(model, loader, precision, parts))
+
+
+def _scores(logits: Tensor, labels: Tensor) -> tuple[list[float], list[float], float | None]:
+    """Of answers (N, H, C) to labels (N,)."""
     targets = one_hot(labels, logits.shape[-1])
     losses = head_losses(logits, targets)
     accuracies = 100 * head_correct(logits, targets).double() / len(labels)

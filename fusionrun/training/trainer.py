@@ -16,10 +16,10 @@ from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.training import errors
 from fusionrun.training.checkpoint import ResumeFile
 from fusionrun.training.epoch import BestEpoch, EpochMetrics, Meter, Progress, Reporter
-from fusionrun.training.fitting import Fitting, short_of_memory
+from fusionrun.training.fitting import Fitting
 from fusionrun.training.guard import Guard
 from fusionrun.training.identity import THREADS, Identity
-from fusionrun.training.inference import collect_logits, forward_heads, validation_scores
+from fusionrun.training.inference import forward_heads, validation_scores
 from fusionrun.training.losses import head_correct, head_losses
 from fusionrun.training.optim import Group, load_optimizer, set_learning_rates
 from fusionrun.training.precision import Precision
@@ -260,10 +260,7 @@ class Trainer:
         ShortOfMemoryError.
         """
         validation, precision = self.loaders.validation, self.optimisation.precision
-        with short_of_memory(self.device, "in validation"):
-            return validation_scores(
-                *collect_logits(self.model, validation, precision, self.fitting.parts)
-            )
+        return validation_scores(self.model, validation, precision, self.fitting.parts)
 
     def _check_finite(self) -> None:
         seen = self._guard.seen()

@@ -1068,7 +1068,7 @@ def test_answers_that_find_no_room_cost_no_training(
         runs_out(logits)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fusionrun.training.trainer.validation_scores", run_out)
+        patch.setattr("fusionrun.training.inference._scores", run_out)
         with pytest.raises(ShortOfMemoryError, match=r"in validation.*fewer ranks"):
             kit.trainer.run()
     again = make_kit(path, every_epochs=1000)
