@@ -183,6 +183,9 @@ def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[Watch]:
         "manual_seed_all": lambda seed: None,
         "synchronize": lambda device=None: watch.waits.append("synchronize"),
     }
+    # autograd looks once for the devices that it has threads for; one that it found here, which
+    # isn't there, would keep later tests from training in forked processes
+    torch.ones(1, requires_grad=True).sum().backward()
     with contextlib.ExitStack() as stack:
         for name, answer in answers.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, answer))
