@@ -92,7 +92,8 @@ def test_workers_killed_on_the_way(tmp_path: Path, sixteen: Path, seed: int) -> 
     chaos = Chaos(tmp_path, seed, kills=3, seconds=(3.0, 7.0), words=(QUIET,))
     chaos.run(patience=240)
     assert sum(chaos.done.values()) > 0
-    assert set(lines_of(tmp_path, " done").values()) == {1}
+    # a task that was killed between saving and saying so is done without the word
+    assert max(lines_of(tmp_path, " done").values()) == 1
     assert weights(tmp_path) == weights(sixteen)
     assert csv_numbers(tmp_path) == csv_numbers(sixteen)
 
