@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fusionrun.common.gpus import Gpu, of_device, read_gpus
 from fusionrun.common.text import one_line, plural, problem_of, size
 from fusionrun.launch.checks.finding import Finding, State
+from fusionrun.launch.checks.machine import LEAVE_OUT, PATIENCE
 from fusionrun.study.recipe import RuntimeConfig
 from fusionrun.training.precision import FP32, Precision
 
@@ -18,8 +19,6 @@ from fusionrun.training.precision import FP32, Precision
 # and fp16, by 3e-3 in bf16. What is wrong with a card is far from all of it.
 TOLERANCES = {"fp32": 1e-4, "tf32": 3e-3, "fp16": 2e-2, "bf16": 2e-2}
 REPEATS = 5
-PATIENCE = 10.0  # seconds for nvidia-smi, which a sick driver can keep for ever
-LEAVE_OUT = "CUDA_VISIBLE_DEVICES leaves it out"
 
 
 def check_gpus(devices: Sequence[torch.device]) -> Iterator[Finding]:

@@ -57,7 +57,7 @@ def check_device(study: Study, ranks: int) -> Iterator[Finding]:
     if unusable:
         yield from unusable
         return
-    found = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+    found = _counted(names)
     if "MIG" in names[0]:  # CUDA shows a process the first slice only
         count = len(mig_slices()) or 1
         found = f"{count} x {names[0]}"
@@ -110,7 +110,10 @@ def _without_gpu(wanted: str, gpus: Sequence[Gpu]) -> Finding:
 
 
 def _names(gpus: Sequence[Gpu]) -> str:
-    names = [gpu.name for gpu in gpus]
+    return _counted([gpu.name for gpu in gpus])
+
+
+def _counted(names: Sequence[str]) -> str:
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
 
 
