@@ -6,31 +6,15 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from fusionrun.common.gpus import MIB, Gpu
 from fusionrun.doctor import devices
 from fusionrun.study.recipe import RuntimeConfig
 from fusionrun.training.precision import Precision
+from tests.cards import H100
 from tests.unit.doctor.one_row import CPU, states
 
 CUDA = torch.device("cuda", 0)
 AUTO = RuntimeConfig()
-WELL = Gpu(
-    index=3,
-    uuid="GPU-5f2a",
-    name="NVIDIA H100",
-    capability=(9, 0),
-    driver="580.159.03",
-    memory_total=81559 * MIB,
-    memory_used=0,
-    utilisation=0.0,
-    temperature=34.0,
-    power=70.0,
-    power_limit=700.0,
-    compute_mode="Default",
-    mig=False,
-    ecc_errors=0,
-    throttle="",
-)
+WELL = replace(H100, index=3, name="NVIDIA H100")
 
 
 def test_a_cpu_computes() -> None:

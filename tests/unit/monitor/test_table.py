@@ -12,13 +12,14 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from fusionrun.common.atomic_files import write_json
-from fusionrun.common.gpus import MIB, Gpu
+from fusionrun.common.gpus import MIB
 from fusionrun.common.typed_fields import plain, read_json
 from fusionrun.monitor.cards import Card
 from fusionrun.monitor.log_lines import closing_lines, milestone, summary_lines
 from fusionrun.monitor.record import RankState, Record, known
 from fusionrun.monitor.snapshot import RankStatus, Snapshot, TaskStatus
 from fusionrun.monitor.table import table
+from tests.cards import H100
 
 MODELS = ("densenet", "resnet", "improved_wide_resnet", "resnext")
 FUSIONS = ("multiplicative", "multiplicativeAddition", "TransformerBase", "concatenation")
@@ -94,22 +95,14 @@ def experts(*states: str) -> list[TaskStatus]:
 
 def card(index: int, *ranks: int, host: str = "node7", **changes: Any) -> Card:
     """A busy H100."""
-    gpu = Gpu(
+    gpu = replace(
+        H100,
         index=index,
         uuid=f"GPU-{index}",
-        name="NVIDIA H100 80GB HBM3",
-        capability=(9, 0),
-        driver="580.159.03",
-        memory_total=81559 * MIB,
         memory_used=18800 * MIB,
         utilisation=98.0 - index,
         temperature=61.0 + index,
         power=512.34,
-        power_limit=700.0,
-        compute_mode="Default",
-        mig=False,
-        ecc_errors=0,
-        throttle="",
     )
     return Card(host, ranks or (index,), replace(gpu, **changes))
 
