@@ -21,6 +21,7 @@ from fusionrun.cli import make_parser
 from fusionrun.common.file_paths import FilePath
 from fusionrun.experts import BUILDERS, argument_defaults, build_expert
 from fusionrun.study import recipe as recipes
+from fusionrun.study import runtime
 from fusionrun.study.defaults import EXPERT_DEFAULTS, FUSION_DEFAULTS
 from fusionrun.study.recipe import Recipe
 from tests import measured
@@ -64,7 +65,7 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def fields() -> str:
     """Every field that a recipe can have, class by class, from the code that reads it."""
-    comments = comments_of(recipes)
+    comments = comments_of(recipes) | comments_of(runtime)
     parts = []
     for prefix, kind in sections(Recipe):
         owner = comments[kind.__name__]

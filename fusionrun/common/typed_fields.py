@@ -39,6 +39,20 @@ def require(holds: bool, name: str, found: object, expected: str) -> None:
         raise FieldError(name, f"found {shown(found)}, expected {expected}")
 
 
+def require_positive(config: object, *names: str) -> None:
+    """As `require`, of fields that are above 0 or None."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value > 0, name, value, "a number above 0")
+
+
+def require_not_negative(config: object, *names: str) -> None:
+    """As `require`, of fields that are 0, above, or None."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value >= 0, name, value, "0 or more")
+
+
 def build(kind: type[T], tree: Any, path: str = "", *, strict: bool = True) -> T:
     """The dataclass `kind` from a mapping; unknown keys are refused where `strict`, else left out.
 

@@ -11,7 +11,7 @@ from fusionrun.common.gpus import Gpu, of_device, read_gpus
 from fusionrun.common.text import one_line, plural, problem_of, size
 from fusionrun.launch.checks.finding import Finding, State
 from fusionrun.launch.checks.machine import LEAVE_OUT, PATIENCE
-from fusionrun.study.recipe import RuntimeConfig
+from fusionrun.study.runtime import RuntimeConfig
 from fusionrun.training.precision import FP32, Precision
 
 # Relative to the norm, from float64. Of an H100 that is well, 4e-6 at most after a whole step in

@@ -10,7 +10,7 @@ from fusionrun.common.distributed import LaunchError, RankInfo, choose_device
 from fusionrun.common.text import plural
 from fusionrun.doctor.devices import check_compute, check_gpus
 from fusionrun.launch.checks.finding import Check, Finding
-from fusionrun.study.recipe import RuntimeConfig
+from fusionrun.study.runtime import RuntimeConfig
 from fusionrun.study.study import Study
 
 

@@ -36,6 +36,8 @@ def read_context(
         "rank": rank_info.rank,
         "host": rank_info.host,
         **hardware(device, precision, tf32=runtime.tf32),
+        "graphs": runtime.graphs,
+        "compile": runtime.compile,
     }
 
     def note(text: str) -> None:

@@ -6,14 +6,19 @@ A launch reads its recipe once (recipe_yaml.py); models, data and losses take pl
 import dataclasses
 import itertools
 import re
-import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fusionrun.common.file_paths import FilePath
-from fusionrun.common.typed_fields import FieldError, require
+from fusionrun.common.typed_fields import (
+    FieldError,
+    require,
+    require_not_negative,
+    require_positive,
+)
 from fusionrun.study.members import Members, expanded_members, mixed_label
+from fusionrun.study.runtime import RuntimeConfig
 
 DATA = FilePath("data")
 SINGLE = "single"  # in place of a fusion type: one network on all that experts and fusion see
@@ -21,18 +26,6 @@ SINGLE = "single"  # in place of a fusion type: one network on all that experts 
 
 class RecipeError(Exception):
     """The recipe or an override is wrong; the message says where, what was found and expected."""
-
-
-def _require_positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(value is None or value > 0, name, value, "a number above 0")
-
-
-def _require_not_negative(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(value is None or value >= 0, name, value, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ class RowConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", expanded_members(self.model, "model"))
-        _require_not_negative(self, "seed", "alpha")
+        require_not_negative(self, "seed", "alpha")
         if self.name is not None:
             require(
                 self.is_mixed, "name", self.name, "null: a row of one architecture has its name"
@@ -147,10 +140,10 @@ class DataConfig:
     unique_fraction: float = 0.15  # iid: part of the pool that one expert alone sees
 
     def __post_init__(self) -> None:
-        _require_positive(self, "image_size", "train_images", "test_images")
+        require_positive(self, "image_size", "train_images", "test_images")
         require(self.image_size >= 8, "image_size", self.image_size, "8 or more")
         require(self.num_classes >= 2, "num_classes", self.num_classes, "2 or more")
-        _require_not_negative(self, "seed")
+        require_not_negative(self, "seed")
         for name in ("holdout_fraction", "val_fraction"):
             value = getattr(self, name)
             require(0 < value < 1, name, value, "a fraction between 0 and 1")
@@ -191,8 +184,8 @@ class ExpertsConfig:
         rest = re.sub(r"\{model\}|\{k(:0\dd)?\}", "", pattern)
         wanted = "a file's name with {k}, and {model} where rows have several"
         require("{k" in pattern and not {*"{}"} & {*rest}, "pattern", pattern, wanted)
-        _require_positive(self, "epochs", "batch_size", "lr", "mixing_alpha")
-        _require_not_negative(self, "weight_decay")
+        require_positive(self, "epochs", "batch_size", "lr", "mixing_alpha")
+        require_not_negative(self, "weight_decay")
         _check_smoothing(self.label_smoothing)
 
 
@@ -219,7 +212,7 @@ class FusionConfig:
     label_smoothing: float | None = None  # null: by fusion type (0.05, 0.08 or 0.1)
 
     def __post_init__(self) -> None:
-        _require_positive(self, "epochs", "dim", "experts_lr", "fusion_lr", "global_head_lr")
+        require_positive(self, "epochs", "dim", "experts_lr", "fusion_lr", "global_head_lr")
         micro = self.micro_batch
         require(
             not isinstance(micro, int) or micro >= 2,
@@ -227,51 +220,14 @@ class FusionConfig:
             micro,
             "2 or more (batch normalisation can't learn from one image), auto or null",
         )
-        _require_positive(self, "mixing_alpha")
+        require_positive(self, "mixing_alpha")
         require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
-        _require_not_negative(self, "alpha", "weight_decay")
+        require_not_negative(self, "alpha", "weight_decay")
         _check_smoothing(self.label_smoothing)
 
 
 def _check_smoothing(value: float | None) -> None:
     require(value is None or 0 <= value < 1, "label_smoothing", value, "from 0 to below 1")
-
-
-@dataclass(frozen=True)
-class RuntimeConfig:
-    """How the hardware is used."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPUs, if there are any
-    threads: int | None = None  # CPU threads of a rank; null: the cores divided by the ranks
-    # autocast; auto: bf16 on a GPU that computes in it, fp16 on another, off on a CPU
-    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    tf32: bool = True  # what is computed in float32 may round to TF32 on a GPU that has it; faster
-    # compute a row's experts twice instead of keeping what the backward pass needs: the same
-    # numbers, a third slower, the memory of one expert. auto: once memory has run out
-    recompute: Literal["auto"] | bool = "auto"
-    channels_last: bool = True  # memory layout of images and convolutions; faster
-    deterministic: bool = False  # GPU: bit-identical reruns, slower (a CPU always is)
-    # a rank that gets one of these saves at its next step and leaves (one that was ignored when
-    # it began, as by nohup, stays so); Slurm's warning and a lost terminal are among them
-    stop_signals: tuple[str, ...] = (
-        "SIGTERM",
-        "SIGINT",
-        "SIGHUP",
-        "SIGQUIT",
-        "SIGUSR1",
-        "SIGUSR2",
-    )
-    # stop the launch when a rank made no progress for so long; auto: 30 on a GPU, null on a CPU
-    hang_minutes: float | Literal["auto"] | None = "auto"
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "threads")
-        hang = self.hang_minutes
-        positive = hang is None or hang == "auto" or hang > 0
-        require(positive, "hang_minutes", hang, "a number above 0, auto or null")
-        for index, name in enumerate(self.stop_signals):
-            known = name in signal.Signals.__members__ and name not in ("SIGKILL", "SIGSTOP")
-            require(known, f"stop_signals.{index}", name, "a signal's name, such as SIGUSR1")
 
 
 @dataclass(frozen=True)
@@ -282,7 +238,7 @@ class CheckpointConfig:
     every_minutes: float = 5.0  # since its last one
 
     def __post_init__(self) -> None:
-        _require_positive(self, "every_epochs", "every_minutes")
+        require_positive(self, "every_epochs", "every_minutes")
 
 
 @dataclass(frozen=True)
@@ -301,7 +257,7 @@ class StatusConfig:
     summary_minutes: float = 5.0  # off a terminal: a short summary this often
 
     def __post_init__(self) -> None:
-        _require_positive(self, "every_seconds", "summary_minutes")
+        require_positive(self, "every_seconds", "summary_minutes")
 
 
 @dataclass(frozen=True)
@@ -333,7 +289,7 @@ class Recipe:
             [],
             "at least one {model: ..., fusion: ...}, or a grid",
         )
-        _require_not_negative(self, "seed")
+        require_not_negative(self, "seed")
         possible = self.experts.classes == "all" or self.data.split == "non_iid"
         expected = "all, or data.split=non_iid, where each expert has its own classes"
         require(possible, "experts.classes", "own", expected)

@@ -23,8 +23,8 @@ from fusionrun.study.recipe import (
     FusionConfig,
     Recipe,
     RowConfig,
-    RuntimeConfig,
 )
+from fusionrun.study.runtime import RuntimeConfig
 from fusionrun.study.tasks import Task
 from fusionrun.training.trainer import Trainer
 from tests.bench.measure import Bench

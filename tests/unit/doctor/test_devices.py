@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fusionrun.doctor import devices
-from fusionrun.study.recipe import RuntimeConfig
+from fusionrun.study.runtime import RuntimeConfig
 from fusionrun.training.precision import Precision
 from tests.cards import H100
 from tests.unit.doctor.one_row import CPU, states

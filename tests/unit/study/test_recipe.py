@@ -150,6 +150,8 @@ WRONG: list[tuple[str, str, str, str, str]] = [
     ("fusion", "{batch_size: 1}", "fusion.batch_size", "1", "2 or more"),
     ("runtime", "{device: gpu}", "runtime.device", "'gpu'", "expected one of: auto, cpu, cuda"),
     ("runtime", "{amp: on}", "runtime.amp", "'on'", "expected one of: auto, bf16, fp16, off"),
+    ("runtime", "{graphs: on}", "runtime.graphs", "'on'", "expected one of: auto, off"),
+    ("runtime", "{compile: true}", "runtime.compile", "True", "expected one of: auto, off"),
     ("runtime", "{threads: 0}", "runtime.threads", "0", "above 0"),
     ("checkpoint", "{every_minutes: 0}", "checkpoint.every_minutes", "0.0", "above 0"),
     ("logs", "{wandb: true}", "logs.wandb", "True", "expected one of: off, offline, online"),
@@ -339,8 +341,10 @@ def test_paths_are_read_as_a_shell_reads_them(
 
 @pytest.mark.parametrize("written", ["off", "'off'", "Off", "false"])
 def test_off_is_off(tmp_path: Path, written: str) -> None:
-    recipe = load(tmp_path, text_of(logs=f"{{wandb: {written}}}", runtime=f"{{amp: {written}}}"))
+    runtime = f"{{amp: {written}, graphs: {written}, compile: {written}}}"
+    recipe = load(tmp_path, text_of(logs=f"{{wandb: {written}}}", runtime=runtime))
     assert (recipe.logs.wandb, recipe.runtime.amp) == ("off", "off")
+    assert (recipe.runtime.graphs, recipe.runtime.compile) == ("off", "off")
 
 
 @pytest.mark.parametrize("section", SECTIONS)
