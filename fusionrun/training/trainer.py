@@ -75,7 +75,7 @@ class Checkpointing:
 
 @dataclass
 class Trainer:
-    """Trains one task's model to the end or to a stop: `run`.
+    """Trains one task's model to the end or to a stop: `run`, or `steps` beside others.
 
     All randomness derives from (seed, purpose, epoch, step), so a resumed run repeats the
     uninterrupted one.
@@ -103,7 +103,13 @@ class Trainer:
         self._guard = Guard(self.optimisation.precision, self.device)
 
     def run(self) -> BestEpoch:
-        """Train the epochs that are left; returns the best.
+        """Train the epochs that are left; returns the best. Raises what `steps` does."""
+        for _ in self.steps():
+            pass
+        return self.best
+
+    def steps(self) -> Iterator[None]:
+        """The same, step by step, for whoever trains several models in turn.
 
         Raises StopRequested and ShortOfMemoryError (state saved), TaskError (non-finite numbers,
         a state of another experiment).
@@ -115,11 +121,11 @@ class Trainer:
                 for batch in self.start_epoch():
                     self.train_step(batch)
                     self.after_step()
+                    yield
                 self.finish_epoch()
         except errors.ShortOfMemoryError:  # of a step that changed nothing, or a validation
             self.save()
             raise
-        return self.best
 
     def start_epoch(self) -> Iterator[Batch]:
         """The batches of the next epoch, or those that a stop has left of it."""

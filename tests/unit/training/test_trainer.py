@@ -407,6 +407,20 @@ def test_a_run_repeats_itself_and_seeds_differ(path: Path, name: str) -> None:
     assert run("c", 6)["weights"] != first["weights"]
 
 
+def test_trained_in_turn_models_come_out_as_alone(
+    tmp_path: Path, uninterrupted: dict[str, dict[str, Any]]
+) -> None:
+    """One of them saves at every epoch, one begins later, and both draw random numbers."""
+    first, second = (make_kit(tmp_path / kind / "checkpoint.pth", kind) for kind in KINDS)
+    turns = [first.trainer.steps()]
+    while turns:
+        turns = [steps for steps in turns if next(steps, "done") != "done"]
+        if first.counter.steps == 2 and not second.counter.steps:
+            turns.append(second.trainer.steps())
+    for kind, kit in zip(KINDS, (first, second), strict=True):
+        assert outcome(kit.trainer) == uninterrupted[kind]
+
+
 def test_augmentation_and_dropout_differ_between_all_steps(path: Path) -> None:
     """The same seed everywhere would repeat one epoch's augmentation and dropout in the next."""
     kit = make_kit(path)
