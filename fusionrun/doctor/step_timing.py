@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fusionrun.common.memory import peak_memory, reset_peak
 from fusionrun.launch.task_reporter import TaskReporter
-from fusionrun.launch.train_task import train_expert, train_row
+from fusionrun.launch.train_task import train
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
 from fusionrun.study.context import RunContext
@@ -148,10 +148,8 @@ def _run_steps(
     with TaskLog(short.study.layout.task_log(task.name), task.name) as log:
         reporter = TaskReporter(short.study, task, Record(), log, context.device)
         with contextlib.closing(reporter), contextlib.suppress(Enough), hook:
-            if isinstance(task, RowTask):
-                train_row(short, task, reporter)
-            else:
-                train_expert(short, task, reporter)
+            for _ in train(short, task, reporter):
+                pass
     return watch, before, peak_memory(context.device)
 
 

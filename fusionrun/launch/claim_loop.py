@@ -12,7 +12,7 @@ import torch
 
 from fusionrun.common.distributed import RankInfo
 from fusionrun.common.memory import reset_peak
-from fusionrun.launch import sick_devices, train_task
+from fusionrun.launch import sick_devices
 from fusionrun.launch.broken_process import leave_if_broken
 from fusionrun.launch.crashes import count_start
 from fusionrun.launch.failures import USER_ERRORS, in_words
@@ -20,13 +20,14 @@ from fusionrun.launch.reading import read_context
 from fusionrun.launch.resume import ended_before, is_done
 from fusionrun.launch.shutdown import StopSignals
 from fusionrun.launch.task_reporter import TaskReporter
+from fusionrun.launch.train_task import train
 from fusionrun.launch.waiting import attempts
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Outcome, Record, write_outcome
 from fusionrun.study.context import RunContext
 from fusionrun.study.queue import Queue
 from fusionrun.study.study import Study
-from fusionrun.study.tasks import ExpertTask, Task
+from fusionrun.study.tasks import Task
 from fusionrun.tables.headline import too_few
 from fusionrun.training import errors
 
@@ -99,10 +100,8 @@ class ClaimLoop:
                     count_start(self.study, task, self.rank_info.rank)
                     for attempt in attempts(context, reporter):
                         with attempt:
-                            if isinstance(task, ExpertTask):
-                                train_task.train_expert(context, task, reporter)
-                            else:
-                                train_task.train_row(context, task, reporter)
+                            for _ in train(context, task, reporter):
+                                pass
                     log.line("done")
                 except errors.StopRequested:
                     log.line("stopped; the same command resumes from this checkpoint")

@@ -1,5 +1,6 @@
 """How a rank executes a task: an expert's training, or a row's, from weights to saved results."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,16 +23,24 @@ from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.trainers import expert_trainer, network_trainer, row_seed, row_trainer
 from fusionrun.study.context import RunContext
 from fusionrun.study.paths import expert_file
-from fusionrun.study.tasks import ExpertTask, RowTask
+from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.tables.headline import AVERAGING
 from fusionrun.training.identity import HASH_DIGITS
 from fusionrun.training.inference import collect_logits
 
 
-def train_expert(context: RunContext, task: ExpertTask, reporter: TaskReporter) -> None:
-    """Train one expert on its part of the data and save its best epoch."""
+def train(context: RunContext, task: Task, reporter: TaskReporter) -> Iterator[None]:
+    """The steps that execute `task`."""
+    if isinstance(task, ExpertTask):
+        return train_expert(context, task, reporter)
+    return train_row(context, task, reporter)
+
+
+def train_expert(context: RunContext, task: ExpertTask, reporter: TaskReporter) -> Iterator[None]:
+    """Train one expert on its part of the data, step by step, and save its best epoch."""
     trainer = expert_trainer(context, task, reporter)
-    best = trainer.run()
+    yield from trainer.steps()
+    best = trainer.best
     reporter.begin("saving")
     path = expert_file(context.study.checkpoint_dir, task.model, task.expert)
     settings = dict(trainer.checkpointing.identity.fields)
@@ -41,14 +50,13 @@ def train_expert(context: RunContext, task: ExpertTask, reporter: TaskReporter) 
     reporter.message(f"saved {path} (weights {state_hash(best.state)[:HASH_DIGITS]})")
 
 
-def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> None:
-    """Train a row, measure its best epoch on the test set, save and record it.
+def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Iterator[None]:
+    """Train a row, step by step, measure its best epoch on the test set, save and record it.
 
     A single row is one network without experts, trained as they are, on all that a row sees.
     """
     row, splits = task.row, context.splits
-    sources: list[str] = []
-    before: list[float] = []
+    sources, before = list[str](), list[float]()
     if row.is_single:
         images = splits.everything, splits.fusion_val
         trainer = network_trainer(context, task, reporter, *images, row_seed(row))
@@ -65,7 +73,8 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Non
             reporter.answered(source, logits[:, 0], labels)
     passes = 1 if row.is_single else 2  # of tuned experts in the fused model, of those before
     reporter.test_share = passes * len(context.data.test_labels) / reporter.val_images
-    best = trainer.run()
+    yield from trainer.steps()
+    best = trainer.best
     reporter.begin("testing")
     trainer.model.load_state_dict(best.state)
     after = trainer.history[best.epoch - 1].val_accuracies[1:]

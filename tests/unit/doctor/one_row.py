@@ -17,14 +17,14 @@ from fusionrun.doctor import doctor, estimate, study_checks
 from fusionrun.doctor.step_timing import Timing
 from fusionrun.launch.checks.finding import Finding
 from fusionrun.launch.task_reporter import TaskReporter
-from fusionrun.launch.train_task import train_expert, train_row
+from fusionrun.launch.train_task import train
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
 from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study
-from fusionrun.study.tasks import RowTask, Task
+from fusionrun.study.tasks import Task
 from fusionrun.training import checkpoint
 
 CPU = torch.device("cpu")
@@ -79,10 +79,8 @@ def context(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConte
 def execute(context: RunContext, task: Task) -> None:
     with TaskLog(context.study.layout.task_log(task.name), task.name) as log:
         reporter = TaskReporter(context.study, task, Record(), log, CPU)
-        if isinstance(task, RowTask):
-            train_row(context, task, reporter)
-        else:
-            train_expert(context, task, reporter)
+        for _ in train(context, task, reporter):
+            pass
 
 
 def plan(*overrides: str, text: str = ONE_ROW, folder: Path | None = None) -> Study:

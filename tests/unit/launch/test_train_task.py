@@ -12,7 +12,7 @@ import torch
 from fusionrun.components.manifest import Manifest, read_manifest
 from fusionrun.components.store import load_expert, load_model, state_hash
 from fusionrun.launch.task_reporter import TaskReporter
-from fusionrun.launch.train_task import train_row
+from fusionrun.launch.train_task import train as execute
 from fusionrun.launch.trainers import row_seed, row_trainer
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
@@ -46,7 +46,8 @@ def train(context: RunContext, stop: Callable[[], bool] = lambda: False) -> str:
     with TaskLog(path, task.name) as log:
         device = context.device
         with closing(TaskReporter(context.study, task, Record(), log, device)) as reporter:
-            train_row(replace(context, stop_requested=stop), task, reporter)
+            for _ in execute(replace(context, stop_requested=stop), task, reporter):
+                pass
     return path.read_text()
 
 
