@@ -1,6 +1,7 @@
 """Experts, a fusion and a global head as one trainable model."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from fusionrun.common.image_classifier import ImageClassifier
 
 from .base import FusionModule
+from .branches import Branches, in_turn
 from .recompute import can_be_recomputed, recomputed
 
 
@@ -34,6 +36,7 @@ class FusionModel(ImageClassifier):
     """
 
     recomputes: tuple[int, ...] = ()  # experts whose activations training doesn't keep
+    branches: Branches = staticmethod(in_turn)  # how experts are computed, see branches.py
 
     def __init__(
         self,
@@ -68,12 +71,12 @@ class FusionModel(ImageClassifier):
 
     def forward(self, images: Tensor) -> FusionOutput:
         """Images (N, 3, H, W) -> logits (N, C), expert_logits (N, E, C), features (N, E, D)."""
-        outputs: list[tuple[Tensor, Tensor]] = [
-            recomputed(expert, images)
-            if k in self.recomputes and expert.training
-            else expert(images)
+        experts = [
+            partial(recomputed, expert) if k in self.recomputes and expert.training else expert
             for k, expert in enumerate(self.experts)
         ]
+        # side by side, those that are recomputed would all have their activations in memory
+        outputs = (in_turn if self.recomputes else self.branches)(experts, images)
         features = self.adapted([features for features, _ in outputs])
         expert_logits = torch.stack([logits for _, logits in outputs], dim=1)
         return FusionOutput(self.global_head(self.fusion(features)), expert_logits, features)
