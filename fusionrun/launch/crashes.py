@@ -9,6 +9,7 @@ from fusionrun.launch.rank_log import bound_size, last_words
 from fusionrun.launch.resume import resume_path
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import Task
+from fusionrun.training.checkpoint import ResumeFile
 from fusionrun.training.errors import TaskError
 
 CRASHES = 3  # a task that kills its process so often at one point isn't started again
@@ -30,8 +31,8 @@ def count_start(study: Study, task: Task, rank: int) -> None:
 
     torchrun's restarts are there for the other rows too.
     """
-    note, checkpoint = study.layout.crashes(task.name), resume_path(study, task)
-    reached = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+    note, newest = study.layout.crashes(task.name), ResumeFile(resume_path(study, task)).newest
+    reached = newest.stat().st_mtime_ns if newest else 0
     crashes = 0
     if note.exists():
         before = read_json(note, CrashCount)

@@ -18,7 +18,7 @@ from fusionrun.monitor.record import Outcome, read_outcome
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.tables.headline import AVERAGING
-from fusionrun.training.checkpoint import CheckpointError, peek
+from fusionrun.training.checkpoint import CheckpointError, ResumeFile, peek
 from fusionrun.training.errors import TaskError
 from fusionrun.training.identity import FINGERPRINT, HASH_DIGITS, SPLIT, WEIGHTS, upgraded
 
@@ -102,7 +102,7 @@ def _trains_some(study: Study, model: str) -> bool:
             continue
         outcome = read_outcome(study.layout.outcome(task.name))
         trained = outcome is not None and outcome.seconds is not None  # found ones took none
-        if trained or not is_done(study, task) or resume_path(study, task).exists():
+        if trained or not is_done(study, task) or ResumeFile(resume_path(study, task)).newest:
             return True
     return False
 
@@ -155,9 +155,9 @@ def _left_behind(study: Study, task: Task) -> Iterator[tuple[Path, Mapping[str, 
         manifest = study.layout.row(task.model, task.row.variant).manifest
         with suppress(CheckpointError):
             yield manifest, _of_manifest(read_manifest(manifest))
-    path = resume_path(study, task)
-    state = peek(path) if path.is_file() else None
-    if state is not None and isinstance(state.get("settings"), dict):
+    path = ResumeFile(resume_path(study, task)).newest
+    state = peek(path) if path else None
+    if path and state is not None and isinstance(state.get("settings"), dict):
         yield path, upgraded(state["settings"])
 
 

@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import zipfile
+from collections.abc import Callable
 from datetime import datetime
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -28,12 +29,16 @@ class CheckpointError(Exception):
     """A checkpoint is missing, damaged or doesn't fit; the message names the file and says how."""
 
 
-def save(path: Path, payload: dict[str, Any]) -> None:
+def save(
+    path: Path,
+    payload: dict[str, Any],
+    dump: Callable[[dict[str, Any], BinaryIO], None] = torch.save,
+) -> None:
     """Write `payload` (tensors and plain values) to `path`, atomically. Raises OSError."""
 
     def write(file: BinaryIO) -> None:
         try:
-            torch.save(payload, file)
+            dump(payload, file)
         except RuntimeError as error:
             # when a write fails, torch trips over its own clean-up and hides the disk's error
             if isinstance(error.__context__, OSError):
@@ -219,12 +224,21 @@ class ResumeFile:
         self.previous = path.with_name(f"{path.stem}_previous{path.suffix}")
         self._damaged = False  # the newer file; it must not take its predecessor's place
 
-    def save(self, payload: dict[str, Any]) -> None:
+    def save(
+        self,
+        payload: dict[str, Any],
+        dump: Callable[[dict[str, Any], BinaryIO], None] = torch.save,
+    ) -> None:
         """Write the state; at every moment at least one whole state stands on disk."""
         if self.path.exists() and not self._damaged:
             self.path.replace(self.previous)
-        save(self.path, payload)
+        save(self.path, payload, dump)
         self._damaged = False
+
+    @property
+    def newest(self) -> Path | None:
+        """The state that was written last, perhaps while another one is being written."""
+        return next((path for path in (self.path, self.previous) if path.exists()), None)
 
     def load(self) -> tuple[dict[str, Any] | None, str]:
         """(newest readable state or None, "" or what was wrong with a newer one)."""

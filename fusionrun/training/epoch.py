@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 # what resume states of version 0.1 call the same
 RENAMED = {"rates": "learning_rates", "objective": "loss", "hits": "correct"}
+SPARE = 0.1  # of a GPU's memory stays free beside the best epoch's weights
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,16 @@ class Progress:
 
 @dataclass
 class BestEpoch:
-    """The epoch that validation selects, with its weights on the CPU."""
+    """The epoch that validation selects, with its weights.
+
+    They stay on the device that trains while it has room to spare, and there nobody waits for them.
+    """
 
     epoch: int = 0
     val_accuracy: float = -1.0
     val_loss: float = float("inf")
     state: dict[str, Tensor] = field(default_factory=dict)
+    has_place: bool = field(default=False, init=False)  # the weights; not when read from a file
 
     def is_beaten_by(self, metrics: EpochMetrics) -> bool:
         """More accurate, or as accurate with a smaller loss (small validation sets tie often)."""
@@ -78,17 +83,57 @@ class BestEpoch:
         return (accuracy, -loss) > (self.val_accuracy, -self.val_loss)
 
     def become(self, metrics: EpochMetrics, model: nn.Module) -> None:
-        """That epoch, with the model's weights as they are now; waits for a GPU once."""
+        """That epoch, with the model's weights as they are now.
+
+        Waits for a GPU once, where the weights find no room on it.
+        """
+        weights = model.state_dict()
+        if not self.has_place:
+            self.state, self.has_place = room_for(weights), True
         self.epoch = metrics.epoch
         self.val_accuracy, self.val_loss = metrics.val_accuracies[0], metrics.val_losses[0]
-        weights, on_gpu = model.state_dict(), False
+        waits = False
         for name, value in weights.items():
-            if name not in self.state:  # pinned memory is several times faster to copy to
-                self.state[name] = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
             self.state[name].copy_(value.detach(), non_blocking=True)
-            on_gpu |= value.is_cuda
-        if on_gpu:
+            waits |= value.is_cuda and not self.state[name].is_cuda
+        if waits:
             torch.cuda.synchronize()
+
+    def leave_device(self) -> bool:
+        """Whether there were weights on it; they're on the CPU now."""
+        was_there = any(value.is_cuda for value in self.state.values())
+        if was_there:
+            there, self.state = self.state, on_host(self.state)
+            for name, value in there.items():
+                self.state[name].copy_(value)
+        return was_there
+
+    def stored(self) -> dict[str, Any]:
+        """For a resume state."""
+        return {
+            name: getattr(self, name) for name in ("epoch", "val_accuracy", "val_loss", "state")
+        }
+
+
+def room_for(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors like these where they lie, or on the host where a GPU has little to spare."""
+    on_gpu = [value for value in weights.values() if value.is_cuda]
+    if on_gpu:
+        free, total = torch.cuda.mem_get_info(on_gpu[0].device)
+        if free - sum(value.nbytes for value in on_gpu) < SPARE * total:
+            return on_host(weights)
+    try:
+        return {name: torch.empty_like(value) for name, value in weights.items()}
+    except torch.OutOfMemoryError:
+        return on_host(weights)
+
+
+def on_host(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors like these there; pinned memory is several times faster to copy to from a GPU."""
+    return {
+        name: torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+        for name, value in weights.items()
+    }
 
 
 class Reporter(Protocol):

@@ -23,6 +23,7 @@ from fusionrun.training.inference import forward_heads, validation_scores
 from fusionrun.training.losses import head_correct, head_losses
 from fusionrun.training.optim import Group, load_optimizer, set_learning_rates
 from fusionrun.training.precision import Precision
+from fusionrun.training.saving import Saver
 from fusionrun.training.tuning import tuned
 
 REPORT_SECONDS = 1.0  # how often a running epoch's numbers are read from the device
@@ -101,6 +102,8 @@ class Trainer:
         self._meter = Meter(self.optimisation.head_weights)  # of the current epoch
         self._clock = self._last_report = self._last_save = time.monotonic()
         self._guard = Guard(self.optimisation.precision, self.device)
+        file, say = self.checkpointing.file, self.reporter.message
+        self._saver = Saver(file, optimisation.optimizer, say)
 
     def run(self) -> BestEpoch:
         """Train the epochs that are left; returns the best. Raises what `steps` does."""
@@ -116,16 +119,18 @@ class Trainer:
         """
         self._restore()
         self._clock = time.monotonic()
-        try:
-            while len(self.history) < self.schedule.epochs:
-                for batch in self.start_epoch():
-                    self.train_step(batch)
-                    self.after_step()
-                    yield
-                self.finish_epoch()
-        except errors.ShortOfMemoryError:  # of a step that changed nothing, or a validation
-            self.save()
-            raise
+        with self._saver:
+            try:
+                while len(self.history) < self.schedule.epochs:
+                    for batch in self.start_epoch():
+                        self.train_step(batch)
+                        self.after_step()
+                        yield
+                    self.finish_epoch()
+            except errors.ShortOfMemoryError:  # of a step that changed nothing, or a validation
+                self.save()
+                raise
+        self.best.leave_device()
 
     def start_epoch(self) -> Iterator[Batch]:
         """The batches of the next epoch, or those that a stop has left of it."""
@@ -191,8 +196,10 @@ class Trainer:
     def after_step(self) -> None:
         """Count the step, report and save now and then, and stop at once when asked to."""
         self._step += 1
+        self._saver.check()
         if self.stop_requested():
             self.save()
+            self._saver.settle()
             raise errors.StopRequested
         if time.monotonic() - self._last_report < REPORT_SECONDS:
             return
@@ -244,6 +251,7 @@ class Trainer:
             val_averaged=val_averaged,
         )
         if self.best.is_beaten_by(metrics):
+            self._saver.release()
             self.best.become(metrics, self.model)
         self.history.append(metrics)
         if seen.skipped:
@@ -290,10 +298,10 @@ class Trainer:
         return self._seconds
 
     def save(self) -> None:
-        """Write the resume state. Raises TaskError where numbers aren't finite, and OSError."""
+        """Have the resume state written. Raises TaskError where numbers aren't finite, OSError."""
         self._check_finite()
         self._elapsed()
-        self.checkpointing.file.save(
+        self._saver.save(
             {
                 "settings": dict(self.checkpointing.identity.fields),
                 "epoch": len(self.history),
@@ -305,9 +313,10 @@ class Trainer:
                 "loss_scale": self._guard.state(),
                 "model": self.model.state_dict(),
                 "optimizer": self.optimisation.optimizer.state_dict(),
-                "best": vars(self.best),  # asdict would copy every tensor
+                "best": self.best.stored(),
                 "history": [dataclasses.asdict(metrics) for metrics in self.history],
-            }
+            },
+            kept=self.best.state.values(),
         )
         self._last_save = time.monotonic()
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -31,8 +32,9 @@ from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.tasks import ExpertTask, Task
 from fusionrun.training import trainer as loop
-from fusionrun.training.epoch import EpochMetrics
+from fusionrun.training.epoch import BestEpoch, EpochMetrics
 from fusionrun.training.inference import collect_logits
+from fusionrun.training.saving import tensors
 from fusionrun.training.trainer import Trainer
 from tests.fake_cuda import CUDA, fake_cuda
 from tests.tiny import write_recipe
@@ -266,15 +268,82 @@ def test_a_report_reads_twice(on_host: RunContext, monkeypatch: pytest.MonkeyPat
         assert len(watch.waits) <= 9
 
 
-def test_the_best_epoch_is_waited_for_once(on_host: RunContext) -> None:
-    """However many weights it has."""
+def places(best: BestEpoch) -> set[str]:
+    return {value.device.type for value in best.state.values()}
+
+
+def test_the_best_epoch_stays_on_a_card_with_room_to_spare(
+    on_host: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it there; on the host it's waited for once, however many weights it has."""
     metrics = EpochMetrics(1, {}, 1.0, [1.0], [50.0], [1.0], [50.0], 8, 1.0, 2.0, "")
     with fake_cuda() as watch:
         trainer = trainer_on_card(on_host, on_host.study.row_tasks[0])
-        watch.waits.clear()
+        weights = trainer.model.state_dict()
+        read_from_file = {name: torch.empty_like(v, device="cpu") for name, v in weights.items()}
+        trainer.best = BestEpoch(1, 40.0, 1.0, read_from_file)
         for _ in range(2):  # a new one, and in place of another
+            watch.waits.clear()
             trainer.best.become(metrics, trainer.model)
-        assert watch.waits == ["synchronize", "synchronize"]
+            assert (watch.waits, places(trainer.best)) == ([], {"cuda"})
+        assert trainer.best.leave_device() and not trainer.best.leave_device()
+        assert places(trainer.best) == {"cpu"}
+        watch.waits.clear()
+        trainer.best.become(metrics, trainer.model)  # doesn't come back
+        assert (watch.waits, places(trainer.best)) == (["synchronize"], {"cpu"})
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (2**30, 2**34))
+        trainer.best = BestEpoch()
+        trainer.best.become(metrics, trainer.model)
+        assert places(trainer.best) == {"cpu"}
+
+
+def test_the_best_epoch_goes_to_the_host_where_a_card_is_full(
+    on_host: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = EpochMetrics(1, {}, 1.0, [1.0], [50.0], [1.0], [50.0], 8, 1.0, 2.0, "")
+    healthy = torch.empty_like
+
+    def empty_like(value: Tensor, **where: Any) -> Tensor:
+        if not where:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return healthy(value, **where)
+
+    with fake_cuda():
+        trainer = trainer_on_card(on_host, on_host.study.row_tasks[0])
+        monkeypatch.setattr(torch, "empty_like", empty_like)
+        trainer.best.become(metrics, trainer.model)
+        assert places(trainer.best) == {"cpu"}
+
+
+def test_a_save_reads_numbers_and_copies_behind_the_card(
+    on_host: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host waits for what the epoch's sums are, and for no weight."""
+    events: list[str] = []
+    event = mock.Mock()
+    event.record.side_effect = lambda stream: events.append(f"recorded on {stream}")
+    event.synchronize.side_effect = lambda: events.append("waited for")
+    with fake_cuda() as watch:
+        trainer = trainer_on_card(on_host, on_host.study.row_tasks[0])
+        file = trainer.checkpointing.file
+        written: list[Any] = []
+        monkeypatch.setattr(file, "save", lambda state, dump: written.append(state))
+        monkeypatch.setattr(torch.cuda, "Event", lambda blocking: event)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"{device}'s stream")
+        train(trainer, steps=1)
+        for _ in range(2):
+            watch.waits.clear()
+            trainer.save()
+            assert set(watch.waits) == {"tolist reads numbers"} and len(watch.waits) <= 4
+            trainer._saver.settle()
+        assert events == ["recorded on cuda:0's stream", "waited for"] * 2
+        first, second = ([*tensors(state)] for state in written)
+        wanted = [
+            *trainer.model.state_dict(),
+            *trainer.optimisation.optimizer.state_dict()["state"],
+        ]
+        assert len(first) >= len(wanted) and {value.device.type for value in first} == {"cpu"}
+        assert [id(value) for value in first] == [id(value) for value in second]  # kept pinned room
 
 
 @pytest.fixture
