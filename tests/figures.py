@@ -36,7 +36,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 
 from fusionrun.common.atomic_files import write_json
 from fusionrun.common.typed_fields import plain, read_json
@@ -219,7 +219,7 @@ def picture(snapshot: Snapshot) -> str:
     console = Console(
         record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
-    console.print(table(snapshot, WIDTH))
+    console.print(Group(*table(snapshot, WIDTH)))
     return console.export_svg(title="bash launch.sh", unique_id="live")
 
 

@@ -48,7 +48,7 @@ class Display:
         self._failures: dict[str, str] = {}  # {reason: the task it was told of}
         self._next_note = 0.0
         self._note = ""  # of a starting rank
-        self._closing: list[str] = []  # what there is to say at the end
+        self._last: Snapshot | None = None
         self._reported: set[str] = set()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="display", daemon=True)
@@ -73,7 +73,7 @@ class Display:
         self._tick(last=True)
         if self._screen.live:
             self._screen.live.stop()
-        for line in self._closing:
+        for line in closing_lines(self._last) if self._last else []:
             self._screen.line(line)
 
     def _run(self) -> None:
@@ -99,13 +99,12 @@ class Display:
 
     def _show(self, last: bool) -> None:
         """The state of the launch: into its file, and in the form that fits the screen."""
-        snapshot = self._observe()
+        snapshot = self._last = self._observe()
         notices = []
         try:
             write_json(self._layout.status, plain(snapshot), durable=False)
         except OSError as error:
             notices = [f"{self._layout.status} can't be written: {error.strerror or error}"]
-        self._closing = closing_lines(snapshot)
         if self._screen.live:
             for task in snapshot.tasks:
                 before = self._states.get(task.name, task.state)  # not what an earlier launch did

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.live import Live
 
+from fusionrun.monitor.bottom_lines import BottomLines
 from fusionrun.monitor.snapshot import Snapshot
 from fusionrun.monitor.table import STOP_HINT, table
 from fusionrun.monitor.words import printable
@@ -17,10 +17,8 @@ class Screen:
     def __init__(self, console: Console) -> None:
         self._console = console
         # FORCE_COLOR and TTY_COMPATIBLE make rich take a file for a terminal; the system knows
-        self.live = None
-        if console.is_terminal and not console.is_dumb_terminal and sys.stdout.isatty():
-            # the ticks redraw; a refreshing thread of rich's own would only add writes in between
-            self.live = Live(console=console, auto_refresh=False, vertical_overflow="ellipsis")
+        is_live = console.is_terminal and not console.is_dumb_terminal and sys.stdout.isatty()
+        self.live = BottomLines(console) if is_live else None
 
     def draw(
         self,
@@ -32,7 +30,7 @@ class Screen:
     ) -> None:
         """Draw what fits the terminal, or the `whole` table for the last time, to be scrolled."""
         assert self.live is not None
-        drawn = table(
+        lines = table(
             snapshot,
             self._console.width,
             height=None if whole else self._console.height - 1,
@@ -40,8 +38,9 @@ class Screen:
             hint=hint,
             ascii_only=self._console.options.ascii_only,
         )
-        # stopping draws once more, and a table that has scrolled away can't be drawn over
-        self.live.update(drawn, refresh=not whole)
+        self.live.update(lines)
+        if not whole:  # which stopping draws: a table that has scrolled away can't be drawn over
+            self.live.draw()
 
     def line(self, text: str) -> None:
         """One line without any control characters: above the table, or as it is, at once."""

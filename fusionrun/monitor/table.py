@@ -1,8 +1,7 @@
-"""The live table: a Snapshot drawn for a terminal. Pure, no I/O."""
+"""The live table: a Snapshot as lines for a terminal. Pure, no I/O."""
 
 from collections.abc import Sequence
 
-from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fusionrun.common.text import plural
@@ -33,7 +32,7 @@ def table(
     notices: Sequence[str] = (),
     hint: str = STOP_HINT,
     ascii_only: bool = False,
-) -> RenderableType:
+) -> list[Text]:
     """The whole picture, no line wider than `width` nor, where given, more lines than `height`.
 
     `notices` are warnings of whoever draws (a full disk, a stale file), `hint` the last line
@@ -62,7 +61,7 @@ def table(
         lines = _joined([head, shown, working, experts, cards, foot], gap=0)[:height]
     for line in lines if ascii_only else []:
         line.plain = printable(line.plain, ascii_only=True)
-    return Group(*lines)
+    return lines
 
 
 def _joined(parts: Sequence[list[Text]], gap: int) -> list[Text]:

@@ -65,7 +65,8 @@ def watch(
             for line in summary_lines(snapshot) + [f"  ! {text}" for text in silence]:
                 screen.line(line)
             return _EXIT_CODES[snapshot.state]
-        with screen.live:
+        screen.live.start()
+        try:
             trouble: list[str] = []
             while snapshot.state == "running":
                 screen.draw(snapshot, _silence(snapshot, ages) + trouble, WATCH_HINT)
@@ -77,6 +78,8 @@ def watch(
                     # on a network file system a file that is being replaced can be missing briefly
                     trouble = [str(error)]
             screen.draw(snapshot, whole=True)
+        finally:
+            screen.live.stop()
         return _EXIT_CODES[snapshot.state]
     except _UnreadableError as error:
         print(f"fusionrun: {printable(str(error))}", file=sys.stderr)

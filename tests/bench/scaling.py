@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
+from rich.console import Console, Group
 from torch.distributed import HashStore
 
 from fusionrun.common.complexity import multiply_accumulates
@@ -54,7 +54,6 @@ def builder_of(study: Study, rank_info: RankInfo, gather: StatusGather) -> Snaps
         gather,
         rank_info,
         study=study.name,
-        device="cpu",
         threads=1,
         every_seconds=1.0,
         outcome_of=Queue(study.tasks, HashStore(), rank_info.rank, rank_info.world_size).outcome,
@@ -124,5 +123,5 @@ def _seconds_a_row(bench: Bench, rows: int) -> float:
     )
     builder = builder_of(study, rank_info, gather)
     for _ in range(TABLES):
-        console.print(table(builder.build(), console.width))
+        console.print(Group(*table(builder.build(), console.width)))
     return (time.process_time() - start) / rows

@@ -324,7 +324,7 @@ def launch(directory: Path, end: str = "failed") -> int:
 
     def observe() -> Snapshot:
         seen[0] += 1
-        return snapshot(state[0])
+        return replace(snapshot(state[0]), elapsed=60.0 + seen[0])
 
     shown = Display(
         observe, Layout(directory), [NAME, OTHER], every_seconds=0.01, summary_minutes=0.0
@@ -348,7 +348,8 @@ def test_a_terminal_shows_one_table_and_gets_its_cursor_back(tmp_path: Path) -> 
     assert status == 0, output
     lines = picture(output)
     text = "\n".join(lines)
-    assert output.count("fused %") > 10  # drawn again and again
+    assert output.count("elapsed 1m") > 10  # drawn again and again
+    assert output.count("fused %") < 9  # but not what stays as it is
     assert sum("fused %" in line for line in lines) == 1  # but there's one
     assert sum(bool(re.search("densenet +multiplicative", line)) for line in lines) == 1
     assert "\x1b[?25l" in output

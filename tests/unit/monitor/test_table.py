@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, Group
 
 from fusionrun.common.atomic_files import write_json
 from fusionrun.common.gpus import MIB
@@ -225,7 +225,7 @@ def launches() -> dict[str, Snapshot]:
 def drawn(shown: Snapshot, width: int, **options: Any) -> list[str]:
     """The lines as a console much wider than `width` gets them, so that nothing is hidden."""
     console = Console(file=io.StringIO(), width=400, color_system=None, force_terminal=True)
-    console.print(table(shown, width, **options))
+    console.print(Group(*table(shown, width, **options)))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
@@ -334,7 +334,8 @@ def test_columns_go_by_priority_and_numbers_are_never_cut() -> None:
 
 def test_gain_is_coloured_by_its_sign() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system="standard")
-    console.print(table(snapshot([row(0, gain=-0.45), row(1, gain=1.2), row(2, gain=-0.001)]), 120))
+    shown = snapshot([row(0, gain=-0.45), row(1, gain=1.2), row(2, gain=-0.001)])
+    console.print(Group(*table(shown, 120)))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert "\x1b[31m-0.45" in text
