@@ -12,6 +12,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar, cast
 
@@ -22,6 +23,7 @@ T = TypeVar("T")
 
 # YAML 1.1 takes them for true and false, YAML 1.2 and people who name things for text
 SWITCH_WORDS = frozenset({"yes", "no", "on", "off"})
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 class FieldError(ValueError):
@@ -75,8 +77,11 @@ def read_json(path: Path, kind: type[T]) -> T:
 
 def plain(value: Any) -> Any:
     """Dataclasses, mappings, tuples and paths as the dicts, lists and texts of YAML and JSON."""
+    if type(value) in _PLAIN:  # nearly all there is in a status that is written every second
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {key: getattr(value, spec.name) for key, spec in _by_key(value).items()}
+        specs = _by_key(type(value))
+        return {key: plain(getattr(value, spec.name)) for key, spec in specs.items()}
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -91,7 +96,7 @@ def with_paths(value: Any, change: Callable[[FilePath], str], hint: Any = None) 
     if hint is FilePath:
         return change(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hints = typing.get_type_hints(type(value))
+        hints = _hints(type(value))
         fields = dataclasses.fields(value)
         changed = {
             f.name: with_paths(getattr(value, f.name), change, hints[f.name]) for f in fields
@@ -122,7 +127,13 @@ def kind_of(value: object) -> str:
     return "nothing" if value is None else names.get(type(value), type(value).__name__)
 
 
-def _by_key(kind: Any) -> dict[str, "dataclasses.Field[Any]"]:
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+@cache
+def _by_key(kind: type[Any]) -> dict[str, "dataclasses.Field[Any]"]:
     """A dataclass's fields by their names in a file."""
     return {spec.metadata.get("key", spec.name): spec for spec in dataclasses.fields(kind)}
 
@@ -133,7 +144,7 @@ def _build(kind: Any, tree: Any, path: str, strict: bool) -> object:
     if not isinstance(tree, dict):
         names = ", ".join(specs)
         raise FieldError(path, f"found {kind_of(tree)}, expected fields of: {names}")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     for key in tree if strict else ():
         if key not in specs:
             problem = f"unknown key {shown(key)}; {nearest(str(key), specs)}"

@@ -11,7 +11,7 @@ from fusionrun.common.memory import peak_memory
 from fusionrun.launch.checks.doubts import doubt
 from fusionrun.launch.run_logs import open_run_logs
 from fusionrun.logs.background import BackgroundLog
-from fusionrun.logs.csv import EXPERT_COLUMNS, row_columns, write_csv
+from fusionrun.logs.csv import EXPERT_COLUMNS, EpochCsv, row_columns
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Activity, Outcome, Record, known
 from fusionrun.study.study import Study
@@ -45,7 +45,8 @@ class TaskReporter:
         self._log = log
         self._device = device
         self._run_logs: list[BackgroundLog] | None = None
-        self._csv_failed = False
+        self._csv, self._csv_failed = self._new_csv(), False
+        self._in_csv: Sequence[EpochMetrics] = []
         self._history: Sequence[EpochMetrics] = ()  # earlier launches' epochs, too
         self._best = BestEpoch()
         record.begin(task.index)
@@ -97,17 +98,24 @@ class TaskReporter:
         record.eta_seconds = left * sum(entry.seconds for entry in history)
         record.eta_seconds += self.test_share * metrics.validation_seconds
         record.memory_bytes = peak_memory(self._device)
-        layout, task = self._study.layout, self._task
-        if isinstance(task, RowTask):
-            path = layout.row(task.model, task.row.variant).csv
-        else:
-            path = layout.expert_csv(task.model, task.expert)
+        if self._in_csv != history[: len(self._in_csv)]:  # begun again, from an older state
+            self._csv, self._in_csv = self._new_csv(), []
+        new = range(len(self._in_csv), len(history))
+        rows = [csv_cells(self._task, history[: index + 1]) for index in new]
+        self._in_csv = [*history]
         try:
-            write_csv(path, *csv_table(task, history))
+            self._csv.write(rows)
         except OSError as error:
             if not self._csv_failed:
-                self.warn(f"{path}: {error.strerror or error}; the training goes on")
+                self.warn(f"{error.filename}: {error.strerror or error}; the training goes on")
             self._csv_failed = True
+
+    def _new_csv(self) -> EpochCsv:
+        layout, task = self._study.layout, self._task
+        if not isinstance(task, RowTask):
+            return EpochCsv(layout.expert_csv(task.model, task.expert), EXPERT_COLUMNS)
+        columns = EXPERT_COLUMNS if task.trains_alone else row_columns(len(task.row.experts))
+        return EpochCsv(layout.row(task.model, task.row.variant).csv, columns)
 
     def answered(self, source: str, logits: Tensor, labels: Tensor) -> None:
         """Warn of an expert from `source` whose logits (N, C) on validation fit ill."""
@@ -188,49 +196,41 @@ class TaskReporter:
         return self._run_logs
 
 
-def csv_table(
-    task: Task, history: Sequence[EpochMetrics]
-) -> tuple[Sequence[str], list[dict[str, object]]]:
-    """Columns of the task's CSV, and the cells of every epoch."""
-    columns: Sequence[str] = EXPERT_COLUMNS
-    rows = []
-    best = 0.0
-    for metrics in history:
-        best = max(best, metrics.val_accuracies[0])
-        cells: dict[str, object] = {
-            "epoch": metrics.epoch,
-            "train_loss": metrics.loss,
-            "train_accuracy": metrics.train_accuracies[0],
-            "val_loss": metrics.val_losses[0],
-            "val_accuracy": metrics.val_accuracies[0],
-            "images_per_second": metrics.images_per_second,
-            "seconds": metrics.seconds,
-            "model": task.model,
-            "timestamp": metrics.timestamp,
+def csv_cells(task: Task, history: Sequence[EpochMetrics]) -> dict[str, object]:
+    """Of the newest epoch, for the columns of the task's CSV."""
+    metrics = history[-1]
+    cells: dict[str, object] = {
+        "epoch": metrics.epoch,
+        "train_loss": metrics.loss,
+        "train_accuracy": metrics.train_accuracies[0],
+        "val_loss": metrics.val_losses[0],
+        "val_accuracy": metrics.val_accuracies[0],
+        "images_per_second": metrics.images_per_second,
+        "seconds": metrics.seconds,
+        "model": task.model,
+        "timestamp": metrics.timestamp,
+    }
+    rates = metrics.learning_rates
+    if isinstance(task, ExpertTask) or task.trains_alone:
+        return cells | {
+            "lr": rates["expert"],
+            "best_val_accuracy": max(0.0, *(each.val_accuracies[0] for each in history)),
+            "expert": task.expert if isinstance(task, ExpertTask) else None,
         }
-        rates = metrics.learning_rates
-        if isinstance(task, ExpertTask) or task.trains_alone:
-            cells["lr"] = rates["expert"]
-            cells["best_val_accuracy"] = best
-            cells["expert"] = task.expert if isinstance(task, ExpertTask) else None
-        else:
-            num_experts = len(task.row.experts)
-            columns = row_columns(num_experts)
-            cells |= {
-                "experts_lr": rates.get("experts", 0.0),  # 0: frozen
-                "fusion_lr": rates["fusion"],
-                "global_head_lr": rates["global_head"],
-                "loss_global": metrics.train_losses[0],
-                "loss_individual": sum(metrics.train_losses[1:]),
-                "loss_total": metrics.loss,
-                "alpha": task.row.alpha,
-                "fusion_type": task.row.method,
-            }
-            for k in range(num_experts):
-                cells[f"expert_{k}_accuracy"] = metrics.val_accuracies[1 + k]
-                cells[f"expert_{k}_loss"] = metrics.val_losses[1 + k]
-        rows.append(cells)
-    return columns, rows
+    cells |= {
+        "experts_lr": rates.get("experts", 0.0),  # 0: frozen
+        "fusion_lr": rates["fusion"],
+        "global_head_lr": rates["global_head"],
+        "loss_global": metrics.train_losses[0],
+        "loss_individual": sum(metrics.train_losses[1:]),
+        "loss_total": metrics.loss,
+        "alpha": task.row.alpha,
+        "fusion_type": task.row.method,
+    }
+    for k in range(len(task.row.experts)):
+        cells[f"expert_{k}_accuracy"] = metrics.val_accuracies[1 + k]
+        cells[f"expert_{k}_loss"] = metrics.val_losses[1 + k]
+    return cells
 
 
 def chart_scalars(metrics: EpochMetrics, *, trains_alone: bool) -> dict[str, float]:

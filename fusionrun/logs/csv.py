@@ -50,9 +50,26 @@ EXPERT_COLUMNS = (
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
     """Write all rows, atomically. Raises ValueError for a value that has no column."""
-    # 7 significant digits: more than the training's own precision
-    lines = [
-        {key: f"{value:.7g}" if isinstance(value, float) else value for key, value in row.items()}
-        for row in rows
-    ]
-    write_text(path, csv_text(lines, columns), durable=False)
+    EpochCsv(path, columns).write(rows)
+
+
+class EpochCsv:
+    """The file of a table that grows: written whole, though only new rows are made text of."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self._path = path
+        self._columns = columns
+        self._text = csv_text([], columns)
+
+    def write(self, new: Sequence[Mapping[str, object]]) -> None:
+        """Rows of before and these, atomically; where that fails (OSError), the next has all.
+
+        Raises ValueError for a value that has no column.
+        """
+        # 7 significant digits: more than the training's own precision
+        lines = [
+            {key: f"{value:.7g}" if isinstance(value, float) else value for key, value in r.items()}
+            for r in new
+        ]
+        self._text += csv_text(lines, self._columns).partition("\n")[2]
+        write_text(self._path, self._text, durable=False)

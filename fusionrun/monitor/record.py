@@ -8,6 +8,8 @@ holds up the gather of all, but neither the heartbeats nor any training.
 
 import dataclasses
 import math
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -158,3 +160,29 @@ def read_outcome(path: Path) -> Outcome | None:
         return read_json(path, Outcome)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+
+
+class OutcomeFiles:
+    """The outcomes in a folder; a file is read again only when it was replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[str, tuple[object, Outcome | None]] = {}  # by file, with its identity
+
+    def read(self) -> dict[str, Outcome]:
+        """{task: outcome} of those that have one."""
+        known, self._known = self._known, {}
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for entry in list(os.scandir(self._folder)):
+                with suppress(FileNotFoundError):
+                    found = entry.stat()  # before it's read: what replaces it later is seen later
+                    identity = found.st_ino, found.st_mtime_ns, found.st_size
+                    before, outcome = known.get(entry.name, (None, None))
+                    if before != identity:
+                        outcome = read_outcome(self._folder / entry.name)
+                    self._known[entry.name] = identity, outcome
+        return {
+            name.removesuffix(".json"): outcome
+            for name, (_, outcome) in self._known.items()
+            if outcome is not None and name.endswith(".json")
+        }

@@ -12,7 +12,7 @@ from fusionrun.monitor.ages import Ages
 from fusionrun.monitor.cards import Card, cards_of, devices_of
 from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.heartbeat import read_heartbeat
-from fusionrun.monitor.record import ENDED, Outcome, RankState, Record, read_outcome
+from fusionrun.monitor.record import ENDED, Outcome, OutcomeFiles, RankState, Record
 from fusionrun.study.paths import Layout
 from fusionrun.study.tasks import RowTask, Task
 from fusionrun.tables.headline import GAIN_KEY
@@ -159,6 +159,7 @@ class SnapshotBuilder:
         self._every_seconds = every_seconds
         self._started, self._start = time.time(), time.monotonic()
         self._ages = Ages(every_seconds)
+        self._outcomes = OutcomeFiles(layout.outcomes)
 
     def build(self) -> Snapshot:
         """The state of the launch now."""
@@ -219,9 +220,10 @@ class SnapshotBuilder:
         self, records: Sequence[Record | None], still: Sequence[float]
     ) -> tuple[TaskStatus, ...]:
         running = {r.task: (rank, r) for rank, r in enumerate(records) if r and r.task >= 0}
+        written = self._outcomes.read()
         outcomes = {}
         for task in self._tasks:
-            outcome = read_outcome(self._layout.outcome(task.name))
+            outcome = written.get(task.name)
             # where no file could be written, its rank told what became of it
             if outcome is None and (word := self._outcome_of(task.name)) is not None:
                 outcome = Outcome("done") if word == "done" else Outcome("failed", note=word)

@@ -110,11 +110,14 @@ class TaskTable:
         digits = len(str(len(each) - 1))
         for index, cells in enumerate(each):
             cells["#"] = Text(f"{index:>{digits}}", "dim")
-        self._cells = {c.title: [cells[c.title] for cells in each] for c in self._columns}
+        self._cells: dict[str, list[Text]] = {}
+        self._sizes: dict[str, int] = {}  # of columns, in columns of the terminal
+        for column in self._columns:
+            self._fill(column, [cells[column.title] for cells in each])
         if tasks:
             self._columns = self._fit()
-        # once: each looks at the cells of all rows
-        self._widths = [self._width_of(column) for column in self._columns]
+        self._widths = [self._sizes[column.title] for column in self._columns]
+        self._blocks = [self._block(index) for index in range(len(tasks))]
 
     def lines(self, room: int | None = None) -> list[Text]:
         """Titles, rule and tasks; with `room` lines at most, leaving the least interesting out."""
@@ -126,8 +129,7 @@ class TaskTable:
             titles.insert(0, self._line(above))
         line_width = sum(self._widths) + self._gap * (len(self._columns) - 1)
         rule = indented(Text("─" * min(line_width, self._width - 2 * MARGIN), "dim"))
-        head = [*titles, rule]
-        blocks = [self._block(index) for index in range(len(self._tasks))]
+        head, blocks = [*titles, rule], self._blocks
         if room is None or len(head) + sum(map(len, blocks)) <= room:
             return [*head, *(line for block in blocks for line in block)]
         if room <= len(head):
@@ -148,11 +150,13 @@ class TaskTable:
         tasks, cells = self._tasks, self._cells
         names = next(column for column in self._columns if column.title in ("row", "expert"))
         chosen = [column for column in self._columns if column.wanted == 0]
-        room = self._room(chosen) + self._width_of(names)
-        for i, (model, which) in enumerate(map(name_parts, tasks)):
-            if cells[names.title][i].cell_len > room:  # the model is cut: rows differ in their ends
-                model = model[: max(room - len(which) - 2, 4)]
-                cells[names.title][i] = Text(f"{model}… {which}"[: max(room, 1)])
+        room = self._room(chosen) + self._sizes[names.title]
+        if self._sizes[names.title] > room:
+            for i, (model, which) in enumerate(map(name_parts, tasks)):
+                if cells[names.title][i].cell_len > room:  # rows differ in their ends
+                    model = model[: max(room - len(which) - 2, 4)]
+                    cells[names.title][i] = Text(f"{model}… {which}"[: max(room, 1)])
+            self._fill(names, cells[names.title])
         for column in sorted(self._columns, key=lambda column: column.wanted):
             empty = column.optional and all(each.plain == MISSING for each in cells[column.title])
             if column not in chosen and not empty and self._room([*chosen, column]) >= 0:
@@ -167,25 +171,25 @@ class TaskTable:
             (names, [Text(f"{model:{widest}}  {which}") for model, which in parts]),
         ):
             if column in chosen:
-                more = max(each.cell_len for each in roomier) - self._width_of(column)
+                more = max(each.cell_len for each in roomier) - self._sizes[column.title]
                 if self._room(chosen) >= more:
-                    cells[column.title] = roomier
+                    self._fill(column, roomier)
         if _PROGRESS in chosen:
-            wide = min(BAR[1], self._width_of(_PROGRESS) + self._room(chosen))
-            cells["progress"] = [bar(t.progress, wide, LOOK[t.state][1]) for t in tasks]
+            wide = min(BAR[1], self._sizes["progress"] + self._room(chosen))
+            self._fill(_PROGRESS, [bar(t.progress, wide, LOOK[t.state][1]) for t in tasks])
         return tuple(column for column in self._columns if column in chosen)
 
     def _title(self, column: Column) -> str:
         return column.title + (column.unit if self._width >= _ROOMY else "")
 
-    def _width_of(self, column: Column) -> int:
-        cells = self._cells[column.title]
+    def _fill(self, column: Column, cells: list[Text]) -> None:
+        self._cells[column.title] = cells
         titles = cell_len(self._title(column)), cell_len(column.above)
-        return max(*titles, *(each.cell_len for each in cells), 0)
+        self._sizes[column.title] = max(*titles, *(each.cell_len for each in cells))
 
     def _room(self, columns: Sequence[Column]) -> int:
         """What `columns` leave free; negative when they don't fit."""
-        used = sum(map(self._width_of, columns)) + self._gap * (len(columns) - 1)
+        used = sum(self._sizes[each.title] for each in columns) + self._gap * (len(columns) - 1)
         return self._width - 2 * MARGIN - used
 
     def _block(self, index: int) -> list[Text]:

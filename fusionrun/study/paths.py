@@ -140,8 +140,12 @@ class Layout:
         """What a rank computes on, and how often that broke its process."""
         return self._launch_state / "devices" / f"{rank}.json"
 
+    @property
+    def outcomes(self) -> Path:
+        return self.state / "outcomes"
+
     def outcome(self, task: str) -> Path:
-        return self.state / "outcomes" / f"{task}.json"
+        return self.outcomes / f"{task}.json"
 
     def crashes(self, task: str) -> Path:
         return self.state / "crashes" / f"{task}.json"

@@ -106,8 +106,13 @@ def test_a_csv_file_that_cannot_be_written_is_warned_of_once(study: Study) -> No
     csv_logs.write_text("a file in the way")
     record, history = Record(), make_history(5, RATES)
     with reporting(study, record) as reporter:
-        for epoch in (1, 2, 3):
+        for epoch in (1, 2):
             reporter.epoch(history[:epoch], BestEpoch(1, 50.0, 1.0))
+        csv_logs.unlink()
+        reporter.epoch(history, BestEpoch(1, 50.0, 1.0))
+    task = study.row_tasks[0]
+    written = study.layout.row(task.model, task.row.variant).csv.read_text().splitlines()
+    assert [line.partition(",")[0] for line in written] == ["epoch", "1", "2", "3"]
     log = study.layout.task_log(study.rows[0].name).read_text()
     assert log.count("warning: ") == 1 and "csv" in log and "epoch 3/3" in log
     assert "the training goes on" in record.note

@@ -244,6 +244,17 @@ def test_every_number_of_an_expert_stands_in_its_column(study: Study) -> None:
         assert row.keys() == {*expected, "model", "timestamp"}
 
 
+def test_a_task_that_takes_an_epoch_back_has_it_once(study: Study) -> None:
+    task, history = study.row_tasks[0], make_history(5, RATES)
+    again = [history[0], dataclasses.replace(history[1], loss=7.5)]
+    with TaskLog(study.layout.task_log(task.name), task.name) as log:
+        reporter = TaskReporter(study, task, Record(), log, torch.device("cpu"))
+        for epochs in (history, again, [*again, history[2]]):
+            reporter.resumed(epochs, BestEpoch(1, 50.0, 1.0))
+            found = read(study.layout.row(task.model, task.row.variant).csv)
+            assert [float(row["train_loss"]) for row in found] == [each.loss for each in epochs]
+
+
 # --- TensorBoard ---------------------------------------------------------------------------------
 
 

@@ -15,9 +15,17 @@ import torch
 
 from fusionrun.common.distributed import read_rank_info
 from fusionrun.launch.shutdown import StopSignals
+from fusionrun.monitor import record as record_module
 from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.heartbeat import GPU_SECONDS, SICK_SECONDS, Heartbeat, read_heartbeat
-from fusionrun.monitor.record import Outcome, Record, known, read_outcome, write_outcome
+from fusionrun.monitor.record import (
+    Outcome,
+    OutcomeFiles,
+    Record,
+    known,
+    read_outcome,
+    write_outcome,
+)
 
 
 def full() -> Record:
@@ -218,6 +226,32 @@ def test_no_outcome_is_none(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         path.write_text(content)
     assert read_outcome(path) is None
+
+
+def test_outcomes_are_read_again_only_where_they_were_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(path: Path) -> Outcome | None:
+        read.append(path.stem)
+        return read_outcome(path)
+
+    monkeypatch.setattr(record_module, "read_outcome", counted)
+    files = OutcomeFiles(tmp_path / "outcomes")
+    assert files.read() == {}
+    done, failed = Outcome("done", rank=1), Outcome("failed", note="out of memory")
+    for name in ("a", "b.json"):
+        write_outcome(tmp_path / "outcomes" / f"{name}.json", done)
+    (tmp_path / "outcomes" / ".c.json.0123.tmp").write_text("{")
+    (tmp_path / "outcomes" / "odd.json").write_text("{")
+    for _ in range(3):
+        assert files.read() == {"a": done, "b.json": done}
+    assert sorted(read) == [".c.json.0123", "a", "b.json", "odd"]
+    write_outcome(tmp_path / "outcomes" / "a.json", failed)
+    (tmp_path / "outcomes" / "b.json.json").unlink()
+    assert files.read() == {"a": failed}
+    assert read[4:] == ["a"]
 
 
 def test_a_gather_of_one_rank_ends_when_it_is_decided() -> None:
