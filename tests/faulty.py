@@ -1,7 +1,8 @@
 """fusionrun with a fault: `python -m tests.faulty exception train RECIPE ...`.
 
 The fault strikes the resnet row in its second epoch, wherever that row is trained. `unexamined`
-is no fault: the launch only skips looking at the disk before it starts.
+is no fault: the launch only skips looking at the disk before it starts. Nor is `slow_disk`: files
+that last take long.
 """
 
 import os
@@ -15,6 +16,7 @@ import torch
 from fusionrun.cli import main
 from fusionrun.data.loader import Batch
 from fusionrun.launch import opening
+from fusionrun.training import saving
 from fusionrun.training import trainer as loop
 
 
@@ -57,9 +59,27 @@ def inject(fault: Callable[[loop.Trainer, Batch], Batch]) -> None:
     loop.Trainer.train_step = step  # type: ignore[method-assign]
 
 
+def slow_down() -> None:
+    """A resume state takes about a second to be written, whatever lasts as long to be flushed."""
+    flush, write = os.fsync, saving._Reading.write
+
+    def slow_flush(descriptor: int) -> None:
+        time.sleep(0.3)
+        flush(descriptor)
+
+    def slow_write(self: saving._Reading, data: memoryview) -> None:
+        time.sleep(0.001)
+        write(self, data)
+
+    os.fsync = slow_flush  # type: ignore[assignment]
+    saving._Reading.write = slow_write  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "unexamined":
         opening.require_startable = lambda *_: None
+    elif sys.argv[1] == "slow_disk":
+        slow_down()
     else:
         inject(FAULTS[sys.argv[1]])
     code = main(sys.argv[2:])
