@@ -14,8 +14,14 @@ from fusionrun.common.memory import give_back
 from fusionrun.common.progress import told
 from fusionrun.common.seeds import derive_seed
 from fusionrun.data.augmentation.batch import augment, check_images, one_hot
+from fusionrun.data.augmentation.image_ops import EXACT_PIXELS
 from fusionrun.data.augmentation.policies import Augmentation
 from fusionrun.data.datasets.request import say_nothing
+
+# Steps whose batches are augmented at once: a GPU's host, and a CPU where batches are small, spend
+# their time on calling operations and not in them. Of large images as many as these bytes hold;
+# what augmentation needs beside them is up to fifteen times as much.
+STEPS_AHEAD, BYTES_AHEAD = 16, 8 << 20
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,9 @@ class ResidentLoader:
     images (N, 3, H, W) uint8 and labels (N,) int64 stay where they are, and several loaders may
     share them; batches are made on `images.device`. `indices` picks the samples. Order and
     augmentation follow from the seed given to an epoch alone, so an epoch can be entered at any
-    step. A last batch of a single sample joins the one before it: batch normalisation cannot
-    train on one. `progress` is told how far a pass without augmentation is.
+    step; batches of several steps are made ahead, each the same bytes as if it were made alone. A
+    last batch of a single sample joins the one before it: batch normalisation cannot train on one.
+    `progress` is told how far a pass without augmentation is.
 
     Raises ValueError for arguments that do not fit together.
     """
@@ -96,6 +103,9 @@ class ResidentLoader:
         if len(starts) > 1 and self.num_images - starts[-1] == 1:
             starts.pop()
         self._bounds = list(zip(starts, [*starts[1:], self.num_images], strict=True))
+        a_batch = batch_size * images[0].numel()
+        is_exact = images[0, 0].numel() <= EXACT_PIXELS
+        self._ahead = max(1, min(STEPS_AHEAD, BYTES_AHEAD // a_batch)) if is_exact else 1
 
     @property
     def device(self) -> torch.device:
@@ -116,19 +126,12 @@ class ResidentLoader:
 
         def batches() -> Iterator[Batch]:
             order = self._to_device(np.random.default_rng(seed).permutation(self._indices))
-            for step in range(start_step, len(self)):
-                first, end = self._bounds[step]
-                chosen = order[first:end]
-                labels = self._labels.index_select(0, chosen)
-                images, targets = augment(
-                    self._images.index_select(0, chosen),
-                    labels,
-                    augmentation=self.augmentation,
-                    num_classes=self.num_classes,
-                    seed=derive_seed(seed, step),
-                    erase_value=self._mean_colour,
-                )
-                yield Batch(self._normalised(images), targets, labels)
+            step = start_step
+            while step < len(self):
+                for images, targets, labels in self._made_ahead(order, seed, step):
+                    # in memory of their own: its address decides how some kernels add up
+                    yield Batch(self._normalised(images), targets.clone(), labels.clone())
+                    step += 1
 
         return batches()  # a wrong start is said here, not when the first batch is asked for
 
@@ -142,6 +145,34 @@ class ResidentLoader:
         order = self._to_device(self._indices)
         for first, end in told(self._bounds, f"{self.num_images} images", self._progress):
             yield from self._evaluated(order[first:end])
+
+    def _made_ahead(self, order: Tensor, seed: int, step: int) -> list[tuple[Tensor, ...]]:
+        """Images, targets and labels of the next steps; of fewer where memory runs out."""
+        while True:
+            try:
+                return self._augmented(order, seed, step)
+            except Exception as error:  # whose traceback holds what was made so far
+                if self._ahead == 1 or not is_out_of_memory(error):
+                    raise
+            self._ahead //= 2
+            give_back(self.device)
+
+    def _augmented(self, order: Tensor, seed: int, step: int) -> list[tuple[Tensor, ...]]:
+        bounds = self._bounds[step : step + self._ahead]
+        sizes = [end - first for first, end in bounds]
+        chosen = order[bounds[0][0] : bounds[-1][1]]
+        labels = self._labels.index_select(0, chosen)
+        images, targets = augment(
+            self._images.index_select(0, chosen),
+            labels,
+            augmentation=self.augmentation,
+            num_classes=self.num_classes,
+            steps=[(derive_seed(seed, step + ahead), size) for ahead, size in enumerate(sizes)],
+            erase_value=self._mean_colour,
+        )
+        return list(
+            zip(*(torch.split(each, sizes) for each in (images, targets, labels)), strict=True)
+        )
 
     def _evaluated(self, chosen: Tensor) -> Iterator[Batch]:
         """A batch, or smaller ones where memory runs out."""
@@ -167,6 +198,6 @@ class ResidentLoader:
         return host.to(self._images.device)
 
     def _normalised(self, images: Tensor) -> Tensor:
-        # mixup hands over float32 that nobody else holds, so working in place is safe either way
-        output = images.to(torch.float32, memory_format=self._layout)
+        # a copy also of what mixup hands over, which is float32 already
+        output = images.to(torch.float32, memory_format=self._layout, copy=True)
         return output.mul_(self._scale).add_(self._shift)

@@ -1,6 +1,8 @@
 """Our side: the project's own context, models and trainers, as a launch sets them up."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,6 +141,12 @@ def reference_trainer(trainer: Trainer) -> ReferenceTrainer:
         smoothing=trainer.optimisation.label_smoothing,
         device=trainer.device,
     )
+
+
+def endless_batches(trainer: Trainer) -> Iterator[Batch]:
+    """Epoch after epoch."""
+    epochs = map(trainer.loaders.train.training_batches, count())
+    return chain.from_iterable(epochs)
 
 
 def batch_for_both(trainer: Trainer) -> tuple[Batch, Mixed]:

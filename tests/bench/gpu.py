@@ -15,6 +15,7 @@ import torch
 from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.common.memory import reset_peak
 from fusionrun.common.text import size as size_of
+from fusionrun.data.loader import STEPS_AHEAD
 from fusionrun.experts import build_expert
 from fusionrun.training.checkpoint import ResumeFile
 from tests.bench import fusionrun_side
@@ -72,7 +73,7 @@ def _measure_step(bench: Bench, model: str, kind: str) -> list[Row]:
     reset_peak(bench.device)
     trainer.train_step(batch)
     reserved = torch.cuda.max_memory_reserved(bench.device)
-    seeds, host = itertools.count(), list[float]()
+    batches, host = fusionrun_side.endless_batches(trainer), list[float]()
 
     def step() -> float:
         bench.settle()
@@ -88,7 +89,7 @@ def _measure_step(bench: Bench, model: str, kind: str) -> list[Row]:
     step_seconds, matmul, loading = bench.interleave(
         step,
         bench.timed(lambda: a @ b, REPEAT),
-        bench.timed(lambda: next(trainer.loaders.train.training_batches(next(seeds))), REPEAT),
+        bench.timed(lambda: next(batches), STEPS_AHEAD),
     )
     with torch.device("meta"):
         network = build_expert(model, fusionrun_side.CLASSES)

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import count
 
 import numpy as np
 from torch import Tensor
 
 from fusionrun.data.augmentation.policies import Augmentation
+from fusionrun.data.loader import STEPS_AHEAD
 from fusionrun.study.context import RunContext
 from tests.bench import fusionrun_side, reference
 from tests.bench.measure import MODELS, Bench, Row, share, times_as_fast, unless_out_of_memory
@@ -50,11 +50,11 @@ def measure_step(bench: Bench, model: str) -> list[Row]:
     batch, mixed = fusionrun_side.batch_for_both(ours)
     our_losses: list[Tensor] = []
     their_losses: list[list[float]] = []
-    seeds = count()
+    batches = fusionrun_side.endless_batches(ours)
     their_seconds, our_seconds, loading = bench.interleave(
         bench.timed(lambda: their_losses.append(theirs.step(mixed)), repeat),
         bench.timed(lambda: our_losses.append(ours.train_step(batch)), repeat),
-        bench.timed(lambda: next(ours.loaders.train.training_batches(next(seeds))), 10),
+        bench.timed(lambda: next(batches), STEPS_AHEAD),
     )
     check_losses(
         [losses.tolist() for losses in our_losses[:CHECKED]],

@@ -1,8 +1,9 @@
-"""Augmentation of whole batches: each sample its own parameters, all of them from one seed.
+"""Augmentation of the batches of several steps at once, each batch from its own step's seed.
 
-Parameters are drawn on the host, so the same seed gives the same batch on every device, and reach
-the device in one transfer that nothing waits for. Samples that got the same operation are made
-neighbours (the host knows the order), so an operation is one call on a slice of the batch.
+Each sample has its own parameters. They are drawn on the host, so the same seed gives the same
+batch on every device, and reach the device in one transfer that nothing waits for. Samples of all
+these steps that got the same operation are made neighbours (the host knows the order), so an
+operation is one call on a slice of them.
 
 Order, as in the usual torchvision pipeline: crop, flip, policy, erasing, mixing.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 from fusionrun.data.augmentation import image_ops as ops
 from fusionrun.data.augmentation.policies import (
     Augmentation,
+    Draws,
     Numbers,
     draw_mixing,
     draw_operations,
@@ -46,18 +48,19 @@ def augment(
     *,
     augmentation: Augmentation,
     num_classes: int,
-    seed: int,
+    steps: Sequence[tuple[int, int]],
     erase_value: Sequence[int] = (0, 0, 0),
 ) -> tuple[Tensor, Tensor]:
     """Augmented images (N, 3, H, W) and soft targets (N, num_classes) float32.
 
     images: (N, 3, H, W) uint8; labels: (N,) int64; both on one device, which is never waited for.
-    The result is uint8, or float32 in 0..255 after mixup. `erase_value` is the colour, 0..255, of
-    erased rectangles; the mean colour of the data set becomes (nearly) 0 when normalised. CutMix
-    and mixup draw a weight, a box and a partner for each sample; the targets carry the weights,
-    without label smoothing.
+    They are those of some `steps`, one step after another: each one's seed and how many images it
+    has. What a step gets doesn't depend on the others, up to `ops.EXACT_PIXELS`. The result is
+    uint8, or float32 in 0..255 after mixup. `erase_value` is the colour, 0..255, of what is erased:
+    the mean of the data set becomes (nearly) 0 when normalised. CutMix and mixup draw a weight, a
+    box and a partner for each sample; the targets carry the weights, without label smoothing.
 
-    Raises ValueError for images of another type or shape, or no larger than the crop padding.
+    Raises ValueError for images that are no such, or aren't larger than the crop padding.
     """
     check_images(images, labels)
     count, _, height, width = images.shape
@@ -67,26 +70,29 @@ def augment(
             f"crop_padding {padding} is too large to reflect images of {height}x{width} pixels; "
             "expected less than their size"
         )
-    rng = np.random.default_rng(seed)
+    draws = Draws(steps)
+    if draws.count != count:
+        raise ValueError(f"the steps have {draws.count} images; expected {count}, as are given")
     parameters = _DeviceParameters()
     cropped = erased = mixed = None
     if padding or augmentation.flip:
-        corner = rng.integers(0, 2 * padding + 1, (2, count))
-        cropped = parameters.add(*corner, rng.random(count) < augmentation.flip)
-    drawn = draw_operations(rng, augmentation, count, height, width)
-    steps = [_Step(*step, parameters, height, width) for step in drawn]
+        span = 2 * padding + 1
+        corner = draws.each(lambda rng, images: rng.integers(0, span, (2, images)), axis=1)
+        cropped = parameters.add(*corner, draws.random() < augmentation.flip)
+    drawn = draw_operations(draws, augmentation, height, width)
+    operations = [_Operation(*each, parameters, height, width) for each in drawn]
     if augmentation.erasing:
-        box = draw_rectangles(rng, augmentation.erasing, count, height, width)
+        box = draw_rectangles(draws, augmentation.erasing, height, width)
         erased = parameters.add(*box, *(np.full(count, value) for value in erase_value))
     if augmentation.mixing != "none":
-        mixed = parameters.add(*draw_mixing(rng, augmentation, count, height, width))
+        mixed = parameters.add(*draw_mixing(draws, augmentation, height, width))
     parameters.send(images.device)
 
     if cropped is not None:
         top, left, flip = parameters.integers[cropped]
         images = ops.crop_flip(images, top, left, flip, padding)
-    for step in steps:
-        images = step.apply(images, parameters)
+    for operation in operations:
+        images = operation.apply(images, parameters)
     if erased is not None:
         rows = parameters.integers[erased]
         colour = rows[4:].T[:, :, None, None].to(torch.uint8)
@@ -139,27 +145,29 @@ class _DeviceParameters:
         self.integers, self.floats = block.to(torch.int64), block.to(torch.float32)
 
 
-class _Step:
+class _Operation:
     """One operation on every image, done in slices of the samples sorted by operation."""
 
     def __init__(
         self,
         names: npt.NDArray[np.str_],
+        chosen: npt.NDArray[np.int64],
         strength: Numbers,
         parameters: _DeviceParameters,
         height: int,
         width: int,
     ) -> None:
-        """`names` (N,) of operations and the `strength` (N,) of each, as policies.py draws them."""
-        kernels = np.where(np.isin(names, GEOMETRIC), "affine", names)
-        order = np.argsort(kernels, kind="stable")
-        names, kernels, strength = names[order], kernels[order], strength[order]
-        starts = np.flatnonzero(np.r_[True, kernels[1:] != kernels[:-1]])
-        ends = np.r_[starts[1:], len(kernels)]
+        """Which of the `names` each sample gets, and how strong, as policies.py draws them."""
+        kernels = ["affine" if name in GEOMETRIC else str(name) for name in names]
+        kernel = np.array([kernels.index(each) for each in kernels], dtype=np.uint8)[chosen]
+        order = np.argsort(kernel, kind="stable")
+        kernel, names, strength = kernel[order], names[chosen[order]], strength[order]
+        starts = np.flatnonzero(np.r_[True, kernel[1:] != kernel[:-1]])
+        ends = np.r_[starts[1:], len(kernel)]
         self._segments = [  # kernel, first and end of its slice
-            (str(kernels[start]), int(start), int(end))
+            (kernels[kernel[start]], int(start), int(end))
             for start, end in zip(starts, ends, strict=True)
-            if kernels[start] != "identity"
+            if kernels[kernel[start]] != "identity"
         ]
         # posterize: strength is the number of low bits dropped; solarize: how far below 255 it
         # starts

@@ -36,6 +36,9 @@ def _gather(images: Tensor, source: Tensor) -> Tensor:
 
 
 FIXED_POINT_BITS = 16
+# float32 holds whole numbers below 2^24: up to so many pixels the sum of an image's levels is the
+# same in whatever order a device adds, which may depend on how many images there are
+EXACT_PIXELS = (1 << 24) // 255
 
 
 def affine(images: Tensor, matrix: Tensor) -> Tensor:
@@ -85,7 +88,7 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """0 is the mean grey of the image, 1 changes nothing."""
+    """0 is the mean grey of the image (see EXACT_PIXELS), 1 changes nothing."""
     pixels = images.shape[-2] * images.shape[-1]
     mean = _divided(grey(images).sum(dim=(1, 2, 3), keepdim=True), pixels)
     return _blend(images, mean, factor)

@@ -1,16 +1,19 @@
 """What may happen to a training image, and the draw of what does happen to each of a batch.
 
 Literal tables of the published policies, and one function a decision: numbers on the host, from
-the generator that it is given. batch.py does what was drawn.
+the generators that it is given. batch.py does what was drawn.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Numbers = npt.NDArray[np.float64]
+Array = npt.NDArray[Any]
 
 POLICIES = ("none", "color_jitter", "randaugment", "trivialaugment")
 MIXINGS = ("none", "cutmix", "mixup")
@@ -101,76 +104,100 @@ COLOR_JITTER: dict[str, float] = {
 }
 
 
-def draw_operations(
-    rng: np.random.Generator, augmentation: Augmentation, count: int, height: int, width: int
-) -> list[tuple[npt.NDArray[np.str_], Numbers]]:
-    """The policy's steps, one after another: the operation of every sample and its strength.
+class Draws:
+    """Samples of several steps, one step after another, each drawn from its own step's seed.
 
-    Names are keys of the policy's table; strengths are signed numbers in its units, translations
-    in pixels. `count` samples of (height, width) pixels.
+    So a step is given the same numbers whether it is drawn alone or among others; all else is
+    computed once for the samples of all.
     """
-    if augmentation.policy == "none" or not count:
+
+    def __init__(self, steps: Sequence[tuple[int, int]]) -> None:
+        """`steps`: each one's seed and how many samples it has."""
+        self._steps = [(np.random.default_rng(seed), count) for seed, count in steps]
+        sizes = [count for _, count in steps]
+        self.count = sum(sizes)
+        # where the step begins that a sample belongs to, (count,)
+        self.first = np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
+
+    def each(self, draw: Callable[[np.random.Generator, int], Array], axis: int = 0) -> Array:
+        """What `draw` makes of every step's generator and number of samples, along `axis`."""
+        return np.concatenate([draw(rng, count) for rng, count in self._steps], axis=axis)
+
+    def random(self) -> Numbers:
+        """(count,) in 0..1."""
+        return self.each(lambda rng, count: rng.random(count))
+
+    def integers(self, high: int) -> npt.NDArray[np.int64]:
+        """(count,) in 0..high-1."""
+        return self.each(lambda rng, count: rng.integers(0, high, count))
+
+
+def draw_operations(
+    draws: Draws, augmentation: Augmentation, height: int, width: int
+) -> list[tuple[npt.NDArray[np.str_], npt.NDArray[np.int64], Numbers]]:
+    """The operations that samples get, one after another: names, which of them and how strong.
+
+    Names (K,) are the keys of the policy's table, each sample's choice (samples,) is one's place
+    among them; strengths (samples,) are signed numbers in the table's units, translations in
+    pixels. The images have (height, width) pixels.
+    """
+    if augmentation.policy == "none" or not draws.count:
         return []
+    rows = np.arange(draws.count)
     if augmentation.policy == "color_jitter":  # a random order of the four for every sample
         names, limits = np.array(list(COLOR_JITTER)), np.array(list(COLOR_JITTER.values()))
-        order = rng.random((count, len(names))).argsort(axis=1)
-        jitter = rng.uniform(-1, 1, (count, len(names))) * limits
-        rows = np.arange(count)
-        return [(names[order[:, k]], jitter[rows, order[:, k]]) for k in range(len(names))]
+        order = draws.each(lambda rng, count: rng.random((count, len(names)))).argsort(axis=1)
+        jitter = draws.each(lambda rng, count: rng.uniform(-1, 1, (count, len(names)))) * limits
+        return [(names, of_all, jitter[rows, of_all]) for of_all in order.T]
     wide = augmentation.policy == "trivialaugment"
     table = TRIVIALAUGMENT if wide else RANDAUGMENT
-    steps = []
+    names, operations = np.array(list(table)), []
     for _ in range(1 if wide else augmentation.num_ops):
-        chosen = rng.integers(0, len(table), count)
-        bins = rng.integers(0, MAGNITUDE_BINS, count)
+        chosen, bins = draws.integers(len(table)), draws.integers(MAGNITUDE_BINS)
         if not wide:
-            bins = np.full(count, augmentation.magnitude)
-        signs = np.where(rng.random(count) < 0.5, -1.0, 1.0)
-        strength = np.zeros(count)
-        for number, (name, (limit, signed)) in enumerate(table.items()):
-            mine = chosen == number
+            bins = np.full_like(bins, augmentation.magnitude)
+        signs = np.where(draws.random() < 0.5, -1.0, 1.0)
+        strengths = []  # of every operation, (samples,)
+        for name, (limit, signed) in table.items():
             if not wide and name.startswith("translate"):
                 limit *= width if name == "translate_x" else height
-            strength[mine] = (limit * bins * (signs if signed else 1) / (MAGNITUDE_BINS - 1))[mine]
-        steps.append((np.array(list(table))[chosen], strength))
-    return steps
+            strengths.append(limit * bins * (signs if signed else 1) / (MAGNITUDE_BINS - 1))
+        operations.append((names, chosen, np.stack(strengths)[chosen, rows]))
+    return operations
 
 
-def draw_rectangles(
-    rng: np.random.Generator, probability: float, count: int, height: int, width: int
-) -> Numbers:
-    """(4, count): top, bottom, left, right of what is erased (Zhong et al. 2020); often nothing.
+def draw_rectangles(draws: Draws, probability: float, height: int, width: int) -> Numbers:
+    """(4, samples): top, bottom, left, right of what is erased (Zhong et al. 2020); often nothing.
 
     Area 2-33 % of the image, aspect 0.3-3.3, the first of ten draws that fits.
     """
-    tries = 10
-    area = height * width * rng.uniform(0.02, 0.33, (count, tries))
-    aspect = np.exp(rng.uniform(math.log(0.3), math.log(3.3), (count, tries)))
+    tries, flat = 10, (math.log(0.3), math.log(3.3))
+    area = height * width * draws.each(lambda rng, count: rng.uniform(0.02, 0.33, (count, tries)))
+    aspect = np.exp(draws.each(lambda rng, count: rng.uniform(*flat, (count, tries))))
     rows, columns = np.round(np.sqrt(area * aspect)), np.round(np.sqrt(area / aspect))
     fits = (rows < height) & (columns < width)
-    first = np.arange(count), fits.argmax(axis=1)
+    first = np.arange(draws.count), fits.argmax(axis=1)
     # no rectangle where nothing fits or the sample is not chosen
-    chosen = fits.any(axis=1) & (rng.random(count) < probability)
+    chosen = fits.any(axis=1) & (draws.random() < probability)
     rows, columns = rows[first] * chosen, columns[first] * chosen
-    top = np.floor(rng.random(count) * (height - rows + 1))
-    left = np.floor(rng.random(count) * (width - columns + 1))
+    top = np.floor(draws.random() * (height - rows + 1))
+    left = np.floor(draws.random() * (width - columns + 1))
     return np.stack([top, top + rows, left, left + columns])
 
 
-def draw_mixing(
-    rng: np.random.Generator, augmentation: Augmentation, count: int, height: int, width: int
-) -> list[npt.NDArray[np.generic]]:
-    """Rows (count,): partner, own weight and, for CutMix, the box that comes from the partner.
+def draw_mixing(draws: Draws, augmentation: Augmentation, height: int, width: int) -> list[Array]:
+    """Rows (samples,): partner, own weight and, for CutMix, the box that comes from the partner.
 
-    CutMix: Yun et al. 2019; mixup: Zhang et al. 2018.
+    Partners are of the same step. CutMix: Yun et al. 2019; mixup: Zhang et al. 2018.
     """
-    partner = rng.permutation(count)
-    weight = rng.beta(augmentation.mixing_alpha, augmentation.mixing_alpha, count)
+    alpha = augmentation.mixing_alpha
+    partner = draws.each(lambda rng, count: rng.permutation(count)) + draws.first
+    weight = draws.each(lambda rng, count: rng.beta(alpha, alpha, count))
     if augmentation.mixing == "mixup":
         return [partner, weight]
     side = np.sqrt(1 - weight)
     rows, columns = (height * side).astype(np.int64), (width * side).astype(np.int64)
-    y, x = rng.integers(0, height, count), rng.integers(0, width, count)
+    y, x = draws.integers(height), draws.integers(width)
     top, bottom = (y - rows // 2).clip(0, height), (y + rows // 2).clip(0, height)
     left, right = (x - columns // 2).clip(0, width), (x + columns // 2).clip(0, width)
     # the weight is that of the pixels really kept, after the box was cut at the border

@@ -22,7 +22,7 @@ def run(images, augmentation, seed=0, labels=None, num_classes=None):
         labels,
         augmentation=augmentation,
         num_classes=num_classes or int(labels.max()) + 1,
-        seed=seed,
+        steps=[(seed, len(images))],
     )
 
 
@@ -178,7 +178,7 @@ def test_erasing_rectangles_follow_torchvision():
         torch.zeros(count).long(),
         augmentation=Augmentation(crop_padding=0, flip=0.0, erasing=0.25),
         num_classes=1,
-        seed=1,
+        steps=[(1, count)],
         erase_value=(200, 100, 50),
     )
     erased = (found != 9).all(1)
@@ -363,3 +363,5 @@ def test_unfit_tensors_are_refused():
             run(images, STILL, labels=bad_labels, num_classes=4)
     with pytest.raises(ValueError, match="crop_padding"):
         run(images, Augmentation(crop_padding=32))
+    with pytest.raises(ValueError, match="the steps have 5 images; expected 4"):
+        augment(images, labels, augmentation=STILL, num_classes=4, steps=[(1, 3), (2, 2)])

@@ -1,12 +1,15 @@
 """Resident batches: every sample once, any step reproducible, normalised as defined."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
+from fusionrun.data import loader as loader_module
+from fusionrun.data.augmentation.policies import AUGMENTATIONS, MIXINGS, Augmentation
 from fusionrun.data.loader import ResidentLoader
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
@@ -117,6 +120,135 @@ def test_an_epoch_entered_later_goes_on_identically(name, start):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.targets, other.targets)
         assert torch.equal(one.labels, other.labels)
+
+
+# ---------------------------------------------------------------- steps ahead
+
+
+def same(batches, others):
+    for one, other in zip(batches, others, strict=True):
+        for name in ("images", "targets", "labels"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+@pytest.mark.parametrize("size", [16, 17])
+@pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+def test_a_batch_is_the_same_bytes_however_many_are_made_with_it(name, mixing, size, monkeypatch):
+    g = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (90, 3, size, size), dtype=torch.uint8, generator=g)
+    augmentation = replace(AUGMENTATIONS[name], mixing=mixing)
+    # 22 steps, the last of five images: two times ahead, the second time of fewer
+    arguments = {"augmentation": augmentation, "batch_size": 4, "images": images}
+    together, _, _ = make(89, 90, **arguments)
+    whole = list(together.training_batches(7))
+    assert [len(batch.labels) for batch in whole] == [4] * 21 + [5]
+    monkeypatch.setattr(loader_module, "STEPS_AHEAD", 1)
+    alone, _, _ = make(89, 90, **arguments)
+    same(alone.training_batches(7), whole)
+    same(together.training_batches(7, 19), whole[19:])  # entered among others
+
+
+def test_batches_are_those_of_earlier_versions():
+    """Of every set and mixing, so that what was begun with one of them continues the same."""
+    seen = hashlib.sha256()
+    for name in sorted(AUGMENTATIONS):
+        for mixing in MIXINGS:
+            augmentation = replace(AUGMENTATIONS[name], mixing=mixing)
+            loader, _, _ = make(augmentation=augmentation)
+            for batch in loader.training_batches(11):
+                # as levels: a CPU's last bit of a product may be another's
+                shown = (batch.images - loader._shift) / loader._scale
+                seen.update(shown.round().to(torch.uint8).numpy().tobytes())
+                seen.update((batch.targets * 1e4).round().to(torch.int32).numpy().tobytes())
+                seen.update(batch.labels.numpy().tobytes())
+    assert seen.hexdigest()[:16] == "96a87e6642f4ea7b"
+
+
+class Calls(TorchDispatchMode):
+    """How many operations were called."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["randaugment", "trivialaugment", "color_jitter"])
+def test_many_steps_cost_their_host_hardly_more_than_one(name):
+    loader, _, _ = make(60, batch_size=3, augmentation=AUGMENTATIONS[name])
+    batches, calls = loader.training_batches(1), Calls()
+    with calls:
+        next(batches)
+        first = calls.count
+        for _ in range(15):
+            next(batches)
+    assert first > 80
+    assert calls.count - first <= 15 * 8
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "steps"),
+    [
+        (32, 128, 16),
+        (32, 256, 10),
+        (64, 128, 5),
+        (224, 128, 1),
+        (32, 10000, 1),
+        # a sum of so many pixels depends on the order in which they are added
+        (256, 1, 16),
+        (257, 1, 1),
+    ],
+)
+def test_of_large_batches_fewer_are_made_ahead(size, batch_size, steps):
+    images = torch.zeros(4, 3, size, size, dtype=torch.uint8)
+    loader, _, _ = make(4, 4, images=images, batch_size=batch_size)
+    assert loader._ahead == steps
+
+
+def test_fewer_are_made_ahead_where_memory_runs_out(monkeypatch):
+    loader, _, _ = make(60, batch_size=4, augmentation=AUGMENTATIONS["randaugment"])
+    expected = list(loader.training_batches(3))
+    whole, made = loader_module.augment, []
+
+    def short(images, labels, *, steps, **more):
+        made.append(len(steps))
+        if len(steps) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(images, labels, steps=steps, **more)
+
+    limit = 5
+    monkeypatch.setattr(loader_module, "augment", short)
+    same(loader.training_batches(3), expected)
+    assert made == [15, 8, 4, 4, 4, 3]
+    made.clear()
+    same(loader.training_batches(3), expected)
+    assert made == [4, 4, 4, 3], "what was too many once isn't tried again"
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        next(loader.training_batches(3))
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_each_batch_has_memory_of_its_own(mixing):
+    """At an address like any other's: by it some kernels decide how they add up."""
+    augmentation = Augmentation(mixing=mixing)
+    loader, _, _ = make(59, batch_size=5, augmentation=augmentation)
+    kept, batches = [], loader.training_batches(2)
+    for batch in batches:
+        for tensor in (batch.images, batch.targets, batch.labels):
+            assert tensor.storage_offset() == 0
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+            kept.append((tensor, tensor.clone()))
+        batch.images[:1].zero_()
+        kept[-3][1][:1].zero_()
+    assert all(torch.equal(tensor, copy) for tensor, copy in kept)
+
+
+# ---------------------------------------------------------------- what is in a batch
 
 
 def test_augmentation_differs_between_steps_and_epochs():
