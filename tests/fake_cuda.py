@@ -33,7 +33,7 @@ READS = {
     "unique_dim",
 }
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
-WITHOUT_A_FAKE = {"_fused_sgd_"}  # change what they are given, and return nothing
+WITHOUT_A_FAKE = {"_fused_sgd_", "_fused_adamw_"}  # change what they are given, and return nothing
 
 
 class Watch(TorchDispatchMode):

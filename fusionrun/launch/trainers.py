@@ -23,7 +23,8 @@ from fusionrun.training.checkpoint import ResumeFile
 from fusionrun.training.identity import weights_in
 from fusionrun.training.losses import head_weights
 from fusionrun.training.optim import Group
-from fusionrun.training.trainer import Checkpointing, Loaders, Optimisation, Schedule, Trainer
+from fusionrun.training.step import Optimisation
+from fusionrun.training.trainer import Checkpointing, Loaders, Schedule, Trainer
 
 SAMPLE = 12  # training images that TensorBoard shows
 

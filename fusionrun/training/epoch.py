@@ -158,9 +158,14 @@ class Meter:
         self._head_weights = head_weights
 
     def add(self, losses: Tensor, correct: Tensor, images: int) -> None:
+        """What a step of that many images came to; who takes it counts them in `images`."""
         self.losses += losses.detach() * images
         self.correct += correct
-        self.images += images
+
+    def begin_epoch(self) -> None:
+        self.losses.zero_()
+        self.correct.zero_()
+        self.images = 0
 
     def means(self) -> tuple[float, list[float], list[float]]:
         """(weighted loss, every head's loss, its accuracy in percent); waits for a GPU once."""

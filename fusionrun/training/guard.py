@@ -48,16 +48,15 @@ class Guard:
 
     def __init__(self, precision: Precision, device: torch.device) -> None:
         self._is_scaled = precision.is_scaled
-        self._device = device
-        self._set(Seen(-1, 0, 0, FIRST_SCALE, 0))
-
-    def _set(self, seen: Seen) -> None:
-        numbers = (torch.full((), float(number), device=self._device) for number in seen)
-        self._bad_step, self._lost, self._skipped, self._scale, self._fine = numbers
+        numbers = [torch.full((), float(n), device=device) for n in (-1, 0, 0, FIRST_SCALE, 0, 0)]
+        self._bad_step, self._lost, self._skipped, self._scale, self._fine, self._step = numbers
+        self.found_inf = torch.zeros((), device=device)  # not 0: optimizers skip their update
+        self.lasting = (*numbers, self.found_inf)
 
     def begin_epoch(self) -> None:
-        """Count skipped updates from 0."""
-        self._skipped = torch.zeros_like(self._skipped)
+        """Count skipped updates, and steps, from 0."""
+        self._skipped.zero_()
+        self._step.zero_()
 
     def scaled(self, loss: Tensor) -> Tensor:
         """What to derive in place of `loss`."""
@@ -71,10 +70,8 @@ class Guard:
             torch._foreach_mul_(gradients, self._scale.reciprocal())
         return clip_gradients(groups)
 
-    def judge(
-        self, optimizer: torch.optim.Optimizer, loss: Tensor, norm: Tensor, step: int
-    ) -> None:
-        """Make `optimizer` skip its update of `step`, and perhaps all later ones.
+    def judge(self, loss: Tensor, norm: Tensor) -> None:
+        """Make optimizers skip this step's update, and perhaps all later ones: `found_inf`.
 
         `loss` and `norm` (of all gradients) are numbers on the device.
         """
@@ -85,19 +82,20 @@ class Guard:
             ends = ~torch.isfinite(loss) | (self._lost >= LOST_STEPS)
         else:
             ends = ~torch.isfinite(loss + norm)
-        self._bad_step = torch.where(ends & (self._bad_step < 0), float(step), self._bad_step)
+        is_first = ends & (self._bad_step < 0)
+        self._bad_step.copy_(torch.where(is_first, self._step, self._bad_step))
         ended = self._bad_step >= 0
-        found = ended if skips is None else ended | skips
-        optimizer.found_inf = found.float()  # type: ignore[attr-defined]
+        self.found_inf.copy_(ended if skips is None else ended | skips)
+        self._step.add_(1)
 
     def _rescale(self, overflow: Tensor) -> None:
         grows = ~overflow & (self._fine + 1 >= GROWTH_STEPS)
         is_lost = overflow & (self._scale <= LOWEST_SCALE)
-        self._lost = (self._lost + 1) * is_lost
-        self._skipped = self._skipped + overflow
-        self._fine = (self._fine + 1) * ~(overflow | grows)
+        self._lost.add_(1).mul_(is_lost)
+        self._skipped.add_(overflow)
+        self._fine.add_(1).mul_(~(overflow | grows))
         factor = 1.0 + 1.0 * grows - 0.5 * overflow
-        self._scale = (self._scale * factor).clamp(LOWEST_SCALE, LARGEST_SCALE)
+        self._scale.mul_(factor).clamp_(LOWEST_SCALE, LARGEST_SCALE)
 
     def seen(self) -> Seen:
         """As it is now; waits for the device."""
@@ -109,7 +107,12 @@ class Guard:
         """For a resume state; None where nothing is scaled."""
         return self.seen()._asdict() if self._is_scaled else None
 
-    def restore(self, state: Mapping[str, Any] | None) -> None:
-        """Continue as `state` was; None, of a run in another precision, leaves it as it is."""
+    def restore(self, state: Mapping[str, Any] | None, step: int) -> None:
+        """Continue as `state` was, with the epoch's `step`.
+
+        None, of a run in another precision, leaves all else as it is.
+        """
+        self._step.fill_(step)
         if state is not None:
-            self._set(Seen(**state))
+            for number, before in zip(self.lasting, Seen(**state), strict=False):
+                number.fill_(before)

@@ -14,11 +14,14 @@ from fusionrun.training.scores import averaged_accuracy
 
 def forward_heads(model: nn.Module, images: Tensor) -> Tensor:
     """Logits of all heads (N, H, C): of a fusion model the fused head, then the experts'."""
-    output = model(images)
+    return heads_of(model(images))
+
+
+def heads_of(output: FusionOutput | tuple[Tensor, Tensor]) -> Tensor:
+    """The same, from what a model answered."""
     if isinstance(output, FusionOutput):
         return torch.cat([output.logits.unsqueeze(1), output.expert_logits], dim=1)
-    logits: Tensor = output[1]
-    return logits.unsqueeze(1)
+    return output[1].unsqueeze(1)
 
 
 @torch.no_grad()

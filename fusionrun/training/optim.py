@@ -83,13 +83,30 @@ def adamw(groups: Sequence[Group], weight_decay: float) -> torch.optim.Optimizer
     """AdamW (Loshchilov & Hutter 2019), one fused kernel over all groups."""
     return _begun(
         _eager(torch.optim.AdamW)(
-            _param_groups(groups), lr=groups[0].lr, weight_decay=weight_decay, fused=True
+            _param_groups(groups),
+            lr=groups[0].lr,
+            weight_decay=weight_decay,
+            fused=True,
+            capturable=groups[0].parameters[0].is_cuda,  # by a graph
         )
     )
 
 
 def _param_groups(groups: Sequence[Group]) -> list[dict[str, object]]:
-    return [{"params": group.parameters, "lr": group.lr, "name": group.name} for group in groups]
+    """With rates that can be changed in place, of the type that the fused kernels read."""
+    return [
+        {
+            "params": group.parameters,
+            "lr": torch.full(
+                (),
+                group.lr,
+                dtype=torch.float32 if group.parameters[0].is_cuda else torch.float64,
+                device=group.parameters[0].device,
+            ),
+            "name": group.name,
+        }
+        for group in groups
+    ]
 
 
 def _begun(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -111,12 +128,22 @@ def _begun(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return optimizer
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Restore `state`, in the memory layout of the parameters: fused kernels read it as raw memory.
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What `load_optimizer` restores: moments as they are, rates as plain numbers."""
+    state = optimizer.state_dict()
+    groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
 
-    It differs where the recipe's `runtime.channels_last` changed since the state was saved.
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restore the moments of `state`, in the memory layout of the parameters.
+
+    Fused kernels read it as raw memory, and it differs where the recipe's `runtime.channels_last`
+    changed since the state was saved. Rates and settings are the optimizer's own.
     """
+    groups = optimizer.param_groups
     optimizer.load_state_dict(state)
+    optimizer.param_groups = groups
     for parameter, entries in optimizer.state.items():
         for name, value in entries.items():
             if value.shape == parameter.shape:
@@ -127,10 +154,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 def set_learning_rates(
     optimizer: torch.optim.Optimizer, groups: Sequence[Group], epoch: int, epochs: int
 ) -> dict[str, float]:
-    """Set every group's rate for `epoch` (from 0); returns {group name: rate}."""
+    """Set every group's rate for `epoch` (from 0), in place; returns {group name: rate}."""
     rates = {group.name: group.lr * group.schedule(epoch, epochs) for group in groups}
     for entry in optimizer.param_groups:
-        entry["lr"] = rates[entry["name"]]
+        entry["lr"].fill_(rates[entry["name"]])
     return rates
 
 

@@ -2,12 +2,11 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fusionrun.common.hardware import computes_on
@@ -15,15 +14,12 @@ from fusionrun.common.seeds import derive_seed
 from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.training import errors
 from fusionrun.training.checkpoint import ResumeFile
-from fusionrun.training.epoch import BestEpoch, EpochMetrics, Meter, Progress, Reporter
-from fusionrun.training.fitting import Fitting
-from fusionrun.training.guard import Guard
+from fusionrun.training.epoch import BestEpoch, EpochMetrics, Progress, Reporter
 from fusionrun.training.identity import THREADS, Identity
-from fusionrun.training.inference import forward_heads, validation_scores
-from fusionrun.training.losses import head_correct, head_losses
-from fusionrun.training.optim import Group, load_optimizer, set_learning_rates
-from fusionrun.training.precision import Precision
+from fusionrun.training.inference import validation_scores
+from fusionrun.training.optim import load_optimizer, optimizer_state, set_learning_rates
 from fusionrun.training.saving import Saver
+from fusionrun.training.step import Optimisation, Step
 from fusionrun.training.tuning import tuned
 
 REPORT_SECONDS = 1.0  # how often a running epoch's numbers are read from the device
@@ -35,24 +31,6 @@ class Loaders:
 
     train: ResidentLoader
     validation: ResidentLoader
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """What an update minimises, and how."""
-
-    optimizer: torch.optim.Optimizer
-    groups: Sequence[Group]
-    head_weights: Tensor  # (H,) of the heads' losses, on the training device
-    label_smoothing: float
-    batch_field: str  # of the recipe, for advice when memory runs out
-    precision: Precision
-    # images that pass through the model at a time, None: all; auto: half as many when memory runs
-    # out, and so on. The optimizer sees the whole batch
-    micro_batch: int | Literal["auto"] | None = None
-    # compute a row's experts again in the backward pass; auto: where memory runs out
-    recompute: bool | Literal["auto"] = False
-    frozen: Sequence[nn.Module] = ()  # stay in evaluation mode, without gradients
 
 
 @dataclass(frozen=True)
@@ -91,19 +69,17 @@ class Trainer:
     stop_requested: Callable[[], bool]
 
     def __post_init__(self) -> None:
-        optimisation = self.optimisation
-        self.fitting = Fitting(self.model, optimisation.micro_batch, optimisation.recompute)
-        self.device = self.optimisation.head_weights.device
+        self.step = Step(self.model, self.optimisation, self.reporter.message)
+        self.fitting, self.device = self.step.fitting, self.step.device
         self.history: list[EpochMetrics] = []
         self.best = BestEpoch()
         self.launches: list[dict[str, Any]] = []  # that worked on the task before this one
         self._step = 0  # done in the current epoch
         self._seconds = 0.0  # spent in the current epoch
-        self._meter = Meter(self.optimisation.head_weights)  # of the current epoch
+        self._rates: dict[str, float] = {}  # of the current epoch
         self._clock = self._last_report = self._last_save = time.monotonic()
-        self._guard = Guard(self.optimisation.precision, self.device)
         file, say = self.checkpointing.file, self.reporter.message
-        self._saver = Saver(file, optimisation.optimizer, say)
+        self._saver = Saver(file, self.optimisation.optimizer, say)
 
     def run(self) -> BestEpoch:
         """Train the epochs that are left; returns the best. Raises what `steps` does."""
@@ -138,7 +114,9 @@ class Trainer:
         self.model.train()
         for module in optimisation.frozen:
             module.eval()
-        set_learning_rates(optimisation.optimizer, optimisation.groups, epoch, self.schedule.epochs)
+        self._rates = set_learning_rates(
+            optimisation.optimizer, optimisation.groups, epoch, self.schedule.epochs
+        )
         order = derive_seed(self.schedule.seed, "order", epoch)
         left = (self.schedule.epochs - epoch) * len(self.loaders.train) - self._step
         batches = self.loaders.train.training_batches(order, start_step=self._step)
@@ -150,48 +128,10 @@ class Trainer:
         Where memory runs out the step is begun again with less. Raises ShortOfMemoryError where
         that can't be; then nothing has changed.
         """
-        images, optimisation = len(batch.labels), self.optimisation
-        self.fitting.remember()
-        dropout = derive_seed(self.schedule.seed, "dropout", len(self.history), self._step)
-        while True:
-            # at every attempt, so that a step's dropout never depends on one that failed.
-            # torch.manual_seed visits all kinds of devices, which takes ninety times as long
-            torch.default_generator.manual_seed(dropout)
-            if self.device.type == "cuda":
-                torch.cuda.manual_seed(dropout)
-            optimisation.optimizer.zero_grad()
-            parts = []
-            try:
-                for part in batch.split(self.fitting.micro_batch):
-                    parts.append(self._backward(part, images))
-                columns = zip(*parts, strict=True)
-                losses, correct = (torch.stack(column).sum(dim=0) for column in columns)
-                norm = self._guard.clip(optimisation.groups)
-                break
-            except Exception as error:  # whose traceback holds the activations until it's left
-                if not self.fitting.is_short(error):
-                    raise
-            parts.clear()
-            optimisation.optimizer.zero_grad()
-            advice = f"lower {optimisation.batch_field}, or put fewer ranks on a GPU"
-            if optimisation.micro_batch is None:
-                advice = f"set fusion.micro_batch=auto, {advice}"
-            self.reporter.message(self.fitting.shrink(images, self.device, advice))
-        loss = losses @ optimisation.head_weights
-        self._guard.judge(optimisation.optimizer, loss, norm, self._step)
-        optimisation.optimizer.step()
-        self._meter.add(losses, correct, images)
+        seed = derive_seed(self.schedule.seed, "dropout", len(self.history), self._step)
+        losses = self.step(batch, seed)
+        self.step.meter.images += len(batch.labels)
         return losses
-
-    def _backward(self, part: Batch, images: int) -> tuple[Tensor, Tensor]:
-        """One micro-batch's share in the batch's (loss, correct answers); adds to the gradients."""
-        optimisation, share = self.optimisation, len(part.labels) / images
-        with optimisation.precision.autocast(self.device):
-            logits = forward_heads(self.model, part.images)
-        losses = head_losses(logits, part.targets, optimisation.label_smoothing) * share
-        loss = self._guard.scaled(losses @ optimisation.head_weights)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return losses.detach(), head_correct(logits.detach(), part.targets)
 
     def after_step(self) -> None:
         """Count the step, report and save now and then, and stop at once when asked to."""
@@ -205,7 +145,7 @@ class Trainer:
             return
         self._last_report = time.monotonic()
         self._check_finite()
-        loss, _, accuracies = self._meter.means()
+        loss, _, accuracies = self.step.meter.means()
         seconds, epochs, loaders = self._elapsed(), len(self.history), self.loaders
         done = epochs + self._step / len(loaders.train)
         a_epoch = (sum(metrics.train_seconds for metrics in self.history) + seconds) / done
@@ -219,7 +159,7 @@ class Trainer:
             steps=len(loaders.train),
             loss=loss,
             train_accuracy=accuracies[0],
-            images_per_second=self._meter.images / seconds if seconds else 0.0,
+            images_per_second=self.step.meter.images / seconds if seconds else 0.0,
             eta_seconds=a_epoch * (self.schedule.epochs - done)
             + validation * (self.schedule.epochs - epochs),
             validation_seconds=validation,
@@ -231,20 +171,19 @@ class Trainer:
     def finish_epoch(self) -> None:
         """Validate, keep the best, report, and save when it's time."""
         self._check_finite()
-        seen = self._guard.seen()
+        seen = self.step.guard.seen()
         train_seconds = self._elapsed()
-        loss, losses, accuracies = self._meter.means()
+        loss, losses, accuracies = self.step.meter.means()
         val_losses, val_accuracies, val_averaged = self.validate()
-        groups = self.optimisation.optimizer.param_groups
         metrics = EpochMetrics(
             epoch=len(self.history) + 1,
-            learning_rates={group["name"]: group["lr"] for group in groups},
+            learning_rates=self._rates,
             loss=loss,
             train_losses=losses,
             train_accuracies=accuracies,
             val_losses=val_losses,
             val_accuracies=val_accuracies,
-            images=self._meter.images,
+            images=self.step.meter.images,
             train_seconds=train_seconds,
             seconds=self._elapsed(),
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -260,8 +199,8 @@ class Trainer:
                 f"gradients overflowed; the loss scale is now {seen.scale:g}"
             )
         self._step, self._seconds = 0, 0.0
-        self._meter = Meter(self.optimisation.head_weights)
-        self._guard.begin_epoch()
+        self.step.meter.begin_epoch()
+        self.step.guard.begin_epoch()
         self.reporter.epoch(self.history, self.best)
         is_due = metrics.epoch % self.checkpointing.every_epochs == 0 or self._is_overdue
         if is_due or metrics.epoch == self.schedule.epochs:
@@ -277,7 +216,7 @@ class Trainer:
         return validation_scores(self.model, validation, precision, self.fitting.parts)
 
     def _check_finite(self) -> None:
-        seen = self._guard.seen()
+        seen = self.step.guard.seen()
         if seen.problem:
             amp = "runtime.amp=off, or " if self.optimisation.precision.is_half else ""
             raise errors.TaskError(
@@ -308,11 +247,11 @@ class Trainer:
                 "step": self._step,
                 "seconds": self._seconds,
                 **self.fitting.state(),
-                "meter": self._meter.state(),
+                "meter": self.step.meter.state(),
                 "launches": [*self.launches, dict(self.checkpointing.launch)],
-                "loss_scale": self._guard.state(),
+                "loss_scale": self.step.guard.state(),
                 "model": self.model.state_dict(),
-                "optimizer": self.optimisation.optimizer.state_dict(),
+                "optimizer": optimizer_state(self.optimisation.optimizer),
                 "best": self.best.stored(),
                 "history": [dataclasses.asdict(metrics) for metrics in self.history],
             },
@@ -351,10 +290,10 @@ class Trainer:
             )
         self.model.load_state_dict(state["model"])
         load_optimizer(self.optimisation.optimizer, state["optimizer"])
-        self._meter.restore(state["meter"])
-        self._guard.restore(state.get("loss_scale"))  # older versions had none
-        self.fitting.restore(state)
+        self.step.meter.restore(state["meter"])
         self._step, self._seconds = state["step"], state["seconds"]
+        self.step.guard.restore(state.get("loss_scale"), self._step)  # older versions had none
+        self.fitting.restore(state)
         self.best = BestEpoch(**state["best"])
         self.history = [EpochMetrics.restored(metrics) for metrics in state["history"]]
         self.reporter.message(f"continues after epoch {state['epoch']}, step {state['step']}")

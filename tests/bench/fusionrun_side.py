@@ -113,7 +113,8 @@ def compute_in_double(trainer: Trainer) -> None:
     """Before its first step."""
     trainer.model.double()
     weights = trainer.optimisation.head_weights.double()
-    trainer.optimisation = replace(trainer.optimisation, head_weights=weights)
+    changed = replace(trainer.optimisation, head_weights=weights)
+    trainer.optimisation = trainer.step.optimisation = changed
     trainer.optimisation.optimizer.state.clear()  # was made for float32
 
 

@@ -189,7 +189,7 @@ def test_each_group_keeps_its_own_rate(
             "global_head": 5e-2 * cosine,
         }
         assert rates == pytest.approx(expected)
-        assert {e["name"]: e["lr"] for e in optimizer.param_groups} == rates
+        assert {e["name"]: float(e["lr"]) for e in optimizer.param_groups} == rates
 
 
 def test_each_group_is_clipped_to_its_own_limit() -> None:
@@ -222,14 +222,14 @@ def test_one_bad_gradient_shows_in_the_norm(which: int, number: float) -> None:
 
 
 def plain_sgd(groups: list[Group], weight_decay: float) -> torch.optim.Optimizer:
-    entries = [{"params": g.parameters, "lr": g.lr, "name": g.name} for g in groups]
+    entries = [{"params": g.parameters, "lr": torch.tensor(g.lr), "name": g.name} for g in groups]
     return torch.optim.SGD(
         entries, momentum=0.9, nesterov=True, weight_decay=weight_decay, foreach=False, fused=False
     )
 
 
 def plain_adamw(groups: list[Group], weight_decay: float) -> torch.optim.Optimizer:
-    entries = [{"params": g.parameters, "lr": g.lr, "name": g.name} for g in groups]
+    entries = [{"params": g.parameters, "lr": torch.tensor(g.lr), "name": g.name} for g in groups]
     return torch.optim.AdamW(
         entries,
         betas=(0.9, 0.999),

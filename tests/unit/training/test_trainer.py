@@ -36,7 +36,8 @@ from fusionrun.training.optim import (
 )
 from fusionrun.training.precision import FP32, Precision
 from fusionrun.training.scores import averaged_accuracy
-from fusionrun.training.trainer import Checkpointing, Loaders, Optimisation, Schedule, Trainer
+from fusionrun.training.step import Optimisation
+from fusionrun.training.trainer import Checkpointing, Loaders, Schedule, Trainer
 
 CLASSES, SIZE = 4, 8
 TRAIN, VAL, BATCH = 40, 24, 16
@@ -134,7 +135,9 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
     torch.manual_seed(init)
     last = kind == "expert"
     if kind == "expert":
-        model: nn.Module = make_expert().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model: nn.Module = changes.pop("model", None) or make_expert().to(
+            memory_format=torch.channels_last  # type: ignore[call-overload]
+        )
         groups = [Group.of("expert", [model], 0.1, cosine_to_zero, 1.0)]
         optimizer, weights = sgd(groups, 5e-4), torch.ones(1)
     else:
@@ -602,13 +605,13 @@ def run_script(path: Path, script: list[tuple[int, float]]) -> Kit:
     kit = make_kit(
         path,
         "expert",
+        model=model,
         train_loader=loader,
         val_loader=loader,
         groups=groups,
         optimizer=sgd(groups, 0.0),
         epochs=len(script),
     )
-    kit.trainer.model = kit.diary.model = model
     kit.trainer.run()
     return kit
 
@@ -696,7 +699,7 @@ def test_every_number_is_a_mean_over_its_epoch(path: Path, kind: str) -> None:
     learning_rates: list[dict[str, float]] = []
     trainer.optimisation.optimizer.register_step_pre_hook(
         lambda optimizer, *_: learning_rates.append(
-            {e["name"]: e["lr"] for e in optimizer.param_groups}
+            {e["name"]: float(e["lr"]) for e in optimizer.param_groups}
         )
     )
     trainer.run()
