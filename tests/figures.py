@@ -209,9 +209,13 @@ def make_chaos(options: argparse.Namespace) -> None:
 
 def make_bench(options: argparse.Namespace) -> None:
     """The speeds."""
-    for words in (("cpu.json",), ("cpu_layout.json", "--only", "layout", "--rounds", "5")):
-        command = [sys.executable, "-m", "tests.bench", "--json", f"tests/bench/{words[0]}"]
-        subprocess.run([*command, *words[1:]], cwd=ROOT, check=True)  # with all of torch's threads
+    runs = [("cpu.json",), ("cpu_layout.json", "--only", "layout", "--rounds", "5")]
+    if options.peers_python:
+        python = str(options.peers_python.absolute())
+        runs.append(("cpu_peers.json", "--only", "peers", "--peers-python", python))
+    for file, *words in runs:
+        command = [sys.executable, "-m", "tests.bench", "--json", f"tests/bench/{file}"]
+        subprocess.run([*command, *words], cwd=ROOT, check=True)  # with all of torch's threads
 
 
 def picture(snapshot: Snapshot) -> str:
@@ -300,6 +304,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare; write nothing")
     parser.add_argument("--exact", action="store_true", help="with --check: to the last digit")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="images for cifar10_images")
+    parser.add_argument(
+        "--peers-python", type=Path, metavar="FILE", help="for bench to measure its peers, too"
+    )
     options = parser.parse_args()
     names = options.names or list(MAKERS)
     known = RECIPES if options.check else MAKERS

@@ -267,8 +267,9 @@ def rooms() -> str:
 def speeds() -> str:
     """The recorded ratios, as `python -m tests.bench` wrote them."""
     rows = []
-    for name in ("cpu", "cpu_layout"):
-        for row in json.loads((ROOT / f"tests/bench/{name}.json").read_text())["rows"]:
+    for name in ("cpu", "cpu_layout", "cpu_peers"):
+        path = ROOT / f"tests/bench/{name}.json"
+        for row in json.loads(path.read_text())["rows"] if path.is_file() else ():
             if row["ratio"] is not None:
                 ratio, low, high = (f"{row[key]:.3g}" for key in ("ratio", "low", "high"))
                 goal = row["goal"].replace(">=", "≥").replace("<=", "≤")

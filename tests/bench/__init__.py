@@ -13,6 +13,8 @@ GROUPS = {
     "memory": "peak memory of a row, and copies of the data set on the machine",
     "growth": "makespan of the claim order, and what a row more costs the launch",
     "gpu": "on a GPU alone: steps against its peak, the host's part, learning curve, first epoch",
+    "peers": "whole commands of other programs that train networks; only if named, some 15 minutes",
     "layout": "an expert's step with channels_last against contiguous tensors; only if named",
 }
-ON_REQUEST = frozenset({"layout"})  # runtime.channels_last was decided by it
+# what runtime.channels_last was decided by, and what others' packages are needed for
+ON_REQUEST = frozenset({"layout", "peers"})

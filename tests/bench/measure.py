@@ -30,6 +30,7 @@ class Bench:
     scratch: Path
     say: Callable[[str], None]
     rounds: int = ROUNDS
+    peers_python: Path | None = None  # that has the programs we compare with; None: this one
 
     @property
     def on_gpu(self) -> bool:
@@ -115,14 +116,19 @@ class Row:
         }
 
 
-def interleave(sides: Sequence[Callable[[], float]], rounds: int) -> list[list[float]]:
-    """Costs of each side in each round; every round starts with another side."""
+def interleave(
+    sides: Sequence[Callable[[], float]], rounds: int, *, warm_up: bool = True
+) -> list[list[float]]:
+    """Costs of each side in each round; every round starts with another side.
+
+    A round more goes before them to warm up, but for sides that always begin cold.
+    """
     costs: list[list[float]] = [[] for _ in sides]
-    for number in range(rounds + 1):
+    for number in range(0 if warm_up else 1, rounds + 1):
         for turn in range(len(sides)):
             side = (number + turn) % len(sides)
             cost = sides[side]()
-            if number > 0:  # the first round warms up
+            if number > 0:
                 costs[side].append(cost)
     return costs
 

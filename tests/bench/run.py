@@ -23,6 +23,7 @@ from tests.bench import (
     steps,
 )
 from tests.bench.measure import Bench, Row
+from tests.bench.peers import measure as peers
 
 MEASURES: Mapping[str, Callable[[Bench], list[Row]]] = {
     "data": data_loading.measure,
@@ -34,12 +35,19 @@ MEASURES: Mapping[str, Callable[[Bench], list[Row]]] = {
     "memory": ranks.measure_memory,
     "growth": scaling.measure,
     "gpu": gpu.measure,
+    "peers": peers.measure,
     "layout": steps.measure_layouts,
 }
 
 
 def run(
-    groups: Sequence[str], console: Console, *, rounds: int, json: Path | None, device: torch.device
+    groups: Sequence[str],
+    console: Console,
+    *,
+    rounds: int,
+    json: Path | None,
+    device: torch.device,
+    peers_python: Path | None = None,
 ) -> None:
     """Measure `groups` of GROUPS on `device`, if none is named all but those ON_REQUEST.
 
@@ -50,7 +58,7 @@ def run(
     torch.set_num_threads(cores)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="fusionrun-bench-") as scratch:
-        bench = Bench(device, cores, Path(scratch), console.print, rounds)
+        bench = Bench(device, cores, Path(scratch), console.print, rounds, peers_python)
         about = report.about(bench)
         try:
             for group in groups or [name for name in GROUPS if name not in ON_REQUEST]:
