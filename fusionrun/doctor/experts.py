@@ -47,7 +47,7 @@ def examine_experts(context: RunContext) -> Iterator[Finding]:
                 continue
             if file.about is None:
                 others.append(file.origin)
-            logits, labels = collect_logits(expert, loader, context.precision)
+            logits, labels = collect_logits([expert], loader, context.precision)
             answers = logits[:, 0].argmax(dim=1)
             accuracies.append(f"{100 * float((answers == labels).float().mean()):.0f}")
             if found := doubt(answers, labels, len(data.classes)):

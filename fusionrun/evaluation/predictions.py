@@ -1,6 +1,6 @@
 """What the networks of a row answer, image by image: computed once, kept beside its manifest."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -28,7 +28,7 @@ from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.fitting import Parts
-from fusionrun.training.inference import collect_logits
+from fusionrun.training.inference import collect_logits, forward_heads
 from fusionrun.training.precision import keep_casts
 
 GRADIENT_IMAGES = 128  # whose gradients are compared
@@ -126,7 +126,7 @@ def predict(
     origin: Origin,
     known: Predictions | None,
 ) -> Predictions:
-    """One pass of every network over validation and test set; a single network has no experts.
+    """One pass of all networks over validation and test set; a single network has no experts.
 
     Experts before fusion training that answered in `known` already don't do it again. Raises
     CheckpointError and TaskError when those experts aren't what the study would have trained.
@@ -143,30 +143,35 @@ def predict(
             attention=torch.empty(0),
             gradients=torch.empty(0, 2),
         )
-    val_logits, val_labels, sums = _pass(
-        context, model, validation, lambda features: features.double().sum(dim=0)
+    is_known = known is not None and known.origin[1:] == origin[1:]
+    experts = [] if is_known else load_experts(context, row.experts)[0]
+    for expert in experts:
+        context.settle(expert.eval())
+    on_validation, sums = _pass(
+        context, model, experts, validation, lambda features: features.double().sum(dim=0)
     )
-    means = torch.stack(sums).sum(dim=0) / len(val_labels)
-    logits, labels, seen = _pass(
+    means = torch.stack(sums).sum(dim=0) / len(on_validation.labels)
+    on_test, seen = _pass(
         context,
         model,
+        experts,
         test,
         lambda features: (
             answers_without_each(model, features, means).cpu(),
             expert_weights(model.fusion, features),
         ),
     )
-    if known is not None and known.origin[1:] == origin[1:]:
-        before, val_before = known.test.before, known.validation.before
-    else:
-        before, val_before = _before_fusion(context, row, [test, validation])
+    if known is not None and is_known:
+        on_validation = on_validation._replace(before=known.validation.before)
+        on_test = on_test._replace(before=known.test.before)
     weights = [weight.double().sum(dim=0).cpu() for _, weight in seen if weight is not None]
+    images = len(on_test.labels)
     return Predictions(
         origin=origin,
-        test=HeadLogits(labels, logits, before),
-        validation=HeadLogits(val_labels, val_logits, val_before),
+        test=on_test,
+        validation=on_validation,
         without=torch.cat([classes for classes, _ in seen]),
-        attention=torch.stack(weights).sum(dim=0) / len(labels) if weights else torch.empty(0),
+        attention=torch.stack(weights).sum(dim=0) / images if weights else torch.empty(0),
         gradients=torch.empty(0, 2) if row.control else _path_gradients(context, row, model),
     )
 
@@ -179,16 +184,31 @@ def _path_gradients(context: RunContext, row: Row, model: FusionModel) -> Tensor
     return path_gradients(model, loader, alpha=row.alpha, smoothing=smoothing)
 
 
-def head_logits(context: RunContext, network: nn.Module, loader: ResidentLoader) -> HeadLogits:
-    """What its heads answer, on the CPU; of experts before fusion training nothing."""
-    logits, labels = collect_logits(network, loader, context.precision)
-    return HeadLogits(labels.cpu(), logits.cpu(), logits[:, :0].cpu())
+def head_logits(
+    context: RunContext,
+    network: nn.Module,
+    loader: ResidentLoader,
+    before: Sequence[Expert] = (),
+) -> HeadLogits:
+    """What its heads answer, and the experts `before` fusion training, in one pass; on the CPU."""
+    logits, labels = collect_logits([network, *before], loader, context.precision)
+    return _of_heads(logits.cpu(), labels.cpu(), len(before))
+
+
+def _of_heads(logits: Tensor, labels: Tensor, before: int) -> HeadLogits:
+    """Of logits (N, H, C) the last heads are those of so many experts before fusion training."""
+    own = logits.shape[1] - before
+    return HeadLogits(labels, logits[:, :own].contiguous(), logits[:, own:].contiguous())
 
 
 def _pass(
-    context: RunContext, model: FusionModel, loader: ResidentLoader, look: Callable[[Tensor], Seen]
-) -> tuple[Tensor, Tensor, list[Seen]]:
-    """(logits (N, 1 + E, C), labels (N,), what `look` makes of each batch's features (n, E, D)).
+    context: RunContext,
+    model: FusionModel,
+    before: Sequence[Expert],
+    loader: ResidentLoader,
+    look: Callable[[Tensor], Seen],
+) -> tuple[HeadLogits, list[Seen]]:
+    """What all of them answer, and what `look` makes of each batch's features (n, E, D).
 
     Features are gone with their batch: of all images they would be larger than the images.
     """
@@ -197,24 +217,13 @@ def _pass(
         with context.precision.autocast(context.device):
             output: FusionOutput = model(batch.images)
             found = look(output.features)
-        heads = torch.cat([output.logits.unsqueeze(1), output.expert_logits], dim=1)
+            others = [forward_heads(expert, batch.images) for expert in before]
+        heads = torch.cat([output.logits.unsqueeze(1), output.expert_logits, *others], dim=1)
         return heads.float().cpu(), batch.labels.cpu(), found
 
     with keep_casts(context.device):
         logits, labels, seen = zip(*Parts().of(loader.evaluation_batches(), ask), strict=True)
-    return torch.cat(logits), torch.cat(labels), list(seen)
-
-
-def _before_fusion(context: RunContext, row: Row, loaders: list[ResidentLoader]) -> list[Tensor]:
-    """Logits (N, E, C) for each loader's images, of the experts as their own training left them."""
-    experts, _ = load_experts(context, row.experts)
-    answers: list[list[Tensor]] = [[] for _ in loaders]
-    for expert in experts:
-        context.settle(expert)
-        for loader, logits in zip(loaders, answers, strict=True):
-            logits.append(collect_logits(expert, loader, context.precision)[0].cpu())
-        expert.cpu()  # one at a time is enough on the device
-    return [torch.cat(logits, dim=1) for logits in answers]
+    return _of_heads(torch.cat(logits), torch.cat(labels), len(before)), list(seen)
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:

@@ -67,10 +67,10 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Ite
             reporter.message(f"{member.words} starts from {source}")
         trainer = row_trainer(context, task, reporter, experts, sources)
         # read before training changes them: the alternative that costs no fusion training at all
-        for expert, source in zip(experts, sources, strict=True):
-            logits, labels = collect_logits(expert, trainer.loaders.validation, context.precision)
-            before.append(accuracy(logits[:, 0], labels))
-            reporter.answered(source, logits[:, 0], labels)
+        logits, labels = collect_logits(experts, trainer.loaders.validation, context.precision)
+        for source, of_expert in zip(sources, logits.unbind(dim=1), strict=True):
+            before.append(accuracy(of_expert, labels))
+            reporter.answered(source, of_expert, labels)
     passes = 1 if row.is_single else 2  # of tuned experts in the fused model, of those before
     reporter.test_share = passes * len(context.data.test_labels) / reporter.val_images
     yield from trainer.steps()
@@ -121,13 +121,10 @@ def evaluate_row_once(
 ) -> dict[str, Any]:
     """The one reading of the test set: fused, tuned experts, experts before tuning."""
     row, loader = task.row, context.test_loader()
-    answers = head_logits(context, model, loader)
     if row.is_single:
-        return accuracies_by_method(answers, seed=row.seed)
+        return accuracies_by_method(head_logits(context, model, loader), seed=row.seed)
     untuned, _ = load_experts(context, row.experts)
-    before = []
     for expert in untuned:
         context.settle(expert)
-        before.append(head_logits(context, expert, loader).logits)
-    answers = answers._replace(before=torch.cat(before, dim=1))
+    answers = head_logits(context, model, loader, untuned)
     return accuracies_by_method(answers, val_accuracies, before_val_accuracies, seed=row.seed)

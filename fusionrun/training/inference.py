@@ -1,5 +1,7 @@
 """The forward pass of whatever is trained: an expert has one head, a fusion model 1 + E."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -26,17 +28,23 @@ def heads_of(output: FusionOutput | tuple[Tensor, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def collect_logits(
-    model: nn.Module, loader: ResidentLoader, precision: Precision, parts: Parts | None = None
+    models: Sequence[nn.Module],
+    loader: ResidentLoader,
+    precision: Precision,
+    parts: Parts | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One pass in evaluation mode: float32 logits (N, H, C) and labels (N,), on the device.
 
-    In as many `parts` as memory needs; who asks often keeps them. Raises ShortOfMemoryError.
+    H are the heads of all `models`, one model's after another's. In as many `parts` as memory
+    needs; who asks often keeps them. Raises ShortOfMemoryError.
     """
-    model.eval()
+    for model in models:
+        model.eval()
 
     def ask(batch: Batch) -> tuple[Tensor, Tensor]:
         with precision.autocast(batch.images.device):
-            return forward_heads(model, batch.images).float(), batch.labels
+            heads = [forward_heads(model, batch.images).float() for model in models]
+        return torch.cat(heads, dim=1), batch.labels
 
     asked = (parts or Parts()).of(loader.evaluation_batches(), ask)
     with keep_casts(loader.device):
@@ -53,7 +61,7 @@ def validation_scores(
     Raises ShortOfMemoryError.
     """
     with short_of_memory(loader.device, "in validation"):
-        return _scores(*collect_logits(model, loader, precision, parts))
+        return _scores(*collect_logits([model], loader, precision, parts))
 
 
 def _scores(logits: Tensor, labels: Tensor) -> tuple[list[float], list[float], float | None]:

@@ -121,7 +121,7 @@ def test_no_step_of_a_row_waits(
         assert watch.waits == []
         assert types == {dtype}
         precision = trainer.optimisation.precision
-        collect_logits(trainer.model, trainer.loaders.validation, precision)
+        collect_logits([trainer.model], trainer.loaders.validation, precision)
         assert watch.waits == []
 
 

@@ -1,7 +1,7 @@
 """A row of different experts, trained from experts that are there: stopped, resumed, loaded."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 
 from fusionrun.components.manifest import Manifest, read_manifest
 from fusionrun.components.store import load_expert, load_model, state_hash
+from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.train_task import train as execute
 from fusionrun.launch.trainers import row_seed, row_trainer
@@ -113,3 +114,22 @@ def test_who_the_experts_are_decides_what_is_drawn(out: Path) -> None:
     assert same.experts == (Member("densenet", 0), Member("resnet", 1))
     assert (named.model, counted.model) == ("mixed-a", "mixed-b")
     assert same.model != other.model and len(same.model) == len("mixed-") + 8
+
+
+def test_the_test_images_are_passed_once(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after fusion training, fused and by expert: all of it from one pass."""
+    context, passes = context_of(out, MIXED.replace("NAME", "name: once")), list[int]()
+    batches = ResidentLoader.evaluation_batches
+
+    def counted(loader: ResidentLoader) -> Iterator[Batch]:
+        passes.append(loader.num_images)
+        return batches(loader)
+
+    monkeypatch.setattr(ResidentLoader, "evaluation_batches", counted)
+    train(context)
+    (row,) = context.study.row_tasks
+    validation, test = len(context.splits.fusion_val), len(context.data.test_labels)
+    # of validation's before training, and after every epoch
+    assert passes == [validation] * (1 + row.epochs) + [test]
+    _, manifest = manifest_of(context)
+    assert len(manifest.test["experts"]) == len(manifest.test["before_experts"]) == 2

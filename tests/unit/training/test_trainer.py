@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -782,7 +783,7 @@ def test_collect_logits(path: Path, kind: str) -> None:
     kit.trainer.run()
     model = kit.trainer.model
     before = state_hash(model.state_dict())
-    logits, labels = collect_logits(model, kit.trainer.loaders.validation, FP32)
+    logits, labels = collect_logits([model], kit.trainer.loaders.validation, FP32)
     assert logits.shape == (VAL, 3 if kind == "fusion" else 1, CLASSES)
     assert logits.dtype == torch.float32
     assert not logits.requires_grad
@@ -796,6 +797,21 @@ def test_collect_logits(path: Path, kind: str) -> None:
         torch.testing.assert_close(logits[:, 1:], output.expert_logits)
     assert labels.tolist() == make_loader(TRAIN, TRAIN + VAL, "none")._labels[TRAIN:].tolist()
     assert state_hash(model.state_dict()) == before
+
+
+def test_networks_asked_together_answer_as_alone(path: Path) -> None:
+    """In one pass over the images, whose batches are made once."""
+    trainers = [
+        make_kit(path, kind, init=init).trainer for kind, init in zip(KINDS, (3, 4), strict=True)
+    ]
+    models = [trainer.model for trainer in trainers]
+    loader = trainers[0].loaders.validation
+    alone = [collect_logits([model], loader, FP32)[0] for model in models]
+    with mock.patch.object(loader, "_normalised", wraps=loader._normalised) as made:
+        together, labels = collect_logits(models, loader, FP32)
+    assert made.call_count == len(loader)
+    assert torch.equal(together, torch.cat(alone, dim=1))
+    assert len(labels) == loader.num_images
 
 
 # --- who learns ----------------------------------------------------------------------------------
