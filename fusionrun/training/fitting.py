@@ -71,10 +71,13 @@ class Parts:
 class Fitting:
     """What training does with less memory: one measure after another, each time it runs out.
 
-    First a row's experts are computed twice, which changes no number. Then `micro_batch`, the
-    images that pass through the model at a time (None: all), is halved, and so on; batch
-    statistics are its own.
+    First `spare` is called, which says whether anything else could leave the device. Then a row's
+    experts are computed twice, which changes no number either. Then `micro_batch`, the images that
+    pass through the model at a time (None: all), is halved, and so on; batch statistics are its
+    own.
     """
+
+    spare: Callable[[], bool] = staticmethod(lambda: False)
 
     def __init__(
         self,
@@ -112,7 +115,13 @@ class Fitting:
         """
         for buffers, kept in self._moving:
             torch._foreach_copy_(buffers, kept)
+        was_spared = self.spare()
         give_back(device)
+        if was_spared:
+            return (
+                "out of memory: the best epoch's weights are kept in the host's memory from now "
+                "on; the numbers stay the same"
+            )
         if self._may_recompute and self._recompute():
             return (
                 "out of memory: experts are computed twice from now on, instead of keeping what "

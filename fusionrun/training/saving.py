@@ -15,7 +15,7 @@ from fusionrun.common.memory import free_host_memory
 from fusionrun.common.text import size
 from fusionrun.training.checkpoint import ResumeFile
 
-PATIENCE = 1.0  # seconds that an update waits for the disk before memory is taken instead
+PATIENCE = 0.5  # seconds that an update waits for the disk before memory is taken instead
 PIECE = 4 * 2**20  # bytes that are written at a time
 
 

@@ -73,6 +73,7 @@ class Trainer:
         self.fitting, self.device = self.step.fitting, self.step.device
         self.history: list[EpochMetrics] = []
         self.best = BestEpoch()
+        self.fitting.spare = lambda: self.best.leave_device()
         self.launches: list[dict[str, Any]] = []  # that worked on the task before this one
         self._step = 0  # done in the current epoch
         self._seconds = 0.0  # spent in the current epoch

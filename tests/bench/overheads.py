@@ -17,6 +17,7 @@ from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.heartbeat import Heartbeat
 from fusionrun.monitor.live import Display
 from fusionrun.monitor.record import Record
+from fusionrun.training.checkpoint import ResumeFile
 from tests.bench import fusionrun_side
 from tests.bench.measure import Bench, Row, share
 from tests.bench.scaling import RANKS, SEED_STUDY, builder_of, study_of
@@ -46,7 +47,38 @@ def measure(bench: Bench) -> list[Row]:
         f"{1e3 * min(records):.1f}-{1e3 * max(records):.1f} ms; checkpoint {min(saves):.2f}-"
         f"{max(saves):.2f} s every {interval:.0f} s"
     )
-    return [share("overheads", name, 0.01, ours=total, of=[1.0] * len(total), note=note)]
+    return [
+        share("overheads", name, 0.01, ours=total, of=[1.0] * len(total), note=note),
+        _pause(bench),
+    ]
+
+
+def _pause(bench: Bench) -> Row:
+    """How long training stands still for a state: until it may go on, and where it waits later.
+
+    Whatever the thread that writes takes of the processors comes on top, as it did before.
+    """
+    trainer = fusionrun_side.row(fusionrun_side.run_context(bench, "resnet", batch_size=8))
+    batch = fusionrun_side.batch_for_both(trainer)[0]
+    trainer.train_step(batch)
+    weights, moments = trainer.model.state_dict(), trainer.optimisation.optimizer.state_dict()
+    file = ResumeFile(bench.folder("pause") / "checkpoint.pth")
+    saver, waits = trainer._saver, list[float]()
+    save, release = bench.timed(trainer.save), bench.timed(saver.release)
+    saver.release = lambda: waits.append(release())  # type: ignore[method-assign]
+
+    def pause() -> float:
+        waits.clear()
+        seconds = save()
+        trainer.train_step(batch)
+        saver.settle()
+        return seconds + sum(waits)
+
+    ours, whole = bench.interleave(
+        pause, bench.timed(lambda: file.save({"model": weights, "optimizer": moments}))
+    )
+    name = "a resnet row, batch 8: a save's pause against a synchronous save"
+    return share("overheads", name, 0.15, ours=ours, of=whole)
 
 
 def _record(bench: Bench) -> Callable[[], None]:
@@ -69,7 +101,12 @@ def _checkpoint(bench: Bench) -> tuple[Callable[[], None], float]:
     """What saves a row with its optimizer's state, and the seconds between two saves."""
     trainer = fusionrun_side.row(fusionrun_side.run_context(bench, "resnet", batch_size=2))
     trainer.train_step(fusionrun_side.batch_for_both(trainer)[0])
-    return trainer.save, 60 * trainer.checkpointing.every_minutes
+
+    def save() -> None:  # all of it, though training need not wait for most
+        trainer.save()
+        trainer._saver.settle()
+
+    return save, 60 * trainer.checkpointing.every_minutes
 
 
 class _Terminal(io.StringIO):

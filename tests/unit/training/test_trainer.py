@@ -976,6 +976,20 @@ def test_a_step_begun_anew_equals_one_that_fitted_at_once(tmp_path: Path) -> Non
     assert outcome(full.trainer) == outcome(fits.trainer)  # running statistics, too
 
 
+def test_the_best_epoch_makes_room_before_anything_else(path: Path) -> None:
+    """Which changes no number, and takes no time."""
+    plain = make_kit(path.with_name("plain"))
+    plain.trainer.run()
+    kit = make_kit(path, recompute="auto")
+    answers = iter([True])
+    kit.trainer.best.leave_device = lambda: next(answers, False)  # type: ignore[method-assign]
+    kit.counter.at = {2: runs_out, 5: runs_out}
+    kit.trainer.run()
+    first, second = kit.diary.messages
+    assert "best epoch's weights" in first and "computed twice" in second
+    assert outcome(kit.trainer) == outcome(plain.trainer)
+
+
 @pytest.mark.parametrize("error", SHORT)
 def test_a_row_is_computed_twice_before_its_batch_is_split(path: Path, error: Exception) -> None:
     """The first measure changes no number; the second, statistics of batches."""
