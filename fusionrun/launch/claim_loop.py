@@ -167,7 +167,7 @@ class ClaimLoop:
 
     def _read(self, device: torch.device) -> RunContext:
         return read_context(
-            self.study, self.rank_info, device, self.threads, self.record, self.stop
+            self.study, self.rank_info, device, self.threads, self.record, self.stop, self.queue
         )
 
     def _say_notes(self, context: RunContext | None) -> None:

@@ -1,5 +1,6 @@
 """How a rank reads the data of a launch, long as that may take: seen at work, and stoppable."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from fusionrun.common.hardware import hardware
 from fusionrun.components.starting_experts import with_origin_notes
 from fusionrun.data.room import room_for_data
 from fusionrun.launch.shutdown import StopSignals
+from fusionrun.launch.spare_cores import SpareCores
 from fusionrun.monitor.record import Record
 from fusionrun.study.context import RunContext, open_context
+from fusionrun.study.queue import Queue
 from fusionrun.study.study import Study
 from fusionrun.training.precision import Precision
 
@@ -22,6 +25,7 @@ def read_context(
     threads: int,
     record: Record,
     stop: StopSignals,
+    queue: Queue,
 ) -> RunContext:
     """What the rank's tasks share, on `device`; `record` tells how far it is.
 
@@ -54,4 +58,5 @@ def read_context(
             launch=launch,
             stop_requested=stop.requested,
         )
-    return with_origin_notes(context)
+    cores = SpareCores(queue, rank_info, threads)
+    return with_origin_notes(replace(context, side_by_side=cores.side_by_side))

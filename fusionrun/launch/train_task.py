@@ -73,14 +73,14 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Ite
             reporter.answered(source, of_expert, labels)
     passes = 1 if row.is_single else 2  # of tuned experts in the fused model, of those before
     reporter.test_share = passes * len(context.data.test_labels) / reporter.val_images
-    yield from trainer.steps()
-    best = trainer.best
-    reporter.begin("testing")
-    trainer.model.load_state_dict(best.state)
-    after = trainer.history[best.epoch - 1].val_accuracies[1:]
-    results = evaluate_row_once(context, task, trainer.model, after, before)
+    with context.side_by_side(trainer.model, reporter.message):
+        yield from trainer.steps()
+        best = trainer.best
+        reporter.begin("testing")
+        trainer.model.load_state_dict(best.state)
+        after = trainer.history[best.epoch - 1].val_accuracies[1:]
+        results = evaluate_row_once(context, task, trainer.model, after, before)
     reporter.begin("saving")
-    weights = state_hash(best.state)
     manifest: dict[str, Any] = {
         "row": row.name,
         "members": row.members.split(", ") if row.is_mixed else [],
@@ -89,7 +89,7 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Ite
         "seed": row.seed,
         "alpha": row.alpha,
         "settings": dict(trainer.checkpointing.identity.fields),
-        "weights": weights,
+        "weights": state_hash(best.state),
         "threads": context.threads,
         "device": str(context.device),
         "launch": {**context.launch, "earlier": trainer.launches},
@@ -109,7 +109,7 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Ite
         save_single(files, trainer.model, info, manifest)
     reporter.measured(results)
     trainer.checkpointing.file.previous.unlink(missing_ok=True)
-    reporter.message(f"saved {files.directory} (weights {weights[:HASH_DIGITS]})")
+    reporter.message(f"saved {files.directory} (weights {manifest['weights'][:HASH_DIGITS]})")
 
 
 def evaluate_row_once(

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +30,7 @@ from fusionrun.training.precision import Precision
 # few small images waits for its host
 EVALUATION_BATCH, OF_SMALL_IMAGES, SMALL = 512, 2048, 32  # up to so many pixels a side
 NOT_AUGMENTED = AUGMENTATIONS["none"]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class RunContext:
     launch: Mapping[str, Any]  # who works here, for the manifests
     stop_requested: Callable[[], bool]
     progress: Callable[[str], None] = say_nothing  # told of passes that take long
+    # in it a model's experts use the cores of a CPU that other ranks leave, which is said
+    side_by_side: Callable[[nn.Module, Say], AbstractContextManager[None]] = lambda *_: (
+        nullcontext()
+    )
 
     @property
     def precision(self) -> Precision:

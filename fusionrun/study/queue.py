@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Literal
 
 from torch.distributed import Store
 
@@ -16,6 +17,7 @@ from fusionrun.study.tasks import RowTask, Task
 # How long a row that can start is kept for the rank it belongs to. A rank that is free takes it
 # within one poll; one that is busy with somebody's expert may be so for hours.
 OWNER_SECONDS = 2.0
+Work = Literal["idle", "row", "other"]  # a row of experts, or what trains one network
 
 
 @dataclass
@@ -32,11 +34,25 @@ class Queue:
     _seconds: dict[str, float] = field(default_factory=dict)  # that tasks took
     _startable_since: dict[str, float] = field(default_factory=dict)
     _changes_seen: int = -1  # outcomes there were when nothing could start
+    _work: Work | None = None
     _has_begun: bool = False
     _holds_back: bool = False  # from a row that is reserved for another rank
 
     def next(self) -> Task | None:
-        """Claim a task that can start now; None while nothing can."""
+        """Claim a task that can start now; None while nothing can. All are told what this does."""
+        task = self._claim()
+        work: Work = "idle" if task is None else "other" if task.trains_alone else "row"
+        if work != self._work:
+            self._work = work
+            self.store.set(f"work/{self.rank}", work)
+        return task
+
+    def work_of(self, rank: int) -> str:
+        """What `rank` does, a `Work`; "" before it has begun."""
+        key = f"work/{rank}"
+        return self.store.get(key).decode() if self.store.check([key]) else ""
+
+    def _claim(self) -> Task | None:
         # not add(..., 0): a store in a file grows by whatever is added, and ranks poll for hours
         changes = int(self.store.get("changes")) if self.store.check(["changes"]) else 0
         if changes == self._changes_seen and not self._holds_back:

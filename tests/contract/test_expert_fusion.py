@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from fusionrun.common.image_classifier import TrainedOn
 from fusionrun.experts import BUILDERS, build_expert
 from fusionrun.fusions import FUSIONS, FusionModel, build_fusion
+from fusionrun.fusions.branches import in_threads
 from tests.fake_cuda import CUDA, fake_cuda
 
 TINY: dict[str, dict[str, Any]] = {  # lists, as they come from YAML
@@ -65,6 +67,27 @@ def tiny_model(kind: str, fusion: str, num_experts: int = 2, seed: int = 0) -> F
         expert.know(TRAINED_ON)
     size = max(expert.feature_dim for expert in experts)
     return FusionModel(experts, build_fusion(fusion, num_experts, size), CLASSES)
+
+
+@every_pair
+def test_experts_side_by_side_give_the_same_numbers(expert: str, fusion: str) -> None:
+    """Weights, gradients, running statistics and what is drawn next, after two steps."""
+
+    def numbers(threads: int) -> list[Tensor]:
+        model = tiny_model(expert, fusion, num_experts=3)
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        torch.manual_seed(1)
+        with in_threads(model, lambda: threads):
+            for _ in range(2):
+                optimizer.zero_grad()
+                output = model(torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last))
+                (output.logits.square().mean() + output.expert_logits.square().mean()).backward()
+                optimizer.step()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        return [*model.state_dict().values(), *gradients, *output, torch.rand(2)]
+
+    pairs = zip(numbers(1), numbers(2), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 @every_pair

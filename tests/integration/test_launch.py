@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from fusionrun.common.distributed import usable_cpus
 from fusionrun.components.manifest import read_manifest
 from fusionrun.components.store import load_model
 from fusionrun.logs.csv import row_columns
@@ -37,6 +38,26 @@ def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     return folder
+
+
+@pytest.mark.skipif(usable_cpus() < 2, reason="a rank that is idle has a core to leave")
+def test_the_last_row_uses_the_cores_of_ranks_that_have_nothing_left(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    long = ("fusion.epochs=40", "checkpoint.every_epochs=40")  # for the rank to see who is idle
+    row = ("rows=[{model: resnet, fusion: concatenation}]", *long, "logs.tensorboard=false")
+    done = torchrun("train", recipe, *row, ranks=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = tmp_path / "out/logs/task-0-resnet-concatenation.log"
+    assert (
+        "computes 2 of its experts at a time, with cores of ranks without work" in log.read_text()
+    )
+    done = alone("train", recipe, *row, "output_dir=alone", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found, expected = (
+        read_manifest(tmp_path / out / "resnet_fusions/concatenation/manifest.json")
+        for out in ("out", "alone")
+    )
+    assert found.weights == expected.weights and found.test == expected.test
 
 
 def expected_files() -> set[str]:

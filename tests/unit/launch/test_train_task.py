@@ -12,6 +12,7 @@ import torch
 from fusionrun.components.manifest import Manifest, read_manifest
 from fusionrun.components.store import load_expert, load_model, state_hash
 from fusionrun.data.loader import Batch, ResidentLoader
+from fusionrun.fusions.branches import in_threads
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.train_task import train as execute
 from fusionrun.launch.trainers import row_seed, row_trainer
@@ -79,6 +80,28 @@ def test_a_stopped_row_ends_as_if_it_had_not_been_stopped(out: Path) -> None:
     assert found.components["adapters"].file == "fusion/adapters_best.pth"
     sizes = [load_expert(directory / f"experts/expert_{k}_best.pth").feature_dim for k in range(2)]
     assert sizes == [10, 8] and found.feature_dim == 10
+
+
+@pytest.mark.parametrize("control", ["", "frozen", "detached"])
+def test_cores_that_others_leave_now_and_then_change_no_bit(out: Path, control: str) -> None:
+    """In micro-batches, and over a stop."""
+
+    def row(name: str) -> RunContext:
+        more = f"name: {name}, control: {control}" if control else f"name: {name}"
+        return context_of(out, MIXED.replace("NAME", more), "fusion.micro_batch=4")
+
+    whole = row("whole")
+    train(whole)
+    counts, steps = itertools.cycle([1, 2, 3, 2]), itertools.count(1)
+    spread = replace(
+        row("spread"), side_by_side=lambda row, _: in_threads(row, lambda: next(counts))
+    )
+    with pytest.raises(StopRequested):
+        train(spread, lambda: next(steps) > 3)
+    assert "continues after epoch" in train(spread)
+    (_, expected), (_, found) = manifest_of(whole), manifest_of(spread)
+    assert next(counts) and found.weights == expected.weights
+    assert (found.validation, found.test) == (expected.validation, expected.test)
 
 
 def test_adapters_learn_as_the_fusion_does(out: Path) -> None:

@@ -577,3 +577,24 @@ def test_four_free_ranks_each_run_their_own_row(monkeypatch: pytest.MonkeyPatch)
     for _ in range(20):
         claims = play(queues_of(tasks, 4), set(), rng)
         assert all(rank == task.row.index for rank, task in claims if isinstance(task, RowTask))
+
+
+def test_everybody_can_know_what_a_rank_does() -> None:
+    (single,) = rows_of("resnet")
+    tasks = (*tasks_of(rows_of("densenet")), RowTask(9, replace(single, fusion="single"), 1, 1))
+    first, second = queues_of(tasks, ranks=2)
+    assert second.work_of(0) == ""
+    seen = []
+    while not first.exhausted or first.work_of(0) != "idle":
+        task = first.next()
+        seen.append((second.work_of(0), task.name if task else None))
+        if task:
+            first.close(task, "done")
+    assert seen == [
+        ("other", "expert-densenet-0"),
+        ("other", "expert-densenet-1"),
+        ("row", tasks[0].name),
+        ("other", tasks[-1].name),
+        ("idle", None),
+    ]
+    assert second.next() is None and first.work_of(1) == "idle"
