@@ -12,7 +12,7 @@ GROUPS = {
     "ranks": "four ranks at once against the same work one after another",
     "memory": "peak memory of a row, and copies of the data set on the machine",
     "growth": "makespan of the claim order, and what a row more costs the launch",
-    "gpu": "on a GPU alone: steps against its peak, the host's part, learning curve, first epoch",
+    "gpu": "on a GPU alone: steps in every way, whole commands, first epoch, saves, learning curve",
     "peers": "whole commands of other programs that train networks; only if named, some 15 minutes",
     "layout": "an expert's step with channels_last against contiguous tensors; only if named",
 }

@@ -136,7 +136,7 @@ def interleave(
 def times_as_fast(
     group: str,
     name: str,
-    goal: float,
+    goal: float | None,
     *,
     theirs: Sequence[float],
     ours: Sequence[float],
@@ -145,7 +145,8 @@ def times_as_fast(
 ) -> Row:
     """How many times what ours costs theirs does."""
     ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
-    return Row(group, name, Goal(goal), ratios, median(ours), median(theirs), unit, note)
+    least = None if goal is None else Goal(goal)
+    return Row(group, name, least, ratios, median(ours), median(theirs), unit, note)
 
 
 def share(

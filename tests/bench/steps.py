@@ -53,7 +53,7 @@ def measure_step(bench: Bench, model: str) -> list[Row]:
     batches = fusionrun_side.endless_batches(ours)
     their_seconds, our_seconds, loading = bench.interleave(
         bench.timed(lambda: their_losses.append(theirs.step(mixed)), repeat),
-        bench.timed(lambda: our_losses.append(ours.train_step(batch)), repeat),
+        bench.timed(lambda: our_losses.append(ours.train_step(batch).clone()), repeat),
         bench.timed(lambda: next(batches), STEPS_AHEAD),
     )
     check_losses(

@@ -16,11 +16,10 @@ from fusionrun.common.text import one_line, size
 from fusionrun.data.augmentation.policies import AUGMENTATIONS, MIXINGS
 from fusionrun.data.loader import Batch
 from fusionrun.training.trainer import Trainer
-from tests.bench import fusionrun_side
+from tests.bench import fusionrun_side, gpu_steps
 from tests.bench.measure import MODELS, Bench
 from tests.gpu.part import Verdict, judged
 
-KINDS = {"expert": fusionrun_side.expert, "row": fusionrun_side.row}
 # what the recipe says, and how far losses and gradients may be from float64's, relative; in less
 # than float32 gradients are rounding in good part, and judged by their size and direction alone
 PRECISIONS: dict[str, tuple[dict[str, Any], float, float]] = {
@@ -32,6 +31,9 @@ PRECISIONS: dict[str, tuple[dict[str, Any], float, float]] = {
 OVERFLOWS = 20  # that fp16 may have before its scale fits
 FULL_BATCH = 128
 STEPS = 3
+# losses and updates of a graph against those of its kernels: the same ones, some of which add up
+# in whatever order they finish
+GRAPH_TOLERANCES = 1e-2, 0.1
 GIB = 2**30
 SLACK = GIB // 16  # libraries keep their workspaces
 
@@ -95,7 +97,7 @@ def _trainer(bench: Bench, full: bool, model: str, kind: str, precision: str) ->
     context = fusionrun_side.run_context(
         bench, model, arguments, batch_size=8, images=300, **runtime
     )
-    return KINDS[kind](context)
+    return gpu_steps.KINDS[kind](context)
 
 
 def _gradients(trainer: Trainer) -> Tensor:
@@ -120,7 +122,7 @@ def waits(bench: Bench) -> Verdict:
         context = fusionrun_side.run_context(
             bench, model, arguments, batch_size=16, images=800, **runtime
         )
-        for kind, make in KINDS.items():
+        for kind, make in gpu_steps.KINDS.items():
             trainer = make(context)
             for policy, mixing in itertools.product(AUGMENTATIONS, MIXINGS):
                 augmentation = replace(AUGMENTATIONS[policy], mixing=mixing)
@@ -137,6 +139,51 @@ def waits(bench: Bench) -> Verdict:
                     print(what, flush=True)
                     wrong.append(what)
     return judged(wrong, f"none in {steps:,} steps of every architecture, precision, augmentation")
+
+
+def graph_steps(bench: Bench) -> Verdict:
+    """A step that is replayed as a graph does what the same step does kernel by kernel.
+
+    Of every architecture, alone and in a row; with dropout, from the same weights and batches.
+    """
+    wrong, figures = [], dict[str, dict[str, float]]()
+    ways = (("expert", "launched"), ("row", "launched"))
+    for model, (kind, way) in itertools.product(MODELS, ways):
+        what = f"{model} {kind}, {way}"
+        ours, theirs = (_trained(bench, model, kind, each) for each in (way, "eager"))
+        pairs = zip(ours, theirs, strict=True)
+        apart = [_difference(found, right) for found, right in pairs]
+        figures[what] = dict(zip(("losses", "updates"), apart, strict=True))
+        print(what, figures[what], flush=True)
+        for part, difference, most in zip(figures[what], apart, GRAPH_TOLERANCES, strict=True):
+            if not difference <= most:  # nan, too
+                wrong.append(f"{what}: {part} differ by {difference:.1e}, expected {most:.0e}")
+    worst = max((apart["losses"] for apart in figures.values()), default=0.0)
+    return judged(wrong, f"losses of {len(figures)} differ by {worst:.0e} at most", figures)
+
+
+def _trained(bench: Bench, model: str, kind: str, way: str) -> tuple[Tensor, Tensor]:
+    """The losses of some steps, and what they changed."""
+    arguments = None if bench.on_gpu else fusionrun_side.TINY_MODELS[model]
+    graphs = "off" if way == "eager" else "auto"
+    context = fusionrun_side.run_context(
+        bench, model, arguments, batch_size=32, images=1000, rate=None, graphs=graphs
+    )
+    trainer = gpu_steps.KINDS[kind](context)
+    for module in trainer.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1
+    before = _weights(trainer.model)
+    batches = itertools.islice(fusionrun_side.endless_batches(trainer), gpu_steps.WARM_UP + STEPS)
+    losses = []
+    for batch in batches:
+        losses.append(trainer.train_step(batch).clone())
+        trainer.after_step()  # the next has other random numbers
+    return torch.stack(losses), _weights(trainer.model) - before
+
+
+def _weights(model: nn.Module) -> Tensor:
+    return torch.cat([each.detach().double().cpu().flatten() for each in model.parameters()])
 
 
 @contextmanager

@@ -10,6 +10,7 @@ PARTS = (
     Part("card", 30, card.card, needs_gpu=False, alone=True),
     Part("float64", 60, numerics.float64, needs_gpu=False),
     Part("waits", 60, numerics.waits),
+    Part("graphs", 60, numerics.graph_steps),
     Part("memory", 30, numerics.short_of_memory),
     Part("given_back", 40, numerics.given_back),
     Part("same_bits", 90, launches.same_bits, needs_gpu=False),
@@ -20,6 +21,7 @@ PARTS = (
     *(Part(f"step_{model}", 50, partial(figures.step, model), alone=True) for model in MODELS),
     Part("curve", 30, figures.curve, alone=True),
     Part("ranks", 40, figures.ranks, alone=True),
-    Part("save", 15, figures.save, alone=True),
+    Part("save", 20, figures.save, alone=True),
     Part("first_epoch", 60, figures.first_epoch, alone=True),
+    Part("whole_command", 60, figures.whole_command, alone=True),
 )

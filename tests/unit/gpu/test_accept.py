@@ -3,7 +3,6 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,19 +13,16 @@ import pytest
 import torch
 
 import fusionrun
-from fusionrun.study.context import RunContext
 from fusionrun.study.recipe_yaml import make_recipe
-from fusionrun.training import guard
+from fusionrun.training import guard, step
 from fusionrun.training import trainer as loop
-from tests.bench import fusionrun_side, gpu, steps
-from tests.bench import ranks as ranks_bench
-from tests.bench.measure import Bench, Goal, Row
-from tests.gpu import accept, card, figures, launches, numerics
+from tests.bench.measure import Bench
+from tests.gpu import accept, card, launches, numerics
 from tests.gpu.accept import Acceptance, parser
 from tests.gpu.part import Part, Verdict, judged
 from tests.gpu.parts import PARTS
 
-MIB = 2**20
+from .conftest import MIB, Pretended
 
 # ---------------------------------------------------------------- budget, processes, file
 
@@ -167,82 +163,6 @@ def test_only_three_of_what_is_wrong_are_said() -> None:
 # ---------------------------------------------------------------- parts on a pretended GPU
 
 
-class Profile:
-    """As torch.profiler's where everything was a kernel."""
-
-    def __init__(self, activities: object) -> None:
-        self._kernel = SimpleNamespace(device_type=torch.autograd.DeviceType.CUDA)
-
-    def __enter__(self) -> "Profile":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def events(self) -> list[object]:
-        return [self._kernel] * 1612
-
-
-class Pretended(Bench):
-    """Says that its CPU was a GPU."""
-
-    @property
-    def on_gpu(self) -> bool:
-        return True
-
-
-@pytest.fixture
-def modes() -> list[str]:
-    """What the stubs of `bench` were told about waits."""
-    return []
-
-
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modes: list[str]) -> Iterator[Pretended]:
-    """torch.cuda's functions stubbed, every network tiny, every batch small."""
-    memory = {"reserved_bytes.all.current": 20 * MIB, "reserved_bytes.all.allocated": 5 << 30}
-    h100 = SimpleNamespace(
-        major=9, minor=0, name="H100", multi_processor_count=132, total_memory=80 << 30
-    )
-    stubs: Mapping[str, Callable[..., Any]] = {
-        "is_bf16_supported": lambda including_emulation=True: True,
-        "get_device_properties": lambda device: h100,
-        "get_arch_list": lambda: ["sm_80", "sm_90"],
-        "set_sync_debug_mode": modes.append,
-        "synchronize": lambda device=None: None,
-        "empty_cache": lambda: None,
-        "reset_peak_memory_stats": lambda device=None: None,
-        "memory_allocated": lambda device=None: 10 * MIB,
-        "max_memory_reserved": lambda device=None: 30 * MIB,
-        "memory_stats": lambda device=None: memory,
-        "set_per_process_memory_fraction": lambda fraction, device=None: None,
-    }
-    for name, stub in stubs.items():
-        monkeypatch.setattr(torch.cuda, name, stub)
-    healthy = fusionrun_side.run_context
-
-    def small(
-        of: Bench, model: str, arguments: dict[str, Any] | None = None, **more: Any
-    ) -> RunContext:
-        more |= {"batch_size": min(8, more.get("batch_size", 8)), "images": 300}
-        on_cpu = Bench(torch.device("cpu"), 1, of.scratch, of.say)
-        return healthy(on_cpu, model, fusionrun_side.TINY_MODELS[model], **more)
-
-    monkeypatch.setattr(fusionrun_side, "run_context", small)
-    monkeypatch.setattr(gpu, "SIZE", 64)
-    monkeypatch.setattr(torch.profiler, "profile", Profile)
-    monkeypatch.setattr(gpu, "build_expert", _build_tiny)
-    threads = torch.get_num_threads()
-    yield Pretended(torch.device("cpu"), 1, tmp_path, print, rounds=1)
-    torch.set_num_threads(threads)
-
-
-def _build_tiny(model: str, classes: int) -> Any:
-    from fusionrun.experts import build_expert
-
-    return build_expert(model, classes, **fusionrun_side.TINY_MODELS[model])
-
-
 def test_the_card(bench: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
@@ -288,12 +208,13 @@ def test_against_float64(bench: Pretended, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(guard, "FIRST_SCALE", 2.0**40)  # the first steps overflow
     assert numerics.float64(bench).state == "pass"
 
-    healthy = loop.forward_heads
+    healthy = step.heads_of
 
-    def wrong(model: Any, images: torch.Tensor) -> torch.Tensor:
-        return healthy(model, images) * (1.0 if images.dtype == torch.float64 else 1.1)
+    def wrong(output: Any) -> torch.Tensor:
+        logits = healthy(output)
+        return logits * (1.0 if logits.dtype == torch.float64 else 1.1)
 
-    monkeypatch.setattr(loop, "forward_heads", wrong)
+    monkeypatch.setattr(step, "heads_of", wrong)
     found = numerics.float64(bench)
     assert found.state == "fail" and "resnet expert fp32: losses differ by " in found.text
 
@@ -323,6 +244,17 @@ def test_waits(bench: Pretended, monkeypatch: pytest.MonkeyPatch, modes: list[st
     assert f"and {combinations - 3} more" in found.text and modes[-1] == "default"
 
 
+def test_graph_steps(bench: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numerics, "MODELS", ("resnet", "densenet"))
+    found = numerics.graph_steps(bench)
+    assert found.state == "pass", found.text
+    assert list(found.figures) == [
+        f"{model} {what}"
+        for model in ("resnet", "densenet")
+        for what in ("expert, launched", "row, launched")
+    ]
+
+
 def test_short_of_memory(bench: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numerics, "FULL_BATCH", 8)
     limits = [1.0]
@@ -331,21 +263,22 @@ def test_short_of_memory(bench: Pretended, monkeypatch: pytest.MonkeyPatch) -> N
         limits.append(fraction)
 
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limit)
-    healthy = loop.forward_heads
+    healthy = step.heads_of
 
-    def forward(model: Any, images: torch.Tensor) -> torch.Tensor:
-        if limits[-1] < 1 and model.training and len(images) > 4:
+    def heads(output: Any) -> torch.Tensor:
+        logits = healthy(output)
+        if limits[-1] < 1 and len(logits) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return healthy(model, images)
+        return logits
 
-    monkeypatch.setattr(loop, "forward_heads", forward)
+    monkeypatch.setattr(step, "heads_of", heads)
     found = numerics.short_of_memory(bench)
     assert found.state == "pass", found.text
     assert "20 MiB instead of 30 MiB: micro-batches of 4, the same numbers" in found.text
     assert limits == [1.0, 20 * MIB / (80 << 30), 1.0]
-    monkeypatch.setattr(loop, "forward_heads", healthy)  # nothing runs out
+    monkeypatch.setattr(step, "heads_of", healthy)  # nothing runs out
     assert "batch 8 fits in 20 MiB" in numerics.short_of_memory(bench).text
-    monkeypatch.setattr(loop, "forward_heads", forward)
+    monkeypatch.setattr(step, "heads_of", heads)
     held = iter([10 * MIB] * 4)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: next(held, 900 * MIB))
     found = numerics.short_of_memory(bench)
@@ -366,68 +299,6 @@ def test_given_back(bench: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: memory)
     found = numerics.given_back(bench)
     assert found.text.startswith("2.0 GiB held by an idle rank, expected below 1 GiB; the row took")
-
-
-def test_steps(bench: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = figures.step("densenet", bench)
-    assert found.state in ("pass", "missed")  # a CPU's times mean nothing
-    names = [row["name"] for row in found.figures["rows"]]
-    assert len(names) == 7 and names[-1] == "densenet expert, batch 64: with its batch"
-    rows = {row["name"]: row for row in found.figures["rows"]}
-    assert rows["densenet, batch 128"]["goal"] == ">= 4"
-    assert rows["densenet, batch 128: augmentation's part"]["goal"] == "<= 0.03"
-    assert rows["densenet row, batch 128: the host's own part"]["goal"] is None
-    assert rows["densenet row, batch 128: the host's own part"]["note"] == "1,612 kernels, 30 MiB"
-    assert 0 < rows["densenet row, batch 128: the host's own part"]["ratio"] <= 1
-
-    def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(steps, "check_losses", full)
-    found = figures.step("densenet", bench)
-    assert found.state == "missed" and "densenet: out of memory" in found.text
-    assert len(found.figures["rows"]) == 6  # what fitted was measured
-
-
-def test_the_other_figures(bench: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "CURVE_STEPS", 4)
-    monkeypatch.setattr(gpu, "CURVE_END", 2)
-    monkeypatch.setattr(gpu, "WorkerPool", InProcess)
-    monkeypatch.setattr(gpu, "EPOCH_IMAGES", 40)
-    for part in (figures.curve, figures.save, figures.first_epoch):
-        (row,) = part(bench).figures["rows"]
-        assert row["ratio"] is not None and row["goal"]
-    rounds = []
-
-    def measured(of: Bench) -> list[Row]:
-        rounds.append(of.rounds)
-        return [Row("ranks", "four", Goal(0.95), [0.9])]
-
-    monkeypatch.setattr(ranks_bench, "measure_speed", measured)
-    assert figures.ranks(bench).text == "four: 0.9 (goal >= 0.95)" and rounds == [2]
-    assert gpu.waits(bench).met
-
-
-class InProcess:
-    """A WorkerPool whose members work here."""
-
-    def __init__(self, members: list[Callable[[], Callable[[], float]]]) -> None:
-        self._parts = [member() for member in members]
-
-    def __call__(self) -> list[float]:
-        return [part() for part in self._parts]
-
-    def __enter__(self) -> "InProcess":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-
-def test_the_benchmark_has_a_line_for_each_figure_where_there_is_no_gpu(tmp_path: Path) -> None:
-    rows = gpu.measure(Bench(torch.device("cpu"), 1, tmp_path, print))
-    assert [row.name for row in rows] == [name for name, _ in gpu.ONLY_THERE]
-    assert {row.note for row in rows} == {"there is no GPU here"}
 
 
 # ---------------------------------------------------------------- launches, without launching
