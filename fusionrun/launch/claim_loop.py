@@ -4,8 +4,10 @@ import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from fusionrun.common.distributed import RankInfo
 from fusionrun.common.memory import reset_peak
 from fusionrun.launch import sick_devices
 from fusionrun.launch.broken_process import leave_if_broken
+from fusionrun.launch.company import Company
 from fusionrun.launch.crashes import count_start
 from fusionrun.launch.failures import USER_ERRORS, in_words
 from fusionrun.launch.reading import read_context
@@ -45,33 +48,31 @@ class ClaimLoop:
     threads: int
     say: Callable[[str], None] | None = None  # rank 0's, until the data's notes are said
 
+    def __post_init__(self) -> None:
+        self._company = Company.of_rank(self.study, self.device, self.rank_info)
+        self._broken = ""  # what broke the device for good
+
     def run(self) -> None:
         """Claim and execute tasks until none is left or a stop is asked for; raises nothing."""
-        record, context, is_examined = self.record, None, False
+        record = self.record
         try:
             for task in self.study.tasks:
                 if found := ended_before(self.study, task, self.rank_info.restarts):
-                    word = "done" if found.state == "done" else found.note
-                    self.queue.close(task, word, found.seconds)
-            while not self.stop.requested():
-                if not is_examined and not self.queue.exhausted:  # before anything is claimed
-                    sick_devices.require_healthy(self.study.layout, self.rank_info, self.device)
-                    is_examined = True
-                claimed = self.queue.next()
-                if claimed is not None:
-                    # only now: a rank that finds nothing to do needs no data
-                    context = context or self._open_context(claimed)
-                    self.execute(context, claimed)
-                    with contextlib.suppress(RuntimeError):  # of a sick GPU
-                        reset_peak(self.device)  # neighbours on it may need what the task had
-                elif self.say is not None and self._has_open_tasks():
-                    self._say_notes(None)  # while others work
-                elif self.queue.exhausted:
-                    break
-                else:
-                    record.state = "idle"
-                    record.progress_count += 1
-                    time.sleep(0.2)
+                    self._close(task, found)
+            for context, tasks in self._claims():
+                started = time.monotonic()
+                records = [record, *(Record() for _ in tasks[1:])]
+                record.beside = records[1:]
+                works = map(partial(self.execute, context, len(tasks)), tasks, records)
+                turns = deque(zip(self._company.lanes(len(tasks)), works, strict=True))
+                try:
+                    while turns:  # a step of each
+                        lane, work = turns.popleft()
+                        with lane:
+                            if next(work, "ended") != "ended":
+                                turns.append((lane, work))
+                finally:
+                    record.busy_seconds += time.monotonic() - started
             record.state = "stopped" if self.stop.requested() else "finished"
         except errors.StopRequested:
             record.state = "stopped"
@@ -80,48 +81,82 @@ class ClaimLoop:
         except Exception:
             record.note, record.state = traceback.format_exc(), "failed"
 
-    def execute(self, context: RunContext, task: Task) -> None:
-        """One task from claim to outcome; a stop gets past this, a failure is the task's.
+    def _claims(self) -> Iterator[tuple[RunContext, list[Task]]]:
+        """What is executed next, a task or several side by side, as soon as there is any."""
+        record, context, is_examined = self.record, None, False
+        while not self.stop.requested():
+            if not is_examined and not self.queue.exhausted:  # before anything is claimed
+                sick_devices.require_healthy(self.study.layout, self.rank_info, self.device)
+                is_examined = True
+            claimed = self.queue.next()
+            if claimed is not None:
+                # only now: a rank that finds nothing to do needs no data
+                context = context or self._open_context(claimed)
+                yield context, [claimed, *self._claim_beside(claimed)]
+                if self._broken:
+                    raise errors.TaskError(
+                        f"{self._broken}: this process can't use {self.device} any more, and "
+                        f"nobody starts it again; the same command goes on with what is left"
+                    )
+                with contextlib.suppress(RuntimeError):  # of a sick GPU
+                    reset_peak(self.device)  # neighbours on it may need what the tasks had
+            elif self.say is not None and self._has_open_tasks():
+                self._say_notes(None)  # while others work
+            elif self.queue.exhausted:
+                break
+            else:
+                record.state = "idle"
+                record.progress_count += 1
+                time.sleep(0.2)
+
+    def _claim_beside(self, claimed: Task) -> list[Task]:
+        """What is executed beside it; but a task that may have killed its process is alone."""
+
+        def is_sound(task: Task) -> bool:
+            return not self.study.layout.crashes(task.name).exists()
+
+        most = self._company.most - 1 if is_sound(claimed) else 0
+        return self.queue.beside(claimed, most, is_sound)
+
+    def execute(
+        self, context: RunContext, together: int, task: Task, record: Record
+    ) -> Iterator[None]:
+        """One of `together` tasks, step by step, from claim to outcome; a failure is the task's.
 
         But what broke the device is the process's: it ends for torchrun to start it again. Where
-        that can't be, the task has failed, and TaskError says that this rank does no other.
+        that can't be, this rank does no other.
         """
-        layout, record = self.study.layout, self.record
-        trace, broken, started = "", "", time.monotonic()
+        layout, rank, trace = self.study.layout, self.rank_info.rank, ""
         try:
             with TaskLog(layout.task_log(task.name), task.name) as log:
                 reporter = TaskReporter(self.study, task, record, log, self.device)
-                log.line(
-                    f"starts on rank {self.rank_info.rank}, {self.device}, {self.threads} threads"
-                )
+                how = f"{self.threads} threads{f', {together} at once' * (together > 1)}"
+                log.line(f"starts on rank {rank}, {self.device}, {how}")
                 try:
                     self._require_needs(task)
                     is_done(self.study, task)  # raises for the result of another experiment
-                    count_start(self.study, task, self.rank_info.rank)
-                    for attempt in attempts(context, reporter):
-                        with attempt:
-                            for _ in train(context, task, reporter):
-                                pass
+                    count_start(self.study, task, rank)
+                    for attempt in attempts(context, reporter, self._company):
+                        while self._company.is_full:
+                            self.stop.check()
+                            yield
+                        with self._company, attempt:
+                            yield from train(context, task, reporter)
                     log.line("done")
                 except errors.StopRequested:
                     log.line("stopped; the same command resumes from this checkpoint")
                     layout.crashes(task.name).unlink(missing_ok=True)
-                    raise
+                    return
                 finally:
                     reporter.close(hurried=self.stop.requested())
-            outcome = reporter.outcome(self.rank_info.rank)
-        except errors.StopRequested:
-            raise
+            outcome = reporter.outcome(rank, together)
         except Exception as error:
             broken = leave_if_broken(error, self.study, task, self.rank_info, self.device)
             note = broken or in_words(error)
             if broken or not isinstance(error, USER_ERRORS):
                 trace = traceback.format_exc()  # for its log
-            outcome = Outcome(
-                "failed", note=note, rank=self.rank_info.rank, epoch=int(record.epoch)
-            )
-        finally:
-            record.busy_seconds += time.monotonic() - started
+            outcome = Outcome("failed", note=note, rank=rank, epoch=int(record.epoch))
+            self._broken = self._broken or broken
         try:
             if outcome.state == "done":
                 sick_devices.count_success(self._device_note)
@@ -130,13 +165,13 @@ class ClaimLoop:
             # a full disk can't even hold the reason; the table gets it from the queue
             print(f"[{task.name}] {outcome.note}; {in_words(error)}", file=sys.stderr, flush=True)
         record.task, record.note = -1, ""
+        self._close(task, outcome)
+
+    def _close(self, task: Task, outcome: Outcome) -> None:
+        """Tell the other ranks how the task ended, and how long a rank needs for one like it."""
         word = "done" if outcome.state == "done" else outcome.note
-        self.queue.close(task, word, outcome.seconds)
-        if broken:
-            raise errors.TaskError(
-                f"{broken}: this process can't use {self.device} any more, and nobody starts it "
-                f"again; the same command goes on with what is left"
-            )
+        seconds = None if outcome.seconds is None else outcome.seconds / outcome.together
+        self.queue.close(task, word, seconds)
 
     @property
     def _device_note(self) -> Path:
@@ -166,9 +201,10 @@ class ClaimLoop:
         return context
 
     def _read(self, device: torch.device) -> RunContext:
-        return read_context(
+        context = read_context(
             self.study, self.rank_info, device, self.threads, self.record, self.stop, self.queue
         )
+        return replace(context, has_company=self._company.has_others)
 
     def _say_notes(self, context: RunContext | None) -> None:
         """Once, where there is somebody to `say` it: the notes of the data, a small validation.

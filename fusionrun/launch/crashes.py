@@ -55,13 +55,20 @@ def note_error(study: Study, task: Task, error: str) -> None:
 
 
 def crashes_before(study: Study) -> Iterator[str]:
-    """A line for each task that took its process with it in the attempt before this one."""
+    """A line for each process that ended in the attempt before this one, and who is to blame."""
+    ended: dict[int, dict[str, CrashCount]] = {}  # {rank: {task: its note}}
     for task in study.tasks:
         note = study.layout.crashes(task.name)
         if note.exists():
             crash = read_json(note, CrashCount)
-            why = _reason(study, crash)
-            yield f"{task.name} took its process (rank {crash.rank}) with it; {why}"
+            ended.setdefault(crash.rank, {})[task.name] = crash
+    for rank, crashes in ended.items():
+        guilty = {name: crash for name, crash in crashes.items() if crash.error} or crashes
+        who = ", ".join(guilty)
+        if len(guilty) > 1:  # which of those that were trained side by side, will be seen
+            who = f"one of {who} (each is trained alone now)"
+        why = _reason(study, next(iter(guilty.values())))
+        yield f"{who} took its process (rank {rank}) with it; {why}"
 
 
 def _reason(study: Study, before: CrashCount) -> str:

@@ -55,7 +55,7 @@ def run(
         gather = StatusGather(
             rank_info,
             record,
-            num_experts=study.recipe.experts.count,
+            shape=(study.recipe.experts.count, study.recipe.experts.most_together),
             every_seconds=study.recipe.status.every_seconds,
             decide=lambda records: exit_status(study, queue, records),
             stop=stop,

@@ -159,7 +159,7 @@ class TaskReporter:
         for log in self._logs(first_epoch=self._task.epochs + 1):
             log.put(lambda chart: chart.outcome(own, metrics))
 
-    def outcome(self, rank: int) -> Outcome:
+    def outcome(self, rank: int, together: int) -> Outcome:
         """How the finished task stands, for the table: every number is the saved epoch's."""
         saved = self._history[self._best.epoch - 1]
         accuracy, *experts = saved.val_accuracies
@@ -177,6 +177,7 @@ class TaskReporter:
             gain=saved.gain_over_averaging,
             experts=tuple(experts),
             seconds=sum(entry.seconds for entry in self._history),
+            together=together,
         )
 
     def close(self, *, hurried: bool = False) -> None:

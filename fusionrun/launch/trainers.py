@@ -74,6 +74,7 @@ def network_trainer(
         batch_field="experts.batch_size",
         micro_batch="auto",
         precision=context.precision,
+        has_company=context.has_company,
         frozen=network.frozen,
     )
     return _trainer(context, task, reporter, network, loaders, optimisation, seed)

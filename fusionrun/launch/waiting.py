@@ -1,4 +1,4 @@
-"""A task that found no memory is begun again once neighbours on its GPU have given some back."""
+"""A task that found no memory is begun again once others on its device have given some back."""
 
 import time
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from fusionrun.common.device_errors import is_out_of_memory
 from fusionrun.common.memory import give_back, held_by_others, total_memory
 from fusionrun.common.text import size
+from fusionrun.launch.company import Company
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.study.context import RunContext
 from fusionrun.training.errors import ShortOfMemoryError, StopRequested
@@ -30,17 +31,27 @@ class Attempt:
         return bool(self.problem)
 
 
-def attempts(context: RunContext, reporter: TaskReporter) -> Iterator[Attempt]:
+def attempts(context: RunContext, reporter: TaskReporter, company: Company) -> Iterator[Attempt]:
     """What to do work in that resumes where it was: once, or where it finds no memory again.
 
-    That is when others on the device have given some back. Raises ShortOfMemoryError where others
-    hold none or give none back, StopRequested.
+    That is when others on the device have given some back: first this process's own tasks, of which
+    there's room for fewer from now on. Raises ShortOfMemoryError where others hold none or give
+    none back, StopRequested.
     """
-    for left in reversed(range(ATTEMPTS)):
+    left = ATTEMPTS
+    while left:
         yield (attempt := Attempt())
         if not attempt.problem:
             return
         give_back(context.device)  # now that the traceback is gone, which held the task's tensors
+        if company.at_work:
+            company.most = company.at_work
+            reporter.warn(
+                f"{attempt.problem}: this rank trains {company.most} at a time from now on, and "
+                f"this one resumes when there's room"
+            )
+            continue
+        left -= 1
         if not left or not _await_memory(context, reporter, attempt.problem):
             raise ShortOfMemoryError(attempt.problem)
 

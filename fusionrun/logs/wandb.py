@@ -73,7 +73,10 @@ class WandbLog:
     ) -> None:
         import wandb
 
-        quiet = wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS)
+        # create_new: a rank may train several tasks at once
+        quiet = wandb.Settings(
+            silent=True, console="off", init_timeout=INIT_SECONDS, reinit="create_new"
+        )
         if hasattr(quiet, "finish_timeout"):  # since W&B 0.24
             quiet.finish_timeout = FINISH_SECONDS
         # the id makes a resumed task continue its own run

@@ -37,7 +37,7 @@ class StatusGather(threading.Thread):
         rank_info: RankInfo,
         record: Record,
         *,
-        num_experts: int,
+        shape: tuple[int, int],
         every_seconds: float,
         decide: Callable[[Sequence[Record]], int | None],
         stop: Stop,
@@ -45,7 +45,7 @@ class StatusGather(threading.Thread):
         super().__init__(name="gather", daemon=True)
         self._rank_info = rank_info
         self._record = record
-        self._num_experts = num_experts
+        self._shape = shape  # a row's experts, and a rank's tasks at once, at most
         self._every = every_seconds
         self._decide = decide
         self._stop_signals = stop
@@ -74,23 +74,23 @@ class StatusGather(threading.Thread):
 
     def _tick(self) -> None:
         self._record.stopping = float(self._stop_signals.requested())
-        vector = self._record.to_vector(self._num_experts)
+        table = self._record.to_table(*self._shape)
         if self._group is None:
-            self.records = [Record.from_vector(vector)]
+            self.records = [Record.from_table(table)]
             self.exit_code = self._decide(self.records)
             return
         spread = torch.tensor([NO_CODE])
         if self._rank_info.rank == 0:
-            vectors = [torch.empty_like(vector) for _ in range(self._rank_info.world_size)]
-            dist.gather(vector, vectors, dst=0, group=self._group)
-            self.records = [Record.from_vector(item) for item in vectors]
+            tables = [torch.empty_like(table) for _ in range(self._rank_info.world_size)]
+            dist.gather(table, tables, dst=0, group=self._group)
+            self.records = [Record.from_table(each) for each in tables]
             code = self._decide(self.records)
             if code is not None:
                 spread.fill_(code)
             elif any(record.stopping for record in self.records):
                 spread.fill_(STOP)
         else:
-            dist.gather(vector, dst=0, group=self._group)
+            dist.gather(table, dst=0, group=self._group)
         dist.broadcast(spread, src=0, group=self._group)
         if spread.item() == STOP:
             self._stop_signals.request()

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from fusionrun.common.text import plural
 from fusionrun.monitor.card_lines import card_summary
+from fusionrun.monitor.side_by_side import by_rank
 from fusionrun.monitor.snapshot import AT_WORK, Snapshot, TaskStatus
 from fusionrun.monitor.words import (
     MISSING,
@@ -35,7 +36,7 @@ def summary_lines(snapshot: Snapshot) -> list[str]:
     lines = [", ".join(totals)]
     shown = [
         task
-        for task in snapshot.tasks
+        for task in by_rank(snapshot.tasks)
         if task.state in ("failed", "stopped", *AT_WORK)
         or (task.kind == "row" and task.state == "waiting")
     ]

@@ -66,6 +66,8 @@ class Record:
     device: str = ""  # and how it calculates, for people: NVIDIA H100, bf16
     gpu_uuid: str = ""  # of its device
     gpus: tuple[Gpu, ...] = ()  # of the machine, from the one of its ranks that looks
+    # of each task that is trained beside the first, a record in which the rank's numbers stay 0
+    beside: list["Record"] = field(default_factory=list)
 
     @staticmethod
     def of_rank(host: str, device: torch.device, precision: str) -> "Record":
@@ -78,6 +80,11 @@ class Record:
         record.device = f"{name}, {precision}"
         return record
 
+    @property
+    def in_hand(self) -> list["Record"]:
+        """Of each task in hand, the one with its numbers."""
+        return [each for each in (self, *self.beside) if each.task >= 0]
+
     def begin(self, task: int) -> None:
         """Work on the task with this index: its numbers start again, the rank's stay."""
         for name, value in vars(Record(state="working", task=task)).items():
@@ -87,20 +94,34 @@ class Record:
     def with_words_of(self, written: "Record") -> "Record":
         """What was gathered from a rank, with what only its file can carry."""
         words = {name: getattr(written, name) for name in ("note", *_BY_FILE)}
-        return dataclasses.replace(self, **words)
+        notes = {each.task: each.note for each in written.beside}
+        beside = [dataclasses.replace(b, note=notes.get(b.task, "")) for b in self.beside]
+        return dataclasses.replace(self, **words, beside=beside)
 
-    def to_vector(self, num_experts: int) -> torch.Tensor:
-        """All numbers as one float64 vector, the same length on every rank; NaN for None."""
+    def to_table(self, num_experts: int, tasks: int) -> torch.Tensor:
+        """All numbers as float64 (tasks, N), a line each for up to so many tasks in hand.
+
+        The same shape on every rank; NaN for None.
+        """
+        lines = [self, *self.beside, *(Record() for _ in range(tasks))][:tasks]
+        return torch.tensor([each._line(num_experts) for each in lines], dtype=torch.float64)
+
+    def _line(self, num_experts: int) -> list[float]:
         values = [getattr(self, name) for name in _NUMBERS] + self.experts[:num_experts]
         values += [None] * (len(_NUMBERS) + num_experts - len(values))
         numbers = [math.nan if value is None else value for value in values]
-        head = [RANK_STATES.index(self.state), self.task, ACTIVITIES.index(self.activity)]
-        return torch.tensor(head + numbers, dtype=torch.float64)
+        return [RANK_STATES.index(self.state), self.task, ACTIVITIES.index(self.activity), *numbers]
 
     @staticmethod
-    def from_vector(vector: torch.Tensor) -> "Record":
-        """The inverse of `to_vector`."""
-        state, task, activity, *numbers = vector.tolist()
+    def from_table(table: torch.Tensor) -> "Record":
+        """The inverse of `to_table`; what is beside the first, where there is a task."""
+        first, *others = map(Record._of_line, table.tolist())
+        first.beside = [other for other in others if other.task >= 0]
+        return first
+
+    @staticmethod
+    def _of_line(line: list[float]) -> "Record":
+        state, task, activity, *numbers = line
         record = Record(
             state=RANK_STATES[int(state)], task=int(task), activity=ACTIVITIES[int(activity)]
         )
@@ -113,6 +134,7 @@ class Record:
 
 _BY_FILE = ("host", "pid", "device", "gpu_uuid", "gpus")
 _OF_RANK = (
+    "beside",
     "heartbeat_count",
     "progress_count",
     "busy_seconds",
@@ -148,6 +170,7 @@ class Outcome:
     train_accuracy: float | None = None
     val_loss: float | None = None
     val_images: int | None = None
+    together: int = 1  # tasks that its rank executed at once
 
 
 def write_outcome(path: Path, outcome: Outcome) -> None:

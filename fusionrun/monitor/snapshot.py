@@ -53,6 +53,7 @@ class TaskStatus:
     seconds: float | None = None  # spent, once ended
     note: str = ""  # why it failed, what it waits for
     members: str = ""  # of a row of different experts, in words
+    together: int = 1  # experts that its rank trained at once
 
     @property
     def progress(self) -> float:
@@ -104,6 +105,7 @@ class RankStatus:
     busy_seconds: float = 0.0  # spent on tasks in this launch
     host: str = ""
     memory_total: float | None = None  # bytes of its device; None: a CPU
+    tasks: tuple[str, ...] = ()  # that it has in hand; `task` is the first of them
 
 
 @dataclass(frozen=True)
@@ -202,24 +204,33 @@ class SnapshotBuilder:
             return RankStatus(rank, "starting", None, None, None)
         still = 0.0
         if record.state == "working":
-            still = self._ages.of((rank, "progress"), record.progress_count)
+            moved = sum(each.progress_count for each in (record, *record.beside))
+            still = self._ages.of((rank, "progress"), moved)
+        tasks = tuple(self._tasks[each.task].name for each in record.in_hand)
+        memory = [each.memory_bytes for each in record.in_hand if each.memory_bytes is not None]
         return RankStatus(
             rank=rank,
             state=record.state,
-            task=self._tasks[record.task].name if record.task >= 0 else None,
+            task=tasks[0] if tasks else None,
             heartbeat_age=self._ages.of((rank, "heartbeat"), record.heartbeat_count),
-            memory_bytes=record.memory_bytes,
+            memory_bytes=max(memory, default=None),
             note=record.note,
             still_seconds=still,
             busy_seconds=record.busy_seconds,
             host=record.host,
             memory_total=record.memory_total,
+            tasks=tasks,
         )
 
     def _task_statuses(
         self, records: Sequence[Record | None], still: Sequence[float]
     ) -> tuple[TaskStatus, ...]:
-        running = {r.task: (rank, r) for rank, r in enumerate(records) if r and r.task >= 0}
+        running = {
+            each.task: (rank, replace(each, state=record.state), len(record.in_hand))
+            for rank, record in enumerate(records)
+            if record is not None
+            for each in record.in_hand
+        }
         written = self._outcomes.read()
         outcomes = {}
         for task in self._tasks:
@@ -244,11 +255,11 @@ class SnapshotBuilder:
             if (outcome := outcomes[task.name]) is not None:
                 status = replace(status, **vars(outcome))
             elif task.index in running:
-                rank, record = running[task.index]
-                status = status.while_running(rank, record, still[rank])
+                rank, own, together = running[task.index]
+                status = status.while_running(rank, own, still[rank])
                 # the channel has room for as many as the study has; a mixed row may have fewer
-                own = status.experts[: len(row.experts)] if row and row.is_mixed else status.experts
-                status = replace(status, experts=own)
+                experts = status.experts[: len(row.experts) if row and row.is_mixed else None]
+                status = replace(status, experts=experts, together=together)
             elif missing:
                 status = replace(status, state="waiting", note=f"for {', '.join(missing)}")
             statuses.append(status)
@@ -279,13 +290,15 @@ def seconds_to_end(tasks: Sequence[tuple[Task, TaskStatus]], ranks: int) -> floa
     What hasn't begun takes as long a unit of work as what runs or has ended, of its own model and
     kind where there is any. None while nothing shows how long that is.
     """
-    paces: dict[tuple[str, str], list[float]] = {}  # seconds a unit of work
+    paces: dict[tuple[str, str], list[float]] = {}  # seconds of a rank a unit of work
     for task, status in tasks:
         left = task.cost * (1 - status.progress)
         if status.state == "running" and status.eta_seconds is not None:
-            paces.setdefault((task.model, task.kind), []).append(status.eta_seconds / left)
+            pace = status.eta_seconds / status.together / left
+            paces.setdefault((task.model, task.kind), []).append(pace)
         elif status.state == "done" and status.seconds:
-            paces.setdefault((task.model, task.kind), []).append(status.seconds / task.cost)
+            pace = status.seconds / status.together / task.cost
+            paces.setdefault((task.model, task.kind), []).append(pace)
     if not paces:
         return None
     usual = fmean(pace for each in paces.values() for pace in each)
@@ -293,17 +306,18 @@ def seconds_to_end(tasks: Sequence[tuple[Task, TaskStatus]], ranks: int) -> floa
     def seconds(task: Task, status: TaskStatus) -> float:
         if status.eta_seconds is not None:
             return status.eta_seconds
-        pace = paces.get((task.model, task.kind))
-        return task.cost * (1 - status.progress) * (fmean(pace) if pace else usual)
+        own = paces.get((task.model, task.kind))
+        return task.cost * (1 - status.progress) * (fmean(own) if own else usual)
 
     ends: dict[str, float] = {}  # of tasks, from now on
+    busy: dict[int | None, float] = {}  # until when each rank is
     for task, status in tasks:
         if status.state in AT_WORK:
             ends[task.name] = seconds(task, status)
+            busy[status.rank] = max(busy.get(status.rank, 0.0), ends[task.name])
         elif status.state in ("done", "failed"):
             ends[task.name] = 0.0
-    free = sorted(ends[task.name] for task, status in tasks if status.state in AT_WORK)
-    free = [0.0] * (max(ranks, 1) - len(free)) + free  # when each rank is
+    free = [0.0] * (max(ranks, 1) - len(busy)) + sorted(busy.values())  # when each rank is
     rest = [pair for pair in tasks if pair[0].name not in ends]
     # experts first, rows need them; of each the longest first
     for task, status in sorted(rest, key=lambda pair: (pair[0].kind, -seconds(*pair))):

@@ -19,6 +19,7 @@ from fusionrun.monitor.cells import (
     unbroken,
     wrapped,
 )
+from fusionrun.monitor.side_by_side import by_rank
 from fusionrun.monitor.snapshot import AT_WORK, Snapshot
 from fusionrun.monitor.words import (
     LOOK,
@@ -98,13 +99,16 @@ class TaskTable:
         tasks = [task for task in snapshot.tasks if task.kind == kind]
         if kind == "expert":
             columns: tuple[Column, ...] = _EXPERT_COLUMNS
-            tasks = [task for task in tasks if task.state in AT_WORK]
+            tasks = by_rank([task for task in tasks if task.state in AT_WORK])
         else:
             columns = (*_COLUMNS, _TOOK if snapshot.state == "running" else _TOOK_AT_END)
         if all(task.state in ("waiting", "queued") for task in tasks):
             columns = tuple(column for column in columns if column.title in ("#", "row", "state"))
         self._tasks, self._columns = tasks, columns
-        self._ranks = {rank.task: rank for rank in snapshot.ranks if rank.task}
+        self._ranks = {n: rank for rank in snapshot.ranks for n in (rank.task, *rank.tasks) if n}
+        for task in tasks:  # of which several are one
+            if task.together > 1 and task.rank is not None and task.state in AT_WORK:
+                self._ranks[task.name] = snapshot.ranks[task.rank]
         self._failures = failures(tasks)
         each = [task_cells(task, self._ranks.get(task.name)) for task in tasks]
         digits = len(str(len(each) - 1))

@@ -171,4 +171,5 @@ def rank_notes(snapshot: Snapshot, ranks: Sequence[RankStatus]) -> list[tuple[st
 
 
 def _doing(rank: RankStatus) -> str:
-    return f" ({rank.task})" if rank.task else ""
+    more = f" and {len(rank.tasks) - 1} more" if len(rank.tasks) > 1 else ""
+    return f" ({rank.task}{more})" if rank.task else ""

@@ -52,6 +52,7 @@ class RunContext:
     side_by_side: Callable[[nn.Module, Say], AbstractContextManager[None]] = lambda *_: (
         nullcontext()
     )
+    has_company: Callable[[], bool] = lambda: False  # whether the rank has other tasks at work
 
     @property
     def precision(self) -> Precision:

@@ -16,7 +16,7 @@ PATHS = (
     *("data.root", "data.train_folder", "data.test_folder", "data.cache_dir", "data.splits_dir"),
     *("experts.checkpoint_dir", "experts.pattern"),
 )
-KNOBS = ("data.download", "fusion.micro_batch", THREADS)
+KNOBS = ("data.download", "experts.together", "fusion.micro_batch", THREADS)
 UNCOMPARED = frozenset({*PATHS, *KNOBS})
 
 RECIPE_DEFAULTS: Mapping[str, Any] = {

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch.distributed import Store
 
-from fusionrun.study.tasks import RowTask, Task
+from fusionrun.study.tasks import ExpertTask, RowTask, Task
 
 # How long a row that can start is kept for the rank it belongs to. A rank that is free takes it
 # within one poll; one that is busy with somebody's expert may be so for hours.
@@ -36,6 +36,7 @@ class Queue:
     _changes_seen: int = -1  # outcomes there were when nothing could start
     _work: Work | None = None
     _has_begun: bool = False
+    _rounds: int = 0  # of sharing out that this rank has been in
     _holds_back: bool = False  # from a row that is reserved for another rank
 
     def next(self) -> Task | None:
@@ -70,6 +71,34 @@ class Queue:
                     return task
         self._changes_seen = changes
         return None
+
+    def beside(
+        self, task: Task, most: int, may_be: Callable[[Task], bool] = lambda other: True
+    ) -> list[Task]:
+        """Claim experts to be trained beside this one, of its model: `most`, or fewer.
+
+        Those `may_be`, and no more than this rank's share: in each round a rank that comes takes an
+        equal part of what could start and leaves the rest to those that are still to come.
+        """
+        if most < 1 or not isinstance(task, ExpertTask):
+            return []
+        come = int(self.store.add(f"round/{self._rounds}", 1))
+        self._rounds += 1
+        free = [
+            other
+            for other in self._by_preference()
+            if not self._is_claimed(other)
+            and all(self.outcome(need) is not None for need in other.needs)
+        ]
+        share = (1 + len(free)) // (self.world_size - come + 1) - 1
+        alike = [other for other in free if other.model == task.model and may_be(other)]
+        taken: list[Task] = []
+        for other in alike:
+            if len(taken) < min(most, share) and isinstance(other, ExpertTask):
+                self._claimed.add(other.name)
+                if int(self.store.add(f"claim/{other.name}", 1)) == 1:
+                    taken.append(other)
+        return taken
 
     def close(self, task: Task, outcome: str, seconds: float | None = None) -> None:
         """Tell everybody how a task ended, "done" or why it failed, and how long it took."""

@@ -74,7 +74,7 @@ class Fitting:
     First `spare` is called, which says whether anything else could leave the device. Then a row's
     experts are computed twice, which changes no number either. Then `micro_batch`, the images that
     pass through the model at a time (None: all), is halved, and so on; batch statistics are its
-    own.
+    own. But while it `has_company`, whose memory would decide that, it gives way as it is.
     """
 
     spare: Callable[[], bool] = staticmethod(lambda: False)
@@ -84,11 +84,13 @@ class Fitting:
         model: nn.Module,
         micro_batch: int | Literal["auto"] | None,
         recompute: bool | Literal["auto"],
+        has_company: Callable[[], bool] = lambda: False,
     ) -> None:
         self.micro_batch = None if micro_batch == "auto" else micro_batch
         self.parts = Parts()  # of what validates
         self._may_shrink = micro_batch == "auto"
         self._may_recompute = recompute == "auto"
+        self._has_company = has_company
         self._model = model
         if recompute is True:
             self._recompute()
@@ -122,6 +124,8 @@ class Fitting:
                 "out of memory: the best epoch's weights are kept in the host's memory from now "
                 "on; the numbers stay the same"
             )
+        if self._has_company():
+            raise ShortOfMemoryError(f"out of memory on {device} beside this rank's other tasks")
         if self._may_recompute and self._recompute():
             return (
                 "out of memory: experts are computed twice from now on, instead of keeping what "

@@ -33,6 +33,8 @@ class Optimisation:
     # compute a row's experts again in the backward pass; auto: where memory runs out
     recompute: bool | Literal["auto"] = False
     frozen: Sequence[nn.Module] = ()  # stay in evaluation mode, without gradients
+    # whether others' updates are made in between; while it has, it does nothing with less memory
+    has_company: Callable[[], bool] = lambda: False
 
 
 class Step:
@@ -49,7 +51,8 @@ class Step:
     ) -> None:
         self.model, self.optimisation = model, optimisation
         self.device = optimisation.head_weights.device
-        self.fitting = Fitting(model, optimisation.micro_batch, optimisation.recompute)
+        how = optimisation.micro_batch, optimisation.recompute, optimisation.has_company
+        self.fitting = Fitting(model, *how)
         self.meter = Meter(optimisation.head_weights)  # of the current epoch
         self.guard = Guard(optimisation.precision, self.device)
         optimisation.optimizer.found_inf = self.guard.found_inf  # type: ignore[attr-defined]

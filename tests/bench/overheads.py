@@ -129,7 +129,7 @@ def _status_threads(rank: int, folder: Path) -> Part:
     gather = StatusGather(
         rank_info,
         record,
-        num_experts=4,
+        shape=(4, 1),
         every_seconds=TICK,
         decide=lambda _: None,
         stop=StopSignals([]),

@@ -116,7 +116,7 @@ def _seconds_a_row(bench: Bench, rows: int) -> float:
     gather = StatusGather(
         rank_info,
         Record(),
-        num_experts=4,
+        shape=(4, 1),
         every_seconds=1.0,
         decide=lambda _: None,
         stop=StopSignals([]),

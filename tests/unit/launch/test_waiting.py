@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fusionrun.launch import waiting
+from fusionrun.launch.company import Company
 from fusionrun.launch.waiting import ATTEMPTS, PATIENCE, attempts
 from fusionrun.training.errors import ShortOfMemoryError, StopRequested
 
@@ -39,7 +40,7 @@ class Neighbours:
             device=torch.device("cpu"), stop_requested=lambda: self.stops
         )
         reporter: Any = SimpleNamespace(message=self.messages.append, waits=self.tick)
-        for attempt in attempts(context, reporter):
+        for attempt in attempts(context, reporter, Company(1, context.device)):
             with attempt:
                 work()
 

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,16 +39,23 @@ def full() -> Record:
     return record
 
 
-def test_the_vector_carries_every_number() -> None:
+def test_the_table_carries_every_number_of_every_task() -> None:
     record = full()
-    vector = record.to_vector(num_experts=3)
-    assert Record.from_vector(vector) == record
-    assert Record.from_vector(Record().to_vector(2)) == Record(experts=[None, None])
-    padded = Record.from_vector(record.to_vector(num_experts=5))
+    table = record.to_table(num_experts=3, tasks=1)
+    assert Record.from_table(table) == record
+    assert Record.from_table(Record().to_table(2, 1)) == Record(experts=[None, None])
+    padded = Record.from_table(record.to_table(num_experts=5, tasks=1))
     assert padded.experts == [71.5, None, 73.25, None, None]
-    # one length for all ranks, whatever they work on
-    assert len({len(each.to_vector(4)) for each in (Record(), record)}) == 1
-    assert vector.dtype == torch.float64
+    record.beside = [replace(full(), task=7, note="in words"), Record(), replace(full(), task=8)]
+    several = Record.from_table(record.to_table(3, tasks=4))
+    # what has ended isn't in hand, and notes travel by file
+    assert several == replace(record, beside=[replace(full(), task=k) for k in (7, 8)])
+    assert [each.task for each in several.in_hand] == [3, 7, 8]
+    assert several.with_words_of(record).beside[0].note == "in words"
+    assert len(Record.from_table(record.to_table(3, tasks=2)).in_hand) == 2
+    # one shape for all ranks, whatever they work on
+    assert len({each.to_table(4, 4).shape for each in (Record(), record)}) == 1
+    assert table.dtype == torch.float64
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
@@ -60,7 +68,9 @@ def test_beginning_a_task_forgets_the_last_one_but_not_the_rank() -> None:
     record = full()
     record.note, record.host, record.pid = "of the last task", "node7", 42
     kept = (record.heartbeat_count, record.progress_count, record.busy_seconds)
+    record.beside = [Record(task=4)]
     record.begin(9)
+    assert record.in_hand == [record, Record(task=4)]
     assert (record.heartbeat_count, record.progress_count, record.busy_seconds) == kept
     assert (record.host, record.pid, record.task, record.state) == ("node7", 42, 9, "working")
     assert (record.note, record.best, record.epoch, record.experts) == ("", None, 0.0, [])
@@ -172,7 +182,7 @@ def test_a_rank_says_what_it_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (record.device, record.gpu_uuid) == ("Tesla V100-SXM2-32GB, fp16", "5f2a")
     record.begin(3)
     assert record.memory_total == 32 * 2**30  # of the rank, not of a task
-    assert Record.from_vector(record.to_vector(2)).memory_total == 32 * 2**30
+    assert Record.from_table(record.to_table(2, 1)).memory_total == 32 * 2**30
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"state": "dancing"}', '{"epoch": "x"}'])
@@ -214,7 +224,7 @@ def test_outcomes_survive_their_file_and_other_versions(tmp_path: Path) -> None:
     assert list(json.loads(path.read_text())) == [
         *("state", "note", "rank", "epoch", "val_accuracy", "best", "best_epoch"),
         *("gain_over_averaging", "experts", "seconds"),
-        *("train_loss", "train_accuracy", "val_loss", "val_images"),
+        *("train_loss", "train_accuracy", "val_loss", "val_images", "together"),
     ]
     path.write_text('{"state": "failed", "note": "out of memory", "of_a_later_version": [1]}')
     assert read_outcome(path) == Outcome("failed", note="out of memory")
@@ -265,7 +275,7 @@ def test_a_gather_of_one_rank_ends_when_it_is_decided() -> None:
     gather = StatusGather(
         read_rank_info({}),
         record,
-        num_experts=2,
+        shape=(2, 1),
         every_seconds=0.001,
         decide=decide,
         stop=StopSignals([]),

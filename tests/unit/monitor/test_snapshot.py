@@ -45,7 +45,7 @@ def builder(
     gather = StatusGather(
         replace(info, world_size=1),
         Record(),
-        num_experts=2,
+        shape=(2, 1),
         every_seconds=1.0,
         decide=len,
         stop=StopSignals([]),
@@ -165,7 +165,7 @@ def test_gpus_travel_by_file_beside_numbers_that_are_newer(tmp_path: Path) -> No
     for rank in range(2):
         write_json(Layout(tmp_path).heartbeat(rank), plain(written))
     newer = replace(written, heartbeat_count=9.0)
-    gathered = [Record.from_vector(newer.to_vector(2)) for _ in range(2)]
+    gathered = [Record.from_table(newer.to_table(2, 1)) for _ in range(2)]
     shown = builder(tmp_path, gathered).build()
     assert shown.cards == (Card("a", (0, 1), gpu),)
     assert shown.device == "1 × V100, fp16"
@@ -222,9 +222,15 @@ def test_the_time_to_the_end() -> None:
     # just begun: nothing of its own is measured yet
     assert left(done, status("running"), ranks=2) == pytest.approx(80.0)
     # the time to the end is that of the test, and what waits isn't thought slow by it
-    testing = status("testing", epoch=10, eta_seconds=7.0)
+    testing = status("testing", epoch=10, eta_seconds=7.0, rank=1)
     assert left(testing, ranks=2) is None
     assert left(testing, half, queued, ranks=2) == pytest.approx(107.0)
+    # side by side on one rank a unit takes as long for both as for one alone
+    both = replace(half, rank=0, together=2)
+    assert left(both, both, queued, queued, ranks=1) == pytest.approx(50 + 2 * 50)
+    assert left(both, both, queued, queued, ranks=2) == pytest.approx(100)
+    ended = status("done", epoch=10, seconds=80.0, together=2)
+    assert left(ended, ended, queued, queued, ranks=1) == pytest.approx(80.0)
 
 
 def test_the_time_to_the_end_includes_rows_behind_their_experts() -> None:

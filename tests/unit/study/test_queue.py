@@ -382,6 +382,55 @@ def play(queues: Sequence[Queue], failing: set[str], rng: random.Random) -> list
     raise AssertionError("the ranks never came to an end")
 
 
+def together(queue: Queue, most: int = 4) -> list[str | None]:
+    """What a rank that comes claims to train side by side."""
+    first = take(queue)
+    return names(first, *queue.beside(first, most - 1))
+
+
+@pytest.mark.parametrize(
+    ("models", "ranks", "sizes"),
+    [
+        (4, 4, [4, 4, 4, 4]),
+        (1, 1, [4]),
+        (1, 2, [2, 2]),
+        (1, 3, [1, 1, 2]),
+        (1, 4, [1, 1, 1, 1]),
+        (2, 3, [2, 3, 2]),  # the third leaves one of another model
+        (4, 3, [4, 4, 4]),
+    ],
+)
+def test_no_rank_takes_so_many_that_another_goes_without(
+    models: int, ranks: int, sizes: list[int]
+) -> None:
+    tasks = tasks_of(rows_of(*MODELS[:models]), experts=4)
+    taken = [together(queue) for queue in queues_of(tasks, ranks)]
+    assert [len(each) for each in taken] == sizes
+    assert all(len({str(name).rpartition("-")[0] for name in each}) == 1 for each in taken)
+    assert len({name for each in taken for name in each}) == sum(sizes)  # each once
+
+
+def test_what_is_left_is_shared_out_again(clock: Clock) -> None:
+    """Ten experts of one model: four for each of two ranks, then one for each."""
+    tasks = tasks_of(rows_of("resnet"), experts=10)
+    queues = queues_of(tasks, 2, clock)
+    assert [len(together(queue)) for queue in queues * 2] == [4, 4, 1, 1]
+
+
+def test_a_row_has_nothing_beside_it_and_not_every_expert_may_be() -> None:
+    tasks = tasks_of(rows_of("resnet"), experts=3)
+    (queue,) = queues_of(tasks, 1)
+    first = take(queue)
+    assert names(*queue.beside(first, 3, lambda task: task.name != "expert-resnet-1")) == [
+        "expert-resnet-2"
+    ]
+    (last,) = [take(queue)]
+    assert (last.name, queue.beside(last, 0)) == ("expert-resnet-1", [])
+    for task in tasks[1:]:
+        queue.close(task, "done")
+    assert queue.beside(take(queue), 3) == []
+
+
 class CountingStore:
     """A store that counts what is asked of it, as each question is a trip to rank 0."""
 
