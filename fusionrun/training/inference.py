@@ -46,7 +46,7 @@ def collect_logits(
             heads = [forward_heads(model, batch.images).float() for model in models]
         return torch.cat(heads, dim=1), batch.labels
 
-    asked = (parts or Parts()).of(loader.evaluation_batches(), ask)
+    asked = (parts or Parts()).of(loader.evaluation_batches(), ask, in_caches=True)
     with keep_casts(loader.device):
         logits, labels = zip(*asked, strict=True)
     return torch.cat(logits), torch.cat(labels)

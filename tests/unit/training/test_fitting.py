@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from fusionrun.data.loader import Batch
+from fusionrun.experts import build_expert
 from fusionrun.training.errors import ShortOfMemoryError
-from fusionrun.training.fitting import Parts
+from fusionrun.training.fitting import IN_CACHES, Parts
+from tests.bench.fusionrun_side import TINY_MODELS
 
 SHORT = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
@@ -60,3 +62,27 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
         error = RuntimeError("CUDA error: device-side assert triggered")
         list(Parts().of([batch_of(8)], takes(1, error, sizes)))
     assert sizes == [8]
+
+
+@pytest.mark.parametrize("images", [1, 31, 32, 33, 64, 65, 97, 130])
+def test_a_cpu_gets_parts_that_its_caches_hold(images: int) -> None:
+    sizes: list[int] = []
+    batches = [batch_of(images)]
+    answers = list(Parts().of(batches, takes(images, SHORT[0], sizes), in_caches=True))
+    assert torch.cat(answers).tolist() == list(range(images))
+    assert all(size == IN_CACHES for size in sizes[:-1])
+    assert min(images, IN_CACHES) <= sizes[-1] < 2 * IN_CACHES
+    list(Parts().of(batches, takes(images, SHORT[0], sizes := [])))
+    assert sizes == [images]  # unless it's asked for
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_those_parts_answer_bit_for_bit_what_all_at_once_do(model: str) -> None:
+    torch.manual_seed(0)
+    expert = build_expert(model, 10, **TINY_MODELS[model]).eval()
+    expert.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(67, 3, 32, 32).to(memory_format=torch.channels_last)
+    batch = Batch(images, torch.zeros(67, 10), torch.zeros(67, dtype=torch.int64))
+    with torch.no_grad():
+        asked = Parts().of([batch], lambda part: expert(part.images)[1], in_caches=True)
+        assert torch.equal(torch.cat(list(asked)), expert(images)[1])
