@@ -4,7 +4,7 @@ import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, BinaryIO
 
 import torch
@@ -16,6 +16,7 @@ from fusionrun.common.text import size
 from fusionrun.training.checkpoint import ResumeFile
 
 PATIENCE = 0.5  # seconds that an update waits for the disk before memory is taken instead
+SLOW = 5.0  # seconds that a state waits for the one before, which is worth saying
 PIECE = 4 * 2**20  # bytes that are written at a time
 
 
@@ -39,7 +40,7 @@ class Saver:
         self._pending: Future[None] | None = None  # written, or written and not looked at yet
         self._reading: _Reading | None = None  # of memory that training is about to change
         self._pinned: dict[str, Tensor] = {}  # room for copies, by place in the state
-        self._has_waited = False
+        self._has_waited = self._is_slow = False  # which is said once
         optimizer.register_step_pre_hook(lambda *_: self.release())
 
     def __enter__(self) -> None: ...
@@ -58,6 +59,12 @@ class Saver:
         `kept` are tensors that, as the optimizer's, nobody changes without a call of `release`.
         Where nothing is left for copies or a thread it's written at once, and that is said.
         """
+        if self._pending is not None and wait([self._pending], SLOW).not_done and not self._is_slow:
+            self._is_slow = True
+            self._say(
+                "the disk takes longer for a resume state than training to the next one, which "
+                "waits for it: let checkpoint.every_epochs and every_minutes be more"
+            )
         self.settle()
         try:
             on_gpu = [value for value in tensors(state) if value.is_cuda]
@@ -105,6 +112,7 @@ class Saver:
     ) -> None:
         try:
             if copied is not None:
+                torch.cuda.set_device(copied.device)  # else this thread opens the first GPU, too
                 copied.synchronize()
             self._file.save(state, reading.save)
         finally:

@@ -251,12 +251,24 @@ def test_training_goes_on_while_the_disk_is_busy(path: Path, disk: Disk) -> None
     assert [value[0] for value in load(path).values()] == list(range(6))
 
 
-def test_one_state_is_written_at_a_time(path: Path, disk: Disk) -> None:
-    saver, _, state, _ = filled(path)
-    disk.is_free.clear()
+def test_one_state_is_written_at_a_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk
+) -> None:
+    """That the next one waits is said, once, where it takes long."""
+    monkeypatch.setattr(saving, "SLOW", 0.1)
+    saver, _, state, said = filled(path)
     saver.save(state)
-    threading.Timer(0.2, disk.is_free.set).start()
-    saver.save(state)
+    for _ in range(2):
+        assert len(said) == 0
+        saver.settle()
+        saver.save(state)
+    for _ in range(2):
+        saver.settle()
+        disk.is_free.clear()
+        saver.save(state)
+        threading.Timer(0.3, disk.is_free.set).start()
+        saver.save(state)
+        assert len(said) == 1 and "the disk takes longer" in said[0]
     assert path.exists() or ResumeFile(path).previous.exists()
     saver.settle()
     assert {path.name for path in path.parent.iterdir()} == {
