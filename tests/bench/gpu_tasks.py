@@ -24,7 +24,8 @@ EPOCH_IMAGES, EPOCH_MODEL = 9000, "densenet"  # has the most kernels to choose
 def waits(bench: Bench) -> list[Row]:
     """How often the host waits for the device while it makes a batch and does a step."""
     trainer = fusionrun_side.row(fusionrun_side.run_context(bench, "resnet", batch_size=GPU_BATCH))
-    batches = trainer.loaders.train.training_batches(seed=0)
+    # each with those that would follow it
+    batches = (next(trainer.loaders.train.training_batches(seed)) for seed in (0, 1))
     trainer.train_step(next(batches))
     torch.cuda.set_sync_debug_mode("warn")
     try:

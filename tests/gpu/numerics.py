@@ -127,12 +127,12 @@ def waits(bench: Bench) -> Verdict:
             for policy, mixing in itertools.product(AUGMENTATIONS, MIXINGS):
                 augmentation = replace(AUGMENTATIONS[policy], mixing=mixing)
                 loader = context.loader(context.splits.fusion_train, 16, augmentation)
-                batches = loader.training_batches(seed=0)
-                trainer.train_step(next(batches))  # allocates, and loads kernels
+                # allocates, and loads kernels
+                trainer.train_step(next(loader.training_batches(seed=0)))
                 try:
-                    with _no_waits():
-                        for _ in range(STEPS):
-                            trainer.train_step(next(batches))
+                    with _no_waits():  # an epoch's first batch is made with those that follow
+                        for batch in itertools.islice(loader.training_batches(seed=1), STEPS):
+                            trainer.train_step(batch)
                             steps += 1
                 except RuntimeError as error:
                     what = f"{model} {kind} {name} {policy} {mixing}: {one_line(error)}"
