@@ -151,6 +151,7 @@ def wait_for_peers(gather: StatusGather, stop: StopSignals, every_seconds: float
     """
     patience = SHUTDOWN_SECONDS + min(every_seconds, LONGEST_TICK)
     stopped_at = None
+    gather.hurry()
     while gather.is_alive():
         if gather.wait(0.2) is not None:
             break

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -284,3 +284,27 @@ def test_a_gather_of_one_rank_ends_when_it_is_decided() -> None:
     assert gather.wait(10.0) == 3
     assert [each.state for each in gather.records] == ["finished"]
     assert gather.broken == ""
+
+
+def test_a_gather_ends_with_its_last_rank_and_not_at_the_tick_after() -> None:
+    record, undecided = Record(state="working"), threading.Event()
+
+    def decide(records: Sequence[Record]) -> int | None:
+        if records[0].state == "finished":
+            return 0
+        undecided.set()
+        return None
+
+    gather = StatusGather(
+        read_rank_info({}),
+        record,
+        shape=(2, 1),
+        every_seconds=3600.0,
+        decide=decide,
+        stop=StopSignals([]),
+    )
+    gather.start()
+    assert undecided.wait(10.0)
+    record.state = "finished"
+    gather.hurry()
+    assert gather.wait(10.0) == 0
