@@ -45,7 +45,7 @@ def in_streams(model: nn.Module) -> Iterator[None]:
             streams.append(torch.cuda.Stream(images.device))  # type: ignore[no-untyped-call]
         outputs = []
         try:
-            for stream, expert in zip(streams, experts, strict=True):
+            for stream, expert in zip(streams, experts, strict=False):
                 stream.wait_stream(begun)
                 with torch.cuda.stream(stream):
                     outputs.append(expert(images))
@@ -82,31 +82,30 @@ class _Threads:
     def __init__(self, model: nn.Module, at_once: Callable[[], int]) -> None:
         self._model = model
         self._at_once = at_once
-        self._draws: dict[bool, bool] = {}  # whether experts do, in training and in evaluation
+        self._draws: bool | None = None  # whether experts do in training; None: not yet known
         self._is_given_up = False
         self._pool: ThreadPoolExecutor | None = None
         self._size = 0  # of the pool
 
     def __call__(self, experts: Sequence[Compute], images: Tensor) -> list[Outputs]:
-        is_training = self._model.training
         size = min(self._at_once(), len(experts)) if images.device.type == "cpu" else 1
         if size < 2 or self._is_given_up:
             return in_turn(experts, images)
         self._resize(size)
         before = _Generators()
-        if is_training not in self._draws:
+        if self._model.training and self._draws is None:
             with _Draws() as draws:
                 outputs = in_turn(experts, images)
-            self._draws[is_training] = draws.seen or before.have_moved()
+            self._draws = draws.seen or before.have_moved()
             return _joined(outputs, self._run_watched)
-        if self._draws[is_training]:
+        if self._model.training and self._draws:
             return _joined(in_turn(experts, images), self._run)
-        buffers = list(self._model.buffers()) if is_training else []
+        buffers = list(self._model.buffers())
         kept = [buffer.clone() for buffer in buffers]
         outputs = self._run([partial(expert, images) for expert in experts])
         if not before.have_moved():
             return _joined(outputs, self._run)
-        # one begins to draw only now: as if nothing had been computed yet
+        # one draws only now, or in evaluation: as if nothing had been computed yet
         self._is_given_up = True
         before.restore()
         for buffer, value in zip(buffers, kept, strict=True):

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from fusionrun.data.augmentation.batch import one_hot
 from fusionrun.data.loader import Batch, ResidentLoader
-from fusionrun.fusions import FusionOutput
+from fusionrun.fusions import FusionModel, FusionOutput
+from fusionrun.fusions.branches import in_turn
 from fusionrun.training.fitting import Parts, short_of_memory
 from fusionrun.training.losses import head_correct, head_losses
 from fusionrun.training.precision import Precision, keep_casts
@@ -35,16 +36,19 @@ def collect_logits(
 ) -> tuple[Tensor, Tensor]:
     """One pass in evaluation mode: float32 logits (N, H, C) and labels (N,), on the device.
 
-    H are the heads of all `models`, one model's after another's. In as many `parts` as memory
-    needs; who asks often keeps them. Raises ShortOfMemoryError.
+    H are the heads of all `models`, one model's after another's; a fusion model that comes first
+    has those after it computed as its experts. In as many `parts` as memory needs; who asks often
+    keeps them. Raises ShortOfMemoryError.
     """
+    first, *others = models
+    branches = first.branches if isinstance(first, FusionModel) else in_turn
     for model in models:
         model.eval()
 
     def ask(batch: Batch) -> tuple[Tensor, Tensor]:
         with precision.autocast(batch.images.device):
-            heads = [forward_heads(model, batch.images).float() for model in models]
-        return torch.cat(heads, dim=1), batch.labels
+            outputs = [first(batch.images), *branches(others, batch.images)]
+        return torch.cat([heads_of(each).float() for each in outputs], dim=1), batch.labels
 
     asked = (parts or Parts()).of(loader.evaluation_batches(), ask, in_caches=True)
     with keep_casts(loader.device):

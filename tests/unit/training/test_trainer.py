@@ -20,6 +20,7 @@ from fusionrun.data.augmentation.policies import AUGMENTATIONS
 from fusionrun.data.loader import ResidentLoader
 from fusionrun.experts import build_expert
 from fusionrun.fusions import FUSIONS, FusionModel, build_fusion
+from fusionrun.fusions.branches import in_threads
 from fusionrun.training import trainer as loop
 from fusionrun.training.checkpoint import ResumeFile, load, save
 from fusionrun.training.epoch import BestEpoch, EpochMetrics, Progress
@@ -812,6 +813,10 @@ def test_networks_asked_together_answer_as_alone(path: Path) -> None:
     assert made.call_count == len(loader)
     assert torch.equal(together, torch.cat(alone, dim=1))
     assert len(labels) == loader.num_images
+    expert, row = models
+    with in_threads(row, lambda: 2):
+        together, _ = collect_logits([row, expert, expert], loader, FP32)
+    assert torch.equal(together, torch.cat([alone[1], alone[0], alone[0]], dim=1))
 
 
 # --- who learns ----------------------------------------------------------------------------------
