@@ -76,6 +76,7 @@ def network_trainer(
         precision=context.precision,
         has_company=context.has_company,
         frozen=network.frozen,
+        graphs=study.recipe.runtime.graphs == "auto",
     )
     return _trainer(context, task, reporter, network, loaders, optimisation, seed)
 
@@ -129,6 +130,7 @@ def row_trainer(
         recompute=study.recipe.runtime.recompute,
         precision=context.precision,
         frozen=frozen,
+        graphs=study.recipe.runtime.graphs == "auto",
     )
     seed = row_seed(row)
     return _trainer(

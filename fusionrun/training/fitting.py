@@ -96,13 +96,11 @@ def _in_caches(batch: Batch) -> list[Batch]:
 class Fitting:
     """What training does with less memory: one measure after another, each time it runs out.
 
-    First `spare` is called, which says whether anything else could leave the device. Then a row's
-    experts are computed twice, which changes no number either. Then `micro_batch`, the images that
-    pass through the model at a time (None: all), is halved, and so on; batch statistics are its
-    own. But while it `has_company`, whose memory would decide that, it gives way as it is.
+    First what can leave the device does: `spare`. Then a row's experts are computed twice, which
+    changes no number either. Then `micro_batch`, the images that pass through the model at a time
+    (None: all), is halved, and so on; batch statistics are its own. But while it `has_company`,
+    whose memory would decide that, it gives way as it is.
     """
-
-    spare: Callable[[], bool] = staticmethod(lambda: False)
 
     def __init__(
         self,
@@ -113,6 +111,8 @@ class Fitting:
     ) -> None:
         self.micro_batch = None if micro_batch == "auto" else micro_batch
         self.parts = Parts()  # of what validates
+        # what isn't needed on the device: makes it leave, if there is any, and says so to people
+        self.spare: list[tuple[Callable[[], bool], str]] = []
         self._may_shrink = micro_batch == "auto"
         self._may_recompute = recompute == "auto"
         self._has_company = has_company
@@ -142,13 +142,10 @@ class Fitting:
         """
         for buffers, kept in self._moving:
             torch._foreach_copy_(buffers, kept)
-        was_spared = self.spare()
+        gone = next((said for leaves, said in self.spare if leaves()), "")
         give_back(device)
-        if was_spared:
-            return (
-                "out of memory: the best epoch's weights are kept in the host's memory from now "
-                "on; the numbers stay the same"
-            )
+        if gone:
+            return f"out of memory: {gone}; the numbers stay the same"
         if self._has_company():
             raise ShortOfMemoryError(f"out of memory on {device} beside this rank's other tasks")
         if self._may_recompute and self._recompute():

@@ -35,6 +35,7 @@ class Optimisation:
     frozen: Sequence[nn.Module] = ()  # stay in evaluation mode, without gradients
     # whether others' updates are made in between; while it has, it does nothing with less memory
     has_company: Callable[[], bool] = lambda: False
+    graphs: bool = True  # a GPU replays full batches from a CUDA graph, see training/graphs.py
 
 
 class Step:

@@ -15,12 +15,13 @@ from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.training import errors
 from fusionrun.training.checkpoint import ResumeFile
 from fusionrun.training.epoch import BestEpoch, EpochMetrics, Progress, Reporter
+from fusionrun.training.graphs import fastest
 from fusionrun.training.identity import THREADS, Identity
 from fusionrun.training.inference import validation_scores
 from fusionrun.training.optim import load_optimizer, optimizer_state, set_learning_rates
 from fusionrun.training.saving import Saver
 from fusionrun.training.step import Optimisation, Step
-from fusionrun.training.tuning import tuned
+from fusionrun.training.tuning import Tuning
 
 REPORT_SECONDS = 1.0  # how often a running epoch's numbers are read from the device
 
@@ -71,9 +72,12 @@ class Trainer:
     def __post_init__(self) -> None:
         self.step = Step(self.model, self.optimisation, self.reporter.message)
         self.fitting, self.device = self.step.fitting, self.step.device
+        self._take = fastest(self.step, self.loaders.train.batch_size, self.reporter.message)
+        self._tuning = Tuning(self.device)
         self.history: list[EpochMetrics] = []
         self.best = BestEpoch()
-        self.fitting.spare = lambda: self.best.leave_device()
+        said = "the best epoch's weights are kept in the host's memory from now on"
+        self.fitting.spare.insert(0, (lambda: self.best.leave_device(), said))
         self.launches: list[dict[str, Any]] = []  # that worked on the task before this one
         self._step = 0  # done in the current epoch
         self._seconds = 0.0  # spent in the current epoch
@@ -107,7 +111,8 @@ class Trainer:
             except errors.ShortOfMemoryError:  # of a step that changed nothing, or a validation
                 self.save()
                 raise
-        self.best.leave_device()
+        for leaves, _ in self.fitting.spare:  # what comes after training has the device for itself
+            leaves()
 
     def start_epoch(self) -> Iterator[Batch]:
         """The batches of the next epoch, or those that a stop has left of it."""
@@ -121,7 +126,7 @@ class Trainer:
         order = derive_seed(self.schedule.seed, "order", epoch)
         left = (self.schedule.epochs - epoch) * len(self.loaders.train) - self._step
         batches = self.loaders.train.training_batches(order, start_step=self._step)
-        return tuned(batches, self.loaders.train.batch_size, left)
+        return self._tuning.over(batches, self.loaders.train.batch_size, left)
 
     def train_step(self, batch: Batch) -> Tensor:
         """One update from a batch; returns the mean loss of every head (H,), on the device.
@@ -130,7 +135,7 @@ class Trainer:
         that can't be; then nothing has changed.
         """
         seed = derive_seed(self.schedule.seed, "dropout", len(self.history), self._step)
-        losses = self.step(batch, seed)
+        losses = self._take(batch, seed)
         self.step.meter.images += len(batch.labels)
         return losses
 

@@ -162,6 +162,7 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
         "recompute": False,
         "precision": FP32,
         "frozen": (),
+        "graphs": True,
         "epochs": EPOCHS,
         "seed": 5,
         "identity": Identity(SETTINGS, {}),
@@ -184,6 +185,7 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
             recompute=wanted["recompute"],
             precision=wanted["precision"],
             frozen=wanted["frozen"],
+            graphs=wanted["graphs"],
         ),
         Schedule(wanted["epochs"], wanted["seed"]),
         Checkpointing(

@@ -1,0 +1,310 @@
+"""A GPU's step as one CUDA graph: recorded once, proven, then replayed with a few calls.
+
+Launched kernel by kernel, a step of thousands of them takes as long as its host needs to ask for
+each; the graph is asked for as a whole.
+"""
+
+import gc
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fusionrun.common.memory import give_back
+from fusionrun.data.loader import Batch
+from fusionrun.fusions import FusionModel
+from fusionrun.fusions.branches import in_streams
+from fusionrun.training.step import Step
+
+Way = tuple[str, Callable[[nn.Module], AbstractContextManager[None]]]
+
+# How a step may be recorded, best first; active while it is warmed up and recorded.
+WAYS: tuple[Way, ...] = (
+    ("experts side by side", in_streams),
+    ("one kernel after another", lambda model: nullcontext()),
+)
+RECORDS = ("cuda",)  # types of devices that can
+EAGER_STEPS = 3  # of full batches before one is recorded: libraries have chosen their kernels then
+WARM_UP = 2  # more of them on the stream that is recorded
+# Largest relative difference of losses, and of the gradients of a parameter group, between the
+# recorded step and the one launched kernel by kernel: half precision, summed in any order, stays
+# below, what reads memory that is gone doesn't. In deterministic mode no bit may differ.
+TOLERANCE = 2e-2
+
+Replay = Callable[[int], Tensor]  # seed -> losses, which the next replay overwrites
+
+
+def record(
+    program: Callable[[], Tensor], seed: Callable[[int], None], device: torch.device
+) -> Replay:
+    """Record on a GPU what `program` asks of it; returns what has just that done again.
+
+    `program` is called several times, with random numbers of no meaning. Its result and whatever
+    else it leaves on the device stay in their places. A replay draws what the program would draw
+    after `seed`, from a generator of its own: several graphs may be on their way at once. Raises
+    whatever the program raised; then the device is as if nothing had been recorded.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    current = torch.cuda.current_stream(device)
+    generator = torch.cuda.default_generators[current.device_index]
+    own = torch.Generator(device).graphsafe_get_state()
+
+    @contextmanager
+    def own_numbers() -> Iterator[None]:
+        shared = generator.graphsafe_get_state()
+        generator.graphsafe_set_state(own)
+        try:
+            yield
+        finally:
+            generator.graphsafe_set_state(shared)
+
+    stream.wait_stream(current)
+    with own_numbers(), torch.cuda.stream(stream):
+        seed(0)
+        for _ in range(WARM_UP):
+            program()
+        gc.collect()  # what is freed while recording could end it
+        gc.disable()
+        torch.backends.cudnn.benchmark = False  # so does trying algorithms out
+        try:  # only this thread's mistakes count: others read the clock of a copy meanwhile
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                result = program()
+        except Exception as error:  # the end of a broken recording hides what broke it
+            raise error.__context__ or error from None
+        finally:
+            gc.enable()
+    current.wait_stream(stream)
+
+    def replay(number: int) -> Tensor:
+        with own_numbers():
+            seed(number)
+            graph.replay()
+        return result
+
+    return replay
+
+
+def fastest(step: Step, images: int, say: Callable[[str], None]) -> Callable[[Batch, int], Tensor]:
+    """`step`, replayed from a graph for batches of that many `images` where its device can."""
+    may = step.optimisation.graphs and step.device.type in RECORDS
+    return GraphedStep(step, images, say) if may else step
+
+
+def ways(model: nn.Module) -> list[Way]:
+    """Those of WAYS that make a difference for `model`."""
+    has_experts = isinstance(model, FusionModel)
+    return [(name, way) for name, way in WAYS if way is not in_streams or has_experts]
+
+
+class GraphedStep:
+    """Called as a step is; full batches are replayed from a graph once one has proven itself.
+
+    To that end one step is taken twice from the same state, kernel by kernel and replayed; what
+    differs, fails or keeps numbers on the host isn't recorded, and that is said. Smaller batches
+    are always taken kernel by kernel.
+    """
+
+    def __init__(self, step: Step, images: int, say: Callable[[str], None]) -> None:
+        self._step, self._images, self._say = step, images, say
+        self._is_given_up = False
+        self._form: object = None  # of the steps that were, or will be, recorded
+        self._eager_left = EAGER_STEPS
+        self._batch: Batch | None = None  # the place that the graph reads from
+        self._replay: Replay | None = None
+        said = "the step's CUDA graph is given up, single kernels take less memory and more time"
+        step.fitting.spare.append((self._give_up, said))
+
+    def __call__(self, batch: Batch, seed: int) -> Tensor:
+        """As of Step."""
+        if self._is_given_up or len(batch.labels) != self._images:
+            return self._step(batch, seed)
+        fitting = self._step.fitting
+        form = (batch.images.shape, fitting.micro_batch, fitting.is_recomputing)
+        if form != self._form:  # the first, or memory has run out since
+            self._replay, self._form, self._eager_left = None, form, EAGER_STEPS
+        if self._replay is not None:
+            return self._replayed(batch, seed)
+        if self._eager_left:
+            self._eager_left -= 1
+            return self._step(batch, seed)
+        return self._recorded(batch, seed)
+
+    def _replayed(self, batch: Batch, seed: int) -> Tensor:
+        assert self._batch is not None and self._replay is not None
+        fill(self._batch, batch)
+        return self._replay(seed).clone()
+
+    def _recorded(self, batch: Batch, seed: int) -> Tensor:
+        """Exactly one step, replayed if it could be recorded."""
+        step, before, problems = self._step, list[Tensor](), list[str]()
+        started = time.monotonic()
+        try:
+            before = [each.detach().clone() for each in step.lasting()]
+            expected, host = observed(step, batch, seed)
+            if not expected.losses.isfinite().all() or any(
+                not each.isfinite().all() for each in expected.gradients
+            ):
+                return expected.losses  # which proves nothing; the next step may
+            problems += [host] if host else []
+            for name, way in () if host else ways(step.model):
+                put_back(step, before)
+                found = self._attempt(way, batch, seed, before, expected)
+                if isinstance(found, Tensor):
+                    seconds = time.monotonic() - started
+                    self._say(f"steps are one CUDA graph from now on ({name}; {seconds:.1f} s)")
+                    return found
+                problems.append(f"{name}: {found}")
+                give_back(step.device)
+        except Exception as error:
+            problems.append(in_words(error))
+        # not before the traceback is gone, which holds tensors
+        self._is_given_up = True
+        put_back(step, before)
+        self._say(f"steps stay single kernels, without a CUDA graph: {'; '.join(problems)}")
+        return step(batch, seed)
+
+    def _attempt(
+        self,
+        way: Callable[[nn.Module], AbstractContextManager[None]],
+        batch: Batch,
+        seed: int,
+        before: Sequence[Tensor],
+        expected: "Outcome",
+    ) -> Tensor | str:
+        """Record the step in one way: its losses, replayed, or what is wrong with it."""
+        step = self._step
+        try:
+            self._batch = Batch(*(torch.empty_like(each) for each in vars(batch).values()))
+            fill(self._batch, batch)
+            with way(step.model):
+                self._replay = record(partial(step.program, self._batch), step.seed, step.device)
+            put_back(step, before)
+            found = Outcome.of(step, self._replayed(batch, seed))
+            much = difference(found, expected)
+        except Exception as error:
+            self._replay = None
+            return in_words(error)
+        if much <= (0.0 if torch.are_deterministic_algorithms_enabled() else TOLERANCE):
+            return found.losses
+        self._replay = None
+        return f"its numbers differ from theirs by {much:.2g}"
+
+    def _give_up(self) -> bool:
+        """Leave the graph's memory to others; whether there was one."""
+        was_there = self._replay is not None
+        self._replay, self._is_given_up = None, self._is_given_up or was_there
+        return was_there
+
+
+class Outcome(NamedTuple):
+    """What a step leaves behind, apart from it."""
+
+    losses: Tensor  # (H,)
+    gradients: list[Tensor]  # of each parameter group, flat
+    lasting: list[Tensor]  # in deterministic mode
+
+    @classmethod
+    def of(cls, step: Step, losses: Tensor) -> "Outcome":
+        gradients = [
+            torch.cat(
+                [losses[:0], *(p.grad.flatten() for p in group.parameters if p.grad is not None)]
+            )
+            for group in step.optimisation.groups
+        ]
+        exact = torch.are_deterministic_algorithms_enabled()
+        return cls(losses, gradients, [each.detach().clone() for each in step.lasting() if exact])
+
+
+def difference(found: Outcome, expected: Outcome) -> float:
+    """The largest relative one of a loss or a group's gradient; of what lasts, inf for any bit."""
+    if not all(map(torch.equal, found.lasting, expected.lasting)):
+        return math.inf
+    pairs = zip(
+        [*found.losses, *found.gradients], [*expected.losses, *expected.gradients], strict=True
+    )
+    norm = torch.linalg.vector_norm
+    relative = [norm(one - other) / norm(other).clamp(min=1e-30) for one, other in pairs]
+    return float(torch.stack(relative).max())  # NaN if one is
+
+
+def observed(step: Step, batch: Batch, seed: int) -> tuple[Outcome, str]:
+    """What a step comes to, launched kernel by kernel, and what a recording of it would miss."""
+    step.seed(seed)
+    places, draws = host_state(step.model), host_draws(step.device)
+    with HostReads() as reads:
+        losses = step.program(batch)
+    outcome = Outcome.of(step, losses)
+    if reads.found:
+        return outcome, f"the model reads numbers from the device ({', '.join(reads.found)})"
+    if host_draws(step.device) != draws:
+        return outcome, "the model draws random numbers on the host"
+    for (part, name), value in host_state(step.model).items():
+        was = places.get((part, name))
+        if value is not was and (isinstance(value, Tensor) or value != was):
+            return outcome, f"the model's {f'{part}.{name}'.lstrip('.')} changes from step to step"
+    return outcome, ""
+
+
+def host_state(model: nn.Module) -> dict[tuple[str, str], Any]:
+    """{(module, attribute): plain values, lengths of collections, and tensors as objects}.
+
+    A tensor that is replaced instead of changed would be the same one in every replay.
+    """
+    found: dict[tuple[str, str], Any] = {}
+    for part, module in model.named_modules():
+        for name, value in {**vars(module), **module._buffers, **module._parameters}.items():
+            if isinstance(value, (bool, int, float, str, Tensor)):
+                found[part, name] = value
+            elif isinstance(value, (list, dict, set, deque)):
+                found[part, name] = len(value)
+    return found
+
+
+def host_draws(device: torch.device) -> tuple[Any, ...]:
+    """Where the host's generators stand, but for the one that the device's numbers come from."""
+    _, numbers, place, *_ = np.random.get_state(legacy=True)
+    torchs = b"" if device.type == "cpu" else torch.default_generator.get_state().numpy().tobytes()
+    return random.getstate(), np.asarray(numbers).tobytes(), place, torchs
+
+
+class HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Collects the names of operations whose result, or its shape, is read from a device."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        reads = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & {*func.tags}
+        if reads and func.overloadpacket is torch.ops.aten.index:  # only masks are
+            reads = {i.dtype for i in args[1] if i is not None} & {torch.bool, torch.uint8}
+        if reads:
+            self.found.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def fill(place: Batch, batch: Batch) -> None:
+    """Have the tensors of `place` hold what those of `batch` do."""
+    for name, tensor in vars(place).items():
+        tensor.copy_(getattr(batch, name))
+
+
+@torch.no_grad()
+def put_back(step: Step, before: Sequence[Tensor]) -> None:
+    """Have everything that lasts be as `before`; nothing, where that couldn't be kept."""
+    for tensor, was in zip(step.lasting(), before, strict=False):
+        tensor.copy_(was)
+
+
+def in_words(error: Exception) -> str:
+    """The first of its lines: CUDA's errors have many."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
