@@ -125,8 +125,7 @@ class ResidentLoader:
             raise ValueError(f"start_step is {start_step}; expected 0 to {len(self)}")
 
         def batches() -> Iterator[Batch]:
-            order = self._to_device(np.random.default_rng(seed).permutation(self._indices))
-            step = start_step
+            order, step = self._order(seed), start_step
             while step < len(self):
                 for images, targets, labels in self._made_ahead(order, seed, step):
                     # in memory of their own: its address decides how some kernels add up
@@ -137,8 +136,8 @@ class ResidentLoader:
 
     def sample(self, seed: int, count: int) -> Tensor:
         """The first images of this seed's epoch, augmented: (count or less, 3, H, W) uint8."""
-        images = next(self.training_batches(seed)).images[:count]
-        return ((images - self._shift) / self._scale).round().clamp(0, 255).to(torch.uint8)
+        images, *_ = self._augmented(self._order(seed), seed, 0, 1)[0]
+        return images[:count].round().to(torch.uint8)  # mixup makes numbers between the levels
 
     def evaluation_batches(self) -> Iterator[Batch]:
         """Every sample once, in the order of `indices`, as it is; targets are one-hot."""
@@ -150,15 +149,17 @@ class ResidentLoader:
         """Images, targets and labels of the next steps; of fewer where memory runs out."""
         while True:
             try:
-                return self._augmented(order, seed, step)
+                return self._augmented(order, seed, step, self._ahead)
             except Exception as error:  # whose traceback holds what was made so far
                 if self._ahead == 1 or not is_out_of_memory(error):
                     raise
             self._ahead //= 2
             give_back(self.device)
 
-    def _augmented(self, order: Tensor, seed: int, step: int) -> list[tuple[Tensor, ...]]:
-        bounds = self._bounds[step : step + self._ahead]
+    def _augmented(
+        self, order: Tensor, seed: int, step: int, steps: int
+    ) -> list[tuple[Tensor, ...]]:
+        bounds = self._bounds[step : step + steps]
         sizes = [end - first for first, end in bounds]
         chosen = order[bounds[0][0] : bounds[-1][1]]
         labels = self._labels.index_select(0, chosen)
@@ -189,6 +190,10 @@ class ResidentLoader:
         give_back(self._images.device)
         for half in chosen.tensor_split(2):
             yield from self._evaluated(half)
+
+    def _order(self, seed: int) -> Tensor:
+        """The samples as this seed's epoch has them."""
+        return self._to_device(np.random.default_rng(seed).permutation(self._indices))
 
     def _to_device(self, indices: npt.NDArray[np.int64]) -> Tensor:
         """Once per epoch, and without waiting."""

@@ -248,6 +248,18 @@ def test_each_batch_has_memory_of_its_own(mixing):
     assert all(torch.equal(tensor, copy) for tensor, copy in kept)
 
 
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_a_sample_shows_the_first_images_without_making_more_steps(mixing, monkeypatch):
+    augmentation = replace(AUGMENTATIONS["randaugment"], mixing=mixing)
+    loader, _, _ = make(augmentation=augmentation)
+    shown = next(loader.training_batches(6)).images[:5]
+    monkeypatch.setattr(loader, "_made_ahead", None)
+    sample = loader.sample(6, 5)
+    assert (sample.shape, sample.dtype) == ((5, 3, 16, 16), torch.uint8)
+    assert (normalised(sample) - shown).abs().max() <= 0.5 / 255 / min(STD) + 1e-5
+    assert len(loader.sample(6, 99)) == 16
+
+
 # ---------------------------------------------------------------- what is in a batch
 
 
