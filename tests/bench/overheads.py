@@ -25,6 +25,7 @@ from tests.bench.worker_pool import Part, WorkerPool
 
 TICK, TICKS = 0.1, 10  # seconds, and ticks of a round; a launch ticks once a second
 EPOCHS = 100  # in the CSV before the first that is timed; every epoch writes it whole
+PAUSE_BATCH = 16  # as the steps that are timed
 
 
 def measure(bench: Bench) -> list[Row]:
@@ -58,7 +59,8 @@ def _pause(bench: Bench) -> Row:
 
     Whatever the thread that writes takes of the processors comes on top, as it did before.
     """
-    trainer = fusionrun_side.row(fusionrun_side.run_context(bench, "resnet", batch_size=8))
+    context = fusionrun_side.run_context(bench, "resnet", batch_size=PAUSE_BATCH)
+    trainer = fusionrun_side.row(context)
     batch = fusionrun_side.batch_for_both(trainer)[0]
     trainer.train_step(batch)
     weights, moments = trainer.model.state_dict(), trainer.optimisation.optimizer.state_dict()
@@ -77,7 +79,7 @@ def _pause(bench: Bench) -> Row:
     ours, whole = bench.interleave(
         pause, bench.timed(lambda: file.save({"model": weights, "optimizer": moments}))
     )
-    name = "a resnet row, batch 8: a save's pause against a synchronous save"
+    name = f"a resnet row, batch {PAUSE_BATCH}: a save's pause against a synchronous save"
     return share("overheads", name, 0.15, ours=ours, of=whole)
 
 

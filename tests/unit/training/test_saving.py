@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fusionrun.training import saving
 from fusionrun.training import trainer as loop
-from fusionrun.training.checkpoint import ResumeFile, load
+from fusionrun.training.checkpoint import ResumeFile, load, save
 from fusionrun.training.errors import TaskError
 from fusionrun.training.optim import Group, cosine_to_zero, sgd
 from fusionrun.training.saving import Saver
@@ -178,6 +178,27 @@ def test_a_full_disk_is_told_at_the_next_step(
     found, problem = ResumeFile(path).load()
     assert found is not None and (found["step"], problem) == (1, "")
     assert not list(path.parent.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("is_hurried", [False, True])
+@pytest.mark.parametrize("count", [10, 3_000_000])
+def test_a_disk_that_fills_up_is_named_whichever_byte_was_too_much(
+    path: Path, monkeypatch: pytest.MonkeyPatch, count: int, is_hurried: bool
+) -> None:
+    """torch would tell what its own clean-up stumbled over."""
+    healthy = Path.open
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda self, mode="r", **how: healthy(
+            Path("/dev/full") if mode == "xb" else self, mode.replace("x", "w"), **how
+        ),
+    )
+    reading = saving._Reading(1)
+    reading.is_hurried = is_hurried
+    with pytest.raises(OSError, match="No space left") as caught:
+        save(path, {"weight": torch.zeros(count)}, reading.save)
+    assert caught.value.filename == str(path)
 
 
 @pytest.mark.parametrize("breaks_at", [1, 2, 4])
