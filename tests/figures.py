@@ -208,8 +208,12 @@ def make_chaos(options: argparse.Namespace) -> None:
 
 
 def make_bench(options: argparse.Namespace) -> None:
-    """The speeds."""
-    runs = [("cpu.json",), ("cpu_layout.json", "--only", "layout", "--rounds", "5")]
+    """The speeds, and what another run of the same makes of them."""
+    runs = [
+        ("cpu.json",),
+        ("cpu_again.json",),
+        ("cpu_layout.json", "--only", "layout", "--rounds", "5"),
+    ]
     if options.peers_python:
         python = str(options.peers_python.absolute())
         runs.append(("cpu_peers.json", "--only", "peers", "--peers-python", python))

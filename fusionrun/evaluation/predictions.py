@@ -222,7 +222,8 @@ def _pass(
         return heads.float().cpu(), batch.labels.cpu(), found
 
     with keep_casts(context.device):
-        logits, labels, seen = zip(*Parts().of(loader.evaluation_batches(), ask), strict=True)
+        asked = Parts().of(loader.evaluation_batches(), ask, in_caches=True)
+        logits, labels, seen = zip(*asked, strict=True)
     return _of_heads(torch.cat(logits), torch.cat(labels), len(before)), list(seen)
 
 

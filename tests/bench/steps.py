@@ -1,14 +1,17 @@
 """Training: a step, an epoch, evaluation, and the layout that each architecture likes best."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.data.augmentation.policies import Augmentation
 from fusionrun.data.loader import STEPS_AHEAD
+from fusionrun.experts import build_expert
 from fusionrun.study.context import RunContext
 from tests.bench import fusionrun_side, reference
 from tests.bench.measure import MODELS, Bench, Row, share, times_as_fast, unless_out_of_memory
@@ -19,6 +22,8 @@ GPU_BATCH, GPU_REPEAT = 128, 5  # repeat: steps that are timed together
 GPU_GOALS = {"resnet": 4.5, "densenet": 4.0, "improved_wide_resnet": 2.7, "resnext": 2.6}
 LOADING_GOAL, GPU_LOADING_GOAL = 0.05, 0.03  # of a step and its batch
 LAYOUT_BATCH = 32  # on a CPU; the fewer images, the less a layout matters
+PEAK_SIDE = 2048  # of the matrices whose product shows the machine's peak
+EXPERTS = 4  # of a row
 CHECKED = 3  # first steps, whose losses must agree
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}  # relative; bfloat16 has 8 bits
 
@@ -51,10 +56,11 @@ def measure_step(bench: Bench, model: str) -> list[Row]:
     our_losses: list[Tensor] = []
     their_losses: list[list[float]] = []
     batches = fusionrun_side.endless_batches(ours)
-    their_seconds, our_seconds, loading = bench.interleave(
+    their_seconds, our_seconds, loading, products = bench.interleave(
         bench.timed(lambda: their_losses.append(theirs.step(mixed)), repeat),
         bench.timed(lambda: our_losses.append(ours.train_step(batch).clone()), repeat),
         bench.timed(lambda: next(batches), STEPS_AHEAD),
+        bench.timed(product_of_matrices(bench)),
     )
     check_losses(
         [losses.tolist() for losses in our_losses[:CHECKED]],
@@ -68,7 +74,34 @@ def measure_step(bench: Bench, model: str) -> list[Row]:
     return [
         times_as_fast("step", name, goal, theirs=their_seconds, ours=our_seconds, note=note),
         share("step", f"{name}: augmentation's part", loading_goal, ours=loading, of=both),
+        *([] if bench.on_gpu else [share_of_peak(name, model, batch_size, our_seconds, products)]),
     ]
+
+
+def product_of_matrices(bench: Bench) -> Callable[[], object]:
+    """What reaches the machine's peak in float32."""
+    a, b = torch.rand(2, PEAK_SIDE, PEAK_SIDE, device=bench.device)
+    return lambda: a @ b
+
+
+def share_of_peak(
+    name: str, model: str, batch_size: int, steps: Sequence[float], products: Sequence[float]
+) -> Row:
+    """A row's step in operations a second, beside a product of matrices in the same round.
+
+    Training takes three times the operations of the pass forward.
+    """
+    with torch.device("meta"):
+        expert = build_expert(model, fusionrun_side.CLASSES)
+    flop = 3 * 2 * multiply_accumulates(expert, 32) * EXPERTS * batch_size
+    return share(
+        "step",
+        f"{name}: share of the matrix product's peak",
+        None,
+        ours=[flop / seconds / 1e9 for seconds in steps],
+        of=[2 * PEAK_SIDE**3 / seconds / 1e9 for seconds in products],
+        unit="GFLOP/s",
+    )
 
 
 def check_losses(ours: list[list[float]], theirs: list[list[float]], tolerance: float) -> None:

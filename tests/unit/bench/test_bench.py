@@ -19,7 +19,7 @@ from torch import Tensor
 from fusionrun.data.augmentation.policies import AUGMENTATIONS
 from fusionrun.data.datasets import load_dataset
 from fusionrun.study.schedule import lower_bound, simulate
-from tests.bench import GROUPS, fusionrun_side, reference, report, scaling
+from tests.bench import GROUPS, fusionrun_side, reference, report, scaling, steps
 from tests.bench.__main__ import parser
 from tests.bench.measure import Bench, Goal, Row, interleave, share, times_as_fast
 from tests.bench.run import MEASURES
@@ -231,6 +231,19 @@ def test_makespans_by_hand(tmp_path: Path) -> None:
     # four ranks can't end before 7 s: 28 s of work, or a row after the last of its experts
     assert max(run.end for run in simulate(tasks, seconds, 4)) >= 7.0
     assert lower_bound(tasks, seconds, 4) == 7.0
+
+
+def test_what_a_row_costs_the_launch_is_measured(bench: Bench) -> None:
+    assert scaling._seconds_a_row(bench, 2) > 0
+
+
+def test_a_step_is_set_beside_the_machines_peak(bench: Bench) -> None:
+    """ResNet-18 takes 1.11 GFLOP an image forward, training three times that, four experts."""
+    steps.product_of_matrices(bench)()
+    row = steps.share_of_peak("resnet", "resnet", 16, [1.0, 2.0, 4.0], [0.1, 0.1, 0.1])
+    assert row.ours == pytest.approx(3 * 1.11 * 4 * 16 / 2, rel=0.01)
+    assert row.theirs == pytest.approx(2 * 2.048**3 / 0.1, rel=1e-6)
+    assert row.ratio == pytest.approx(row.ours / row.theirs) and row.met is None
 
 
 def test_studies_of_any_size_have_rows_that_all_differ(tmp_path: Path) -> None:
