@@ -53,8 +53,11 @@ def record(
     after `seed`, from a generator of its own: several graphs may be on their way at once. Raises
     whatever the program raised; then the device is as if nothing had been recorded.
     """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    current = torch.cuda.current_stream(device)
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+    # the default one can't be recorded. Of others no second is taken: libraries keep a workspace
+    # for each of them, which whoever else came by that stream would write to meanwhile
+    is_default = current == torch.cuda.default_stream(device)
+    stream = torch.cuda.Stream(device) if is_default else current  # type: ignore[no-untyped-call]
     generator = torch.cuda.default_generators[current.device_index]
     own = torch.Generator(device).graphsafe_get_state()
 
@@ -67,8 +70,16 @@ def record(
         finally:
             generator.graphsafe_set_state(shared)
 
-    stream.wait_stream(current)
-    with own_numbers(), torch.cuda.stream(stream):
+    @contextmanager
+    def after_each_other() -> Iterator[None]:
+        stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:  # whoever puts back what was moved mustn't be overtaken by it
+            current.wait_stream(stream)
+
+    with own_numbers(), after_each_other():
         seed(0)
         for _ in range(WARM_UP):
             program()
@@ -82,7 +93,6 @@ def record(
             raise error.__context__ or error from None
         finally:
             gc.enable()
-    current.wait_stream(stream)
 
     def replay(number: int) -> Tensor:
         with own_numbers():
