@@ -2,7 +2,6 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 
@@ -50,34 +49,13 @@ class Company:
         return self.at_work > 1
 
     def lanes(self, count: int) -> list[AbstractContextManager[None]]:
-        """What each of `count` tasks takes its steps in, so that a GPU works on all at once.
+        """What each of `count` tasks takes its steps in: a stream, so that a GPU does all at once.
 
         A task that is alone, or on a CPU, needs nothing.
         """
-        is_shared = count > 1 and self._device.type == "cuda"
-        return [Lane(self._device) if is_shared else nullcontext() for _ in range(count)]
-
-
-class Lane(AbstractContextManager[None]):
-    """A stream of a GPU and a state of its generator, for one of several tasks.
-
-    Random numbers come from seeds that every step sets, so they are the same in any state. But a
-    graph that is replayed finds its seed on the device, where its generator's state has it: in one
-    state for all, another task's replay would have changed it meanwhile.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))  # which has made the images
-        self._stream = torch.cuda.stream(stream)
-        self._generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        self._own = self._generator.clone_state()
-
-    def __enter__(self) -> None:
-        self._others = self._generator.graphsafe_get_state()
-        self._generator.graphsafe_set_state(self._own)
-        self._stream.__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *exception: Any) -> None:
-        self._stream.__exit__(*exception)
-        self._generator.graphsafe_set_state(self._others)
+        if count == 1 or self._device.type != "cuda":
+            return [nullcontext() for _ in range(count)]
+        streams = [torch.cuda.Stream(self._device) for _ in range(count)]  # type: ignore[no-untyped-call]
+        for stream in streams:  # the images are there when this rank has asked for them
+            stream.wait_stream(torch.cuda.current_stream(self._device))
+        return [torch.cuda.stream(stream) for stream in streams]

@@ -102,6 +102,6 @@ def closing_lines(snapshot: Snapshot) -> list[str]:
     )
     return [
         f"{clock(work)} of work in {clock(snapshot.elapsed)}: "
-        f"{work / snapshot.elapsed:.1f} tasks at a time on {plural(snapshot.world_size, 'rank')}",
+        f"{work / snapshot.elapsed:.1f} of {plural(snapshot.world_size, 'rank')} busy on average",
         f"idle (start-up included): {', '.join(idle)}",
     ]

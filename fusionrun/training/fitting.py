@@ -142,12 +142,12 @@ class Fitting:
         """
         for buffers, kept in self._moving:
             torch._foreach_copy_(buffers, kept)
+        if self._has_company():
+            raise ShortOfMemoryError(f"out of memory on {device} beside this rank's other tasks")
         gone = next((said for leaves, said in self.spare if leaves()), "")
         give_back(device)
         if gone:
             return f"out of memory: {gone}; the numbers stay the same"
-        if self._has_company():
-            raise ShortOfMemoryError(f"out of memory on {device} beside this rank's other tasks")
         if self._may_recompute and self._recompute():
             return (
                 "out of memory: experts are computed twice from now on, instead of keeping what "

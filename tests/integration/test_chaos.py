@@ -26,8 +26,10 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, object]:
 def test_random_kills_change_nothing(
     tmp_path: Path, expected: tuple[object, object], seed: int
 ) -> None:
+    """Nor whether experts were trained alone, as undisturbed, or side by side."""
     write_recipe(tmp_path)
     chaos = Chaos(tmp_path, seed, kills=3)
+    chaos.words += (f"experts.together={seed}",)
     chaos.run(patience=150)
     assert sum(chaos.done.values()) > 0
     assert (row_weights(tmp_path), csv_numbers(tmp_path)) == expected

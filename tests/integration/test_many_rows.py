@@ -72,7 +72,7 @@ def test_row_i_begins_on_rank_i(sixteen: Path) -> None:
 
 def test_the_end_tells_how_busy_the_ranks_were(sixteen: Path) -> None:
     output = (sixteen / "output.txt").read_text()
-    assert re.search(r"^\d+s of work in \d+s: \d\.\d tasks at a time on 4 ranks$", output, re.M)
+    assert re.search(r"^\d+s of work in \d+s: \d\.\d of 4 ranks busy on average$", output, re.M)
     assert re.search(
         r"^idle .*: rank 0 \d+ %, rank 1 \d+ %, rank 2 \d+ %, rank 3 \d+ %$", output, re.M
     )

@@ -400,6 +400,27 @@ def test_wandb_offline_writes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert b"MCN_ResNeXt_Fusion" in content
 
 
+def test_tasks_side_by_side_have_wandb_runs_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    about: dict[str, Any] = {"model": "resnet", "mode": "offline", "settings": {}}
+    names = ("expert-resnet-0", "expert-resnet-1")
+    logs = [WandbLog(tmp_path, task=name, run_id=name, **about) for name in names]
+    for epoch in (1, 2):
+        for k, log in enumerate(logs):
+            log.scalars({"accuracy": 10 * k + epoch + 0.125}, epoch)
+    for log in logs:
+        log.close()
+    for k, name in enumerate(names):
+        (run,) = wandb_runs(tmp_path, name.encode(), 1)
+        assert all(f"{10 * k + epoch}.125".encode() in run for epoch in (1, 2))
+        assert names[1 - k].encode() not in run
+
+
 # --- text ----------------------------------------------------------------------------------------
 
 TASK = "task-0-densenet-multiplicative"

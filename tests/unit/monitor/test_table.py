@@ -562,7 +562,7 @@ def test_the_last_lines_add_up_what_the_ranks_did() -> None:
     )
     done = snapshot([row(0, "done")], ranks=ranks, elapsed=100.0, state="done")
     work, idle = closing_lines(done)
-    assert work == "3m15s of work in 1m40s: 1.9 tasks at a time on 4 ranks"
+    assert work == "3m15s of work in 1m40s: 1.9 of 4 ranks busy on average"
     assert idle.endswith("rank 0 10 %, rank 1 40 %, rank 2 55 %, rank 3 100 %")
     nothing = tuple(RankStatus(i, "finished", None, 0.1, None) for i in range(4))
     assert closing_lines(snapshot([row(0, "done")], ranks=nothing)) == []
