@@ -25,7 +25,7 @@ from tests.tiny import ROOT, environment
 
 GOAL = 1.3
 ROUNDS = 3  # at most: a pair takes a minute or two
-LIMIT = 600.0  # seconds for a command
+LIMIT, GRACE = 600.0, 30.0  # seconds for a command, and to end when it's told to
 INSTALL = "pip install -r tests/bench/peers/requirements.txt, and --peers-python if elsewhere"
 
 
@@ -213,7 +213,12 @@ def run_at_once(commands: Sequence[Sequence[str]], folder: Path, variables: dict
     except subprocess.TimeoutExpired as error:
         raise FailedError(f"not done after {LIMIT:.0f} s") from error
     finally:
-        for process in running:
-            if process.poll() is None:
+        left = [process for process in running if process.poll() is None]
+        for process in left:
+            process.terminate()  # launch.sh tells its ranks, which have sessions of their own
+        for process in left:
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
