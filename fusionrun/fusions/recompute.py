@@ -19,8 +19,21 @@ def recomputed(expert: nn.Module, images: Tensor) -> Any:
         expert,
         images,
         use_reentrant=False,
+        preserve_rng_state=may_draw(expert),  # which asks a generator, and no graph may
         context_fn=lambda: (contextlib.nullcontext(), _unmoved(expert)),
     )
+
+
+def may_draw(expert: nn.Module) -> bool:
+    """Whether it may draw random numbers: layers of others than torch or this package might."""
+    for module in expert.modules():
+        if not type(module).__module__.startswith(("torch.nn.", "fusionrun.")):
+            return True
+        rates = (getattr(module, name, 0) for name in ("p", "dropout"))
+        drops = any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
+        if drops or isinstance(module, (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)):
+            return True
+    return False
 
 
 def can_be_recomputed(expert: nn.Module) -> bool:

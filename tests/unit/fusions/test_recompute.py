@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fusionrun.experts import Expert, build_expert
 from fusionrun.fusions import FUSIONS, FusionModel, build_fusion
-from fusionrun.fusions.recompute import can_be_recomputed
+from fusionrun.fusions.recompute import can_be_recomputed, may_draw
 
 SMALL: dict[str, dict[str, Any]] = {
     "densenet": {"growth": 4, "blocks": (2, 2), "stem": 8, "dropout": 0.2},
@@ -137,3 +137,20 @@ def test_what_a_second_pass_would_move_is_left_alone() -> None:
     assert [can_be_recomputed(expert) for expert in experts] == [False, True]
     row = FusionModel(experts, build_fusion("concatenation", 2, 4), 5)
     assert row.recompute_experts() and row.recomputes == (1,)
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_what_draws_nothing_asks_no_generator(model: str) -> None:
+    """So that its step can be recorded on a GPU."""
+    arguments = {**SMALL[model], "dropout": 0.0}
+    expert = build_expert(model, 5, **arguments)
+    assert not may_draw(expert)
+    assert may_draw(build_expert(model, 5, **{**arguments, "dropout": 0.1}))
+
+    class Own(nn.Identity):
+        """Of a plug-in: it may do anything."""
+
+    expert.trunk.add_module("own", Own())  # type: ignore[union-attr,operator]
+    assert may_draw(expert)
+    attention = nn.TransformerEncoderLayer(8, 2, dropout=0.1)
+    assert may_draw(attention) and may_draw(attention.self_attn)
