@@ -115,7 +115,7 @@ class Fitting:
         self.spare: list[tuple[Callable[[], bool], str]] = []
         self._may_shrink = micro_batch == "auto"
         self._may_recompute = recompute == "auto"
-        self._has_company = has_company
+        self.has_company = has_company
         self._model = model
         if recompute is True:
             self._recompute()
@@ -135,6 +135,11 @@ class Fitting:
         for buffers, kept in self._moving:
             torch._foreach_copy_(kept, buffers)
 
+    def give_way(self, device: torch.device) -> None:
+        """Raises ShortOfMemoryError while this isn't the only task at work."""
+        if self.has_company():
+            raise ShortOfMemoryError(f"out of memory on {device} beside this rank's other tasks")
+
     def shrink(self, images: int, device: torch.device, advice: str) -> str:
         """Undo what an attempt has moved, and do with less from now on; returns how, for people.
 
@@ -142,8 +147,7 @@ class Fitting:
         """
         for buffers, kept in self._moving:
             torch._foreach_copy_(buffers, kept)
-        if self._has_company():
-            raise ShortOfMemoryError(f"out of memory on {device} beside this rank's other tasks")
+        self.give_way(device)
         gone = next((said for leaves, said in self.spare if leaves()), "")
         give_back(device)
         if gone:

@@ -155,7 +155,7 @@ class GraphedStep:
 
     def _recorded(self, batch: Batch, seed: int) -> Tensor:
         """Exactly one step, replayed if it could be recorded."""
-        step, before, problems = self._step, list[Tensor](), list[str]()
+        step, before, problems, is_short = self._step, list[Tensor](), list[str](), False
         started = time.monotonic()
         try:
             before = [each.detach().clone() for each in step.lasting()]
@@ -176,9 +176,13 @@ class GraphedStep:
                 give_back(step.device)
         except Exception as error:
             problems.append(in_words(error))
+            is_short = step.fitting.is_short(error)
         # not before the traceback is gone, which holds tensors
-        self._is_given_up = True
         put_back(step, before)
+        if is_short:  # fewer at a time leave room for a graph of each
+            self._form = None
+            step.fitting.give_way(step.device)
+        self._is_given_up = True
         self._say(f"steps stay single kernels, without a CUDA graph: {'; '.join(problems)}")
         return step(batch, seed)
 
@@ -202,6 +206,8 @@ class GraphedStep:
             much = difference(found, expected)
         except Exception as error:
             self._replay = None
+            if step.fitting.is_short(error) and step.fitting.has_company():
+                raise
             return in_words(error)
         if much <= (0.0 if torch.are_deterministic_algorithms_enabled() else TOLERANCE):
             return found.losses

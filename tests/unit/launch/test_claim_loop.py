@@ -18,15 +18,18 @@ from fusionrun.launch.crashes import count_start, crashes_before
 from fusionrun.launch.resume import expert_weights
 from fusionrun.launch.shutdown import StopSignals
 from fusionrun.launch.trainers import expert_trainer
-from fusionrun.monitor.record import Record, read_outcome
+from fusionrun.monitor import record as published
+from fusionrun.monitor.record import read_outcome
 from fusionrun.study.context import RunContext
 from fusionrun.study.planning import plan_study
 from fusionrun.study.queue import Queue
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study
+from fusionrun.training import graphs
 from fusionrun.training.errors import TaskError
 from fusionrun.training.trainer import Trainer
 from tests.tiny import TINY, write_recipe
+from tests.unit.training.test_graphs import Record
 
 CPU = torch.device("cpu")
 OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -49,9 +52,9 @@ def study_in(folder: Path, *overrides: str) -> Study:
     return plan_study(recipe, "tiny")
 
 
-def launch(study: Study, stop: StopSignals | None = None) -> tuple[Record, list[int]]:
+def launch(study: Study, stop: StopSignals | None = None) -> tuple[published.Record, list[int]]:
     """One rank's launch, and how many tasks it had in hand whenever a step was done."""
-    record = Record()
+    record = published.Record()
     queue = Queue(study.tasks, HashStore(), 0, 1)
     loop = ClaimLoop(study, read_rank_info({}), queue, record, stop or StopSignals([]), CPU, 1)
     in_hand: list[int] = []
@@ -215,6 +218,29 @@ def test_memory_that_runs_out_again_and_again_leaves_one_at_a_time(
     assert launch(study)[0].state == "finished"
     assert numbers(study) == alone
     assert "this rank trains 1 at a time from now on" in log(study, EXPERTS[1])
+
+
+@pytest.mark.parametrize("shortages", [0, 1])
+def test_each_replays_a_graph_of_its_own_or_waits_for_room_for_one(
+    tmp_path: Path, alone: dict[str, Any], monkeypatch: pytest.MonkeyPatch, shortages: int
+) -> None:
+    made, failed = Record(), list[int]()
+
+    def record(*arguments: Any) -> graphs.Replay:
+        if len(failed) < shortages:
+            failed.append(1)
+            raise OUT
+        return made(*arguments)
+
+    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs, "RECORDS", ("cpu",))
+    study = study_in(tmp_path, "experts.together=3")
+    assert launch(study)[0].state == "finished"
+    assert numbers(study) == alone
+    assert made.recorded >= 3 and made.replayed > 3
+    assert all("steps are one CUDA graph from now on" in log(study, name) for name in EXPERTS)
+    waited = ["this rank trains 2 at a time from now on" in log(study, name) for name in EXPERTS]
+    assert waited == [bool(shortages), False, False]
 
 
 def test_a_device_that_breaks_for_good_ends_all_and_hides_nothing(
