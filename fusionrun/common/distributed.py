@@ -324,10 +324,14 @@ def divide_threads(rank_info: RankInfo, wanted: int | None) -> int:
     """CPU threads of this rank, set and returned: the CPUs it may use, divided by the ranks.
 
     More threads than cores is ruinous (about a tenth of the speed with twice as many), and the
-    number decides the order of sums, so it's recorded with every checkpoint.
+    number decides the order of sums, so it's recorded with every checkpoint. What their tensors
+    leave is kept for the next ones.
     """
     import torch
 
+    from fusionrun.common.memory import keep_freed
+
+    keep_freed()
     threads = wanted or max(1, usable_cpus() // rank_info.local_world_size)
     torch.set_num_threads(threads)
     return threads

@@ -1,6 +1,8 @@
 """Bytes of this process and of its device."""
 
 import resource
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,3 +117,33 @@ def test_a_limit_of_the_shell_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
     free = free_memory(CPU)
     assert free is not None and free <= 2**20
+
+
+KEEPING = """
+import resource, torch
+from fusionrun.common.memory import give_back, keep_freed
+
+def pages():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+keep_freed()
+torch.ones(BYTES, dtype=torch.uint8)
+before, full = pages(), held()
+torch.ones(BYTES - 4096, dtype=torch.uint8)  # aligned, the same wouldn't fit
+print(pages() - before)
+give_back(torch.device("cpu"))
+print(full - held())
+"""
+
+
+def test_what_tensors_leave_is_used_again_and_can_be_given_back() -> None:
+    code = KEEPING.replace("BYTES", str(BYTES))
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=50
+    )
+    asked, given = map(int, run.stdout.split())
+    assert asked < BYTES / resource.getpagesize() / 10
+    assert given > 0.8 * BYTES
