@@ -77,6 +77,7 @@ def network_trainer(
         has_company=context.has_company,
         frozen=network.frozen,
         graphs=study.recipe.runtime.graphs == "auto",
+        compiles=study.recipe.runtime.compile == "auto",
     )
     return _trainer(context, task, reporter, network, loaders, optimisation, seed)
 
@@ -131,6 +132,7 @@ def row_trainer(
         precision=context.precision,
         frozen=frozen,
         graphs=study.recipe.runtime.graphs == "auto",
+        compiles=study.recipe.runtime.compile == "auto",
     )
     seed = row_seed(row)
     return _trainer(

@@ -36,6 +36,7 @@ class Optimisation:
     # whether others' updates are made in between; while it has, it does nothing with less memory
     has_company: Callable[[], bool] = lambda: False
     graphs: bool = True  # a GPU replays full batches from a CUDA graph, see training/graphs.py
+    compiles: bool = True  # and with kernels made for the network, see training/compiling.py
 
 
 class Step:

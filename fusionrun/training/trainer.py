@@ -72,7 +72,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self.step = Step(self.model, self.optimisation, self.reporter.message)
         self.fitting, self.device = self.step.fitting, self.step.device
-        self._take = fastest(self.step, self.loaders.train.batch_size, self.reporter.message)
+        images = self.loaders.train.batch_size
+        self._take = fastest(self.step, images, lambda: self.steps_left, self.reporter.message)
         self._tuning = Tuning(self.device)
         self.history: list[EpochMetrics] = []
         self.best = BestEpoch()
@@ -124,9 +125,14 @@ class Trainer:
             optimisation.optimizer, optimisation.groups, epoch, self.schedule.epochs
         )
         order = derive_seed(self.schedule.seed, "order", epoch)
-        left = (self.schedule.epochs - epoch) * len(self.loaders.train) - self._step
         batches = self.loaders.train.training_batches(order, start_step=self._step)
-        return self._tuning.over(batches, self.loaders.train.batch_size, left)
+        return self._tuning.over(batches, self.loaders.train.batch_size, self.steps_left)
+
+    @property
+    def steps_left(self) -> int:
+        """To the end of the last epoch."""
+        epochs = self.schedule.epochs - len(self.history)
+        return epochs * len(self.loaders.train) - self._step
 
     def train_step(self, batch: Batch) -> Tensor:
         """One update from a batch; returns the mean loss of every head (H,), on the device.

@@ -477,3 +477,113 @@ def test_torch_has_what_a_recording_uses() -> None:
     for name in ("graphsafe_get_state", "graphsafe_set_state"):
         assert hasattr(torch.Generator, name)
     assert hasattr(torch.cuda.CUDAGraph, "replay") or not torch.cuda.is_available()
+
+
+# --- kernels that are made for a network ----------------------------------------------------------
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A compiler that pays and whose kernels are the same ones; what was asked of it."""
+    asked: list[str] = []
+
+    @contextmanager
+    def compiled(model: nn.Module) -> Iterator[None]:
+        asked.append("in")
+        yield
+        asked.append("out")
+
+    seconds = iter([0.02, 0.01])  # of a replay without and with them
+    monkeypatch.setattr(graphs, "compiled_trunks", compiled)
+    monkeypatch.setattr(graphs, "repays", lambda model, steps, seconds: True)
+    monkeypatch.setattr(graphs, "obstacle", lambda: "")
+    timed = graphs.GraphedStep._seconds
+
+    def take_time(self: graphs.GraphedStep, seed: int) -> float:
+        assert timed(self, seed) > 0
+        return next(seconds)
+
+    monkeypatch.setattr(graphs.GraphedStep, "_seconds", take_time)
+    return asked
+
+
+MAKING = "kernels are made for this network now, which can take minutes"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_made_for_a_network_are_used_where_they_are_faster(
+    path: Path, record: Record, compiler: list[str], kind: str
+) -> None:
+    kit = make_kit(path, kind)
+    kit.trainer.run()
+    assert compiler == ["in", "out"] and record.recorded == 2
+    plain, making, used = kit.diary.messages
+    assert "one CUDA graph from now on" in plain and making == MAKING
+    assert used.startswith("kernels made for this network are used (10.0 ms a step, 20.0 without; ")
+    assert outcome(kit.trainer) == eager(path, kind)
+
+
+def test_slower_ones_are_not(
+    path: Path, record: Record, compiler: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([0.01, 0.02])
+    monkeypatch.setattr(graphs.GraphedStep, "_seconds", lambda self, seed: next(seconds))
+    assert_plain_graph_stays(path, record, "(20.0 ms a step, 10.0 without; ")
+
+
+def test_nor_ones_that_fail(
+    path: Path, record: Record, compiler: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def broken(model: nn.Module) -> Iterator[None]:
+        fails()
+        yield
+
+    monkeypatch.setattr(graphs, "compiled_trunks", broken)
+    assert_plain_graph_stays(path, record, "not used (RuntimeError: CUDA error: operation not")
+
+
+def test_nor_ones_that_compute_something_else(
+    path: Path, record: Record, compiler: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def wrong(model: nn.Module) -> Iterator[None]:
+        factors = iter([1.2])  # of its proof, which is its only replay
+        record.change = lambda losses: losses * next(factors, 1.0)
+        yield
+
+    monkeypatch.setattr(graphs, "compiled_trunks", wrong)
+    assert_plain_graph_stays(path, record, "not used (its numbers differ from theirs by 0.2)")
+
+
+def assert_plain_graph_stays(path: Path, record: Record, word: str) -> None:
+    kit, before = make_kit(path), record.replayed
+    kit.trainer.run()
+    assert "one CUDA graph from now on" in kit.diary.messages[0]
+    assert kit.diary.messages[1] == MAKING
+    assert word in kit.diary.messages[2] and len(kit.diary.messages) == 3
+    assert record.replayed > before
+    assert outcome(kit.trainer) == eager(path)
+
+
+def test_where_there_is_no_compiler_that_is_said(
+    path: Path, record: Record, compiler: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "obstacle", lambda: "there is no C compiler")
+    kit = make_kit(path)
+    kit.trainer.run()
+    _, said = kit.diary.messages
+    assert said == "kernels can't be made for this network: there is no C compiler"
+    assert not compiler and outcome(kit.trainer) == eager(path)
+
+
+def test_who_wants_none_and_reproducible_runs_compile_nothing(
+    path: Path, record: Record, compiler: list[str]
+) -> None:
+    make_kit(path, compiles=False).trainer.run()
+    torch.use_deterministic_algorithms(True)
+    try:
+        make_kit(path.with_name("exact")).trainer.run()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert record.recorded == 2 and not compiler

@@ -163,6 +163,7 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
         "precision": FP32,
         "frozen": (),
         "graphs": True,
+        "compiles": True,
         "epochs": EPOCHS,
         "seed": 5,
         "identity": Identity(SETTINGS, {}),
@@ -186,6 +187,7 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
             precision=wanted["precision"],
             frozen=wanted["frozen"],
             graphs=wanted["graphs"],
+            compiles=wanted["compiles"],
         ),
         Schedule(wanted["epochs"], wanted["seed"]),
         Checkpointing(
