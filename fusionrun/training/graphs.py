@@ -23,7 +23,14 @@ from fusionrun.common.memory import give_back
 from fusionrun.data.loader import Batch
 from fusionrun.fusions import FusionModel
 from fusionrun.fusions.branches import in_streams
-from fusionrun.training.compiling import compiled_trunks, obstacle, repays
+from fusionrun.training.compiling import (
+    FUSED_TOLERANCE,
+    SLOW,
+    compiled_trunks,
+    obstacle,
+    repays,
+    seconds_of,
+)
 from fusionrun.training.step import Step
 
 Way = tuple[str, Callable[[nn.Module], AbstractContextManager[None]]]
@@ -40,11 +47,6 @@ WARM_UP = 2  # more of them on the stream that is recorded
 # recorded step and the one launched kernel by kernel: half precision, summed in any order, stays
 # below, what reads memory that is gone doesn't. In deterministic mode no bit may differ.
 TOLERANCE = 2e-2
-# The same with kernels made for a network, which round once what others round step by step: in
-# bfloat16 losses then differ by up to 0.4 % and gradients by 1.6 % (small networks, on a CPU).
-FUSED_TOLERANCE = 0.1
-TIMED = 10  # replays of which the time is taken
-SLOW = 0.5  # seconds that a recorded step hardly takes anywhere
 
 Replay = Callable[[int], Tensor]  # seed -> losses, which the next replay overwrites
 
@@ -253,7 +255,8 @@ class GraphedStep:
 
         What lasts isn't as it was afterwards.
         """
-        step, plain, without = self._step, (self._batch, self._replay), self._seconds(seed)
+        step, plain = self._step, (self._batch, self._replay)
+        without = seconds_of(self._replay, seed, step.device)
         if not repays(step.model, self._steps_left(), without):
             return
         if missing := obstacle():
@@ -271,7 +274,8 @@ class GraphedStep:
         found = self._attempt(fused, batch, seed, before, expected, FUSED_TOLERANCE)
         words = found if isinstance(found, str) else ""
         if not words:
-            with_them, set_up = self._seconds(seed), time.monotonic() - started
+            set_up = time.monotonic() - started
+            with_them = seconds_of(self._replay, seed, step.device)
             words = f"{1e3 * with_them:.1f} ms a step, {1e3 * without:.1f} without; {set_up:.0f} s"
             if with_them < without:
                 self._say(f"kernels made for this network are used ({words})")
@@ -280,16 +284,6 @@ class GraphedStep:
         step.optimisation.optimizer.zero_grad()  # they lie in the other graph's memory
         give_back(step.device)
         self._say(f"kernels made for this network are not used ({words})")
-
-    def _seconds(self, seed: int) -> float:
-        """How long a replay takes; it changes what lasts."""
-        assert self._replay is not None
-        settle(self._step.device)
-        started = time.perf_counter()
-        for _ in range(TIMED):
-            self._replay(seed)
-        settle(self._step.device)
-        return (time.perf_counter() - started) / TIMED
 
     def _give_up(self) -> bool:
         """Leave the graph's memory to others; whether there was one."""
@@ -383,12 +377,6 @@ class HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if reads:
             self.found.add(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
-
-
-def settle(device: torch.device) -> None:
-    """Wait until the device has done everything asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def fill(place: Batch, batch: Batch) -> None:

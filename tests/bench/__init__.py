@@ -14,7 +14,8 @@ GROUPS = {
     "growth": "makespan of the claim order, and what a row more costs the launch",
     "gpu": "on a GPU alone: steps in every way, whole commands, first epoch, saves, learning curve",
     "peers": "whole commands of other programs that train networks; only if named, some 15 minutes",
+    "compiled": "on a GPU, steps with kernels made for them, however long it takes; only if named",
     "layout": "an expert's step with channels_last against contiguous tensors; only if named",
 }
-# what runtime.channels_last was decided by, and what others' packages are needed for
-ON_REQUEST = frozenset({"layout", "peers"})
+# what runtime.channels_last was decided by, what others' packages are needed for, what takes long
+ON_REQUEST = frozenset({"layout", "peers", "compiled"})

@@ -1,14 +1,17 @@
-"""Steps on a GPU: kernel by kernel, as a launch does them, of four experts at once."""
+"""Steps on a GPU: kernel by kernel, as one graph, with branches, compiled, four experts at once."""
 
+import contextlib
 import gc
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
+from torch import nn
 
 from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.common.device_errors import is_out_of_memory
@@ -17,6 +20,10 @@ from fusionrun.common.text import one_line
 from fusionrun.common.text import size as size_of
 from fusionrun.data.loader import STEPS_AHEAD
 from fusionrun.experts import build_expert
+from fusionrun.fusions.branches import in_streams
+from fusionrun.launch.company import Company
+from fusionrun.training import graphs
+from fusionrun.training.compiling import compiled_trunks
 from fusionrun.training.errors import ShortOfMemoryError
 from fusionrun.training.trainer import Trainer
 from tests.bench import fusionrun_side
@@ -28,7 +35,7 @@ EXPERT_BATCH = {"densenet": 64}  # as published; others GPU_BATCH
 EXPERT_BARS = {"resnet": 3.2, "densenet": 9.5, "improved_wide_resnet": 14.0, "resnext": 25.0}
 AT_ONCE = 4
 EXPERTS = 4  # of a row
-WARM_UP = 8  # steps before the first that is timed
+WARM_UP = graphs.EAGER_STEPS + 2  # steps before the first that is timed
 REPEAT = 10  # steps that are timed together
 IMAGES = 4096  # of which batches are loaded: more than are made ahead
 FAILED = "failed: "  # how the note of a figure begins that couldn't be had
@@ -36,6 +43,19 @@ SIZE = 8192  # of the matrices whose product shows the peak
 KINDS: dict[str, Callable[..., Trainer]] = {
     "expert": fusionrun_side.expert,
     "row": fusionrun_side.row,
+}
+
+
+@contextlib.contextmanager
+def _compiled_branches(model: nn.Module) -> Iterator[None]:
+    with in_streams(model), compiled_trunks(model):
+        yield
+
+
+# what graphs.WAYS is there
+WAYS: dict[str, tuple[graphs.Way, ...]] = {
+    "graph": graphs.WAYS[-1:],
+    "compiled": (("compiled", _compiled_branches),),
 }
 
 
@@ -71,7 +91,7 @@ def row_steps(bench: Bench, model: str) -> list[Row]:
         return []
 
     rows = unless_it_fails(measure, f"{name}: conventional")
-    for way, goal in (("eager", None), ("launched", GPU_GOALS[model])):
+    for way, goal in (("eager", None), ("graph", None), ("launched", GPU_GOALS[model])):
         rows += row_step(bench, model, way, goal, conventional)
     return rows
 
@@ -93,6 +113,24 @@ def row_step(
 
     name = f"{model} row, batch {GPU_BATCH}: {way}"
     return unless_it_fails(measure, name)
+
+
+def compiled(bench: Bench, model: str) -> list[Row]:
+    """The step of an expert and of a row with kernels made for it, against the graph without."""
+    rows = []
+    for kind in KINDS:
+        name = f"{model} {kind}, batch {batch_of(model, kind)}: compiled against launched"
+
+        def measure(kind: str = kind, name: str = name) -> list[Row]:
+            theirs, ours = (timed(bench, model, kind, way) for way in ("launched", "compiled"))
+            return [
+                times_as_fast(
+                    "gpu", name, None, theirs=theirs.seconds, ours=ours.seconds, note=ours.note
+                )
+            ]
+
+        rows += unless_it_fails(measure, name)
+    return rows
 
 
 def halves(bench: Bench, model: str) -> list[Row]:
@@ -139,6 +177,31 @@ def expert_steps(bench: Bench, model: str) -> list[Row]:
     return rows + unless_it_fails(together, at_once)
 
 
+@contextlib.contextmanager
+def done_by(way: str, trainer: Trainer) -> Iterator[None]:
+    """In here `trainer` finds its way to do a step: eager, as one graph, as launched, compiled.
+
+    Compilers are left out but where they are asked for. Raises OtherWayError if it hasn't found it.
+    """
+    said = list[str]()
+    take = trainer._take
+    with mock.patch.object(graphs, "repays", lambda *_: False), contextlib.ExitStack() as changes:
+        if isinstance(take, graphs.GraphedStep):
+            changes.enter_context(mock.patch.object(take, "_say", said.append))
+        if way in WAYS:
+            changes.enter_context(mock.patch.object(graphs, "WAYS", WAYS[way]))
+        if way == "compiled":
+            changes.enter_context(mock.patch.object(graphs, "TOLERANCE", graphs.FUSED_TOLERANCE))
+        yield
+    is_graph = isinstance(take, graphs.GraphedStep) and take._replay is not None
+    if is_graph != (way != "eager"):
+        raise OtherWayError("; ".join(said) or f"a graph: {is_graph}")
+
+
+class OtherWayError(Exception):
+    """A step isn't done as it was to be."""
+
+
 def unless_it_fails(measure: Callable[[], list[Row]], name: str) -> list[Row]:
     """What `measure` finds, or a row that says why it doesn't: the next may."""
     try:
@@ -153,14 +216,15 @@ def unless_it_fails(measure: Callable[[], list[Row]], name: str) -> list[Row]:
 
 
 def timed(bench: Bench, model: str, kind: str, way: str, **runtime: Any) -> Timed:
-    """One of them, once it is ready: eager, or as a launch does it."""
+    """Raises OtherWayError where a step isn't done in that way."""
     give_back()
     trainer = _trainer(bench, model, kind, graphs="off" if way == "eager" else "auto", **runtime)
     reset_peak(bench.device)
     batch = next(fusionrun_side.endless_batches(trainer))
     start = time.perf_counter()
-    for _ in range(WARM_UP):
-        trainer.train_step(batch)
+    with done_by(way, trainer):
+        for _ in range(WARM_UP):
+            trainer.train_step(batch)
     bench.settle()
     set_up = time.perf_counter() - start
     reserved = torch.cuda.max_memory_reserved(bench.device)
@@ -211,14 +275,20 @@ def _at_once(bench: Bench, model: str) -> list[float]:
     """Seconds a step of an expert and its batch, several experts taking turns in this process."""
     give_back()
     trainers = [_trainer(bench, model, "expert") for _ in range(AT_ONCE)]
-    turns = [(trainer, fusionrun_side.endless_batches(trainer)) for trainer in trainers]
+    lanes = Company(AT_ONCE, bench.device).lanes(AT_ONCE)
+    batches = map(fusionrun_side.endless_batches, trainers)
+    turns = list(zip(lanes, trainers, batches, strict=True))
 
     def steps() -> None:
-        for trainer, batches in turns:
-            trainer.train_step(next(batches))
+        for lane, trainer, ahead in turns:
+            with lane:
+                trainer.train_step(next(ahead))
 
-    for _ in range(WARM_UP):
-        steps()
+    with contextlib.ExitStack() as ways:
+        for trainer in trainers:
+            ways.enter_context(done_by("launched", trainer))
+        for _ in range(WARM_UP):
+            steps()
     (seconds,) = bench.interleave(bench.timed(steps, STEPS_AHEAD))
     return [each / AT_ONCE for each in seconds]
 

@@ -36,6 +36,7 @@ MEASURES: Mapping[str, Callable[[Bench], list[Row]]] = {
     "growth": scaling.measure,
     "gpu": gpu.measure,
     "peers": peers.measure,
+    "compiled": gpu.measure_compiled,
     "layout": steps.measure_layouts,
 }
 

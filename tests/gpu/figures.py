@@ -16,6 +16,11 @@ def step(model: str, bench: Bench) -> Verdict:
     return _verdict([*gpu_steps.row_steps(bench, model), *gpu_steps.expert_steps(bench, model)])
 
 
+def compiled(model: str, bench: Bench) -> Verdict:
+    """The same with kernels made for them, which nobody has set a goal for."""
+    return _verdict(gpu_steps.compiled(bench, model))
+
+
 def curve(bench: Bench) -> Verdict:
     return _verdict(gpu_tasks.curve(bench))
 

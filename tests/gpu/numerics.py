@@ -124,6 +124,10 @@ def waits(bench: Bench) -> Verdict:
         )
         for kind, make in gpu_steps.KINDS.items():
             trainer = make(context)
+            for batch in itertools.islice(
+                fusionrun_side.endless_batches(trainer), gpu_steps.WARM_UP
+            ):  # from now on it replays
+                trainer.train_step(batch)
             for policy, mixing in itertools.product(AUGMENTATIONS, MIXINGS):
                 augmentation = replace(AUGMENTATIONS[policy], mixing=mixing)
                 loader = context.loader(context.splits.fusion_train, 16, augmentation)
@@ -144,13 +148,18 @@ def waits(bench: Bench) -> Verdict:
 def graph_steps(bench: Bench) -> Verdict:
     """A step that is replayed as a graph does what the same step does kernel by kernel.
 
-    Of every architecture, alone and in a row; with dropout, from the same weights and batches.
+    Of every architecture, alone and in a row, there also with its experts side by side; with
+    dropout, from the same weights and batches.
     """
     wrong, figures = [], dict[str, dict[str, float]]()
-    ways = (("expert", "launched"), ("row", "launched"))
+    ways = (("expert", "launched"), ("row", "graph"), ("row", "launched"))
     for model, (kind, way) in itertools.product(MODELS, ways):
         what = f"{model} {kind}, {way}"
-        ours, theirs = (_trained(bench, model, kind, each) for each in (way, "eager"))
+        try:
+            ours, theirs = (_trained(bench, model, kind, each) for each in (way, "eager"))
+        except gpu_steps.OtherWayError as error:
+            wrong.append(f"{what}: {one_line(error)}")
+            continue
         pairs = zip(ours, theirs, strict=True)
         apart = [_difference(found, right) for found, right in pairs]
         figures[what] = dict(zip(("losses", "updates"), apart, strict=True))
@@ -176,9 +185,10 @@ def _trained(bench: Bench, model: str, kind: str, way: str) -> tuple[Tensor, Ten
     before = _weights(trainer.model)
     batches = itertools.islice(fusionrun_side.endless_batches(trainer), gpu_steps.WARM_UP + STEPS)
     losses = []
-    for batch in batches:
-        losses.append(trainer.train_step(batch).clone())
-        trainer.after_step()  # the next has other random numbers
+    with gpu_steps.done_by(way, trainer):
+        for batch in batches:
+            losses.append(trainer.train_step(batch).clone())
+            trainer.after_step()  # the next has other random numbers
     return torch.stack(losses), _weights(trainer.model) - before
 
 

@@ -24,4 +24,5 @@ PARTS = (
     Part("save", 20, figures.save, alone=True),
     Part("first_epoch", 60, figures.first_epoch, alone=True),
     Part("whole_command", 60, figures.whole_command, alone=True),
+    Part("compiled_resnet", 80, partial(figures.compiled, "resnet"), alone=True),
 )

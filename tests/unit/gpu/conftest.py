@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from fusionrun.study.context import RunContext
+from fusionrun.training import graphs
 from tests.bench import fusionrun_side, gpu_steps
 from tests.bench.measure import Bench
+from tests.unit.training.test_graphs import Record
 
 MIB = 2**20
 
@@ -80,6 +83,14 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modes: list[str]) -> 
     for name, value in {"SIZE": 64, "REPEAT": 1, "STEPS_AHEAD": 2}.items():
         monkeypatch.setattr(gpu_steps, name, value)
     monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(graphs, "record", Record())
+    monkeypatch.setattr(graphs, "RECORDS", ("cpu",))
+    compile_it = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module,
+        "compile",
+        lambda self, *, options, **how: compile_it(self, backend="eager", **how),
+    )
     monkeypatch.setattr(gpu_steps, "build_expert", _build_tiny)
     threads = torch.get_num_threads()
     yield Pretended(torch.device("cpu"), 1, tmp_path, print, rounds=1)

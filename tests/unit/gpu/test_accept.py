@@ -14,8 +14,9 @@ import torch
 
 import fusionrun
 from fusionrun.study.recipe_yaml import make_recipe
-from fusionrun.training import guard, step
+from fusionrun.training import graphs, guard, step
 from fusionrun.training import trainer as loop
+from tests.bench import gpu_steps
 from tests.bench.measure import Bench
 from tests.gpu import accept, card, launches, numerics
 from tests.gpu.accept import Acceptance, parser
@@ -222,6 +223,8 @@ def test_against_float64(bench: Pretended, monkeypatch: pytest.MonkeyPatch) -> N
 def test_waits(bench: Pretended, monkeypatch: pytest.MonkeyPatch, modes: list[str]) -> None:
     monkeypatch.setattr(numerics, "MIXINGS", ("mixup",))
     monkeypatch.setattr(numerics, "STEPS", 1)
+    monkeypatch.setattr(gpu_steps, "WARM_UP", 1)  # which suffices where nothing is recorded
+    monkeypatch.setattr(graphs, "RECORDS", ())
     policies = {name: numerics.AUGMENTATIONS[name] for name in ("trivialaugment",)}
     monkeypatch.setattr(numerics, "AUGMENTATIONS", policies)
     found = numerics.waits(bench)
@@ -251,7 +254,7 @@ def test_graph_steps(bench: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(found.figures) == [
         f"{model} {what}"
         for model in ("resnet", "densenet")
-        for what in ("expert, launched", "row, launched")
+        for what in ("expert, launched", "row, graph", "row, launched")
     ]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from fusionrun.training import graphs
 from tests.bench import fusionrun_side, gpu, gpu_launches, gpu_steps, gpu_tasks, startup
 from tests.bench import ranks as ranks_bench
 from tests.bench.gpu import Figure
@@ -33,6 +34,7 @@ def test_steps(bench: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of(found)
     goals = {
         "densenet row, batch 128: eager": None,
+        "densenet row, batch 128: graph": None,
         "densenet row, batch 128: launched": ">= 4",
         "densenet row, batch 128: at the peak": None,
         "densenet row, batch 128: the loader's part": "<= 0.03",
@@ -55,6 +57,31 @@ def test_what_finds_no_room_leaves_the_others(
     launched = rows["resnet row, batch 128: launched"]
     assert launched["ratio"] is None and launched["ours"] > 0
     assert rows["resnet expert, batch 128: launched against eager"]["ratio"] is not None
+
+
+def test_a_step_done_in_another_way_has_no_figure(
+    bench: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("stream is capturing")
+
+    monkeypatch.setattr(graphs, "record", fails)
+    found = figures.compiled("resnet", bench)
+    assert found.state == "fail"
+    assert "failed: OtherWayError: steps stay single kernels" in found.text
+    assert "stream is capturing" in found.text
+    with pytest.raises(gpu_steps.OtherWayError, match="stream is capturing"):
+        gpu_steps.timed(bench, "resnet", "row", "graph")
+    assert gpu_steps.timed(bench, "resnet", "row", "eager").kernels == 1612
+
+
+def test_steps_with_kernels_made_for_them(bench: Pretended) -> None:
+    rows = rows_of(figures.compiled("resnet", bench))
+    assert list(rows) == [
+        "resnet expert, batch 128: compiled against launched",
+        "resnet row, batch 128: compiled against launched",
+    ]
+    assert all(row["ratio"] is not None for row in rows.values())
 
 
 def test_halves(bench: Pretended) -> None:
@@ -132,7 +159,7 @@ def test_the_command_of_a_study(
 
 def test_without_a_gpu_every_figure_has_its_line(tmp_path: Path) -> None:
     rows = gpu.measure(Bench(torch.device("cpu"), 1, tmp_path, print))
-    assert [row.name for row in rows] == [each.name for each in gpu.FIGURES]
+    assert [row.name for row in rows] == [each.name for each in (*gpu.FIGURES, *gpu.COMPILED)]
     assert {row.note for row in rows} == {"there is no GPU here"}
 
 

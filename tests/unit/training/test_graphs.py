@@ -497,13 +497,13 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(graphs, "compiled_trunks", compiled)
     monkeypatch.setattr(graphs, "repays", lambda model, steps, seconds: True)
     monkeypatch.setattr(graphs, "obstacle", lambda: "")
-    timed = graphs.GraphedStep._seconds
+    timed = graphs.seconds_of
 
-    def take_time(self: graphs.GraphedStep, seed: int) -> float:
-        assert timed(self, seed) > 0
+    def take_time(*of: Any) -> float:
+        assert timed(*of) > 0
         return next(seconds)
 
-    monkeypatch.setattr(graphs.GraphedStep, "_seconds", take_time)
+    monkeypatch.setattr(graphs, "seconds_of", take_time)
     return asked
 
 
@@ -527,7 +527,7 @@ def test_slower_ones_are_not(
     path: Path, record: Record, compiler: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter([0.01, 0.02])
-    monkeypatch.setattr(graphs.GraphedStep, "_seconds", lambda self, seed: next(seconds))
+    monkeypatch.setattr(graphs, "seconds_of", lambda *of: next(seconds))
     assert_plain_graph_stays(path, record, "(20.0 ms a step, 10.0 without; ")
 
 
