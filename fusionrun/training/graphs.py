@@ -4,7 +4,6 @@ Launched kernel by kernel, a step of thousands of them takes as long as its host
 each; the graph is asked for as a whole.
 """
 
-import gc
 import math
 import random
 import time
@@ -31,6 +30,7 @@ from fusionrun.training.compiling import (
     repays,
     seconds_of,
 )
+from fusionrun.training.recording import Replay, record
 from fusionrun.training.step import Step
 
 Way = tuple[str, Callable[[nn.Module], AbstractContextManager[None]]]
@@ -42,73 +42,10 @@ WAYS: tuple[Way, ...] = (
 )
 RECORDS = ("cuda",)  # types of devices that can
 EAGER_STEPS = 3  # of full batches before one is recorded: libraries have chosen their kernels then
-WARM_UP = 2  # more of them on the stream that is recorded
 # Largest relative difference of losses, and of the gradients of a parameter group, between the
 # recorded step and the one launched kernel by kernel: half precision, summed in any order, stays
 # below, what reads memory that is gone doesn't. In deterministic mode no bit may differ.
 TOLERANCE = 2e-2
-
-Replay = Callable[[int], Tensor]  # seed -> losses, which the next replay overwrites
-
-
-def record(
-    program: Callable[[], Tensor], seed: Callable[[int], None], device: torch.device
-) -> Replay:
-    """Record on a GPU what `program` asks of it; returns what has just that done again.
-
-    `program` is called several times, with random numbers of no meaning. Its result and whatever
-    else it leaves on the device stay in their places. A replay draws what the program would draw
-    after `seed`, from a generator of its own: several graphs may be on their way at once. Raises
-    whatever the program raised; then the device is as if nothing had been recorded.
-    """
-    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
-    # the default one can't be recorded. Of others no second is taken: libraries keep a workspace
-    # for each of them, which whoever else came by that stream would write to meanwhile
-    is_default = current == torch.cuda.default_stream(device)
-    stream = torch.cuda.Stream(device) if is_default else current  # type: ignore[no-untyped-call]
-    generator = torch.cuda.default_generators[current.device_index]
-    own = torch.Generator(device).graphsafe_get_state()
-
-    @contextmanager
-    def own_numbers() -> Iterator[None]:
-        shared = generator.graphsafe_get_state()
-        generator.graphsafe_set_state(own)
-        try:
-            yield
-        finally:
-            generator.graphsafe_set_state(shared)
-
-    @contextmanager
-    def after_each_other() -> Iterator[None]:
-        stream.wait_stream(current)
-        try:
-            with torch.cuda.stream(stream):
-                yield
-        finally:  # whoever puts back what was moved mustn't be overtaken by it
-            current.wait_stream(stream)
-
-    with own_numbers(), after_each_other():
-        seed(0)
-        for _ in range(WARM_UP):
-            program()
-        gc.collect()  # what is freed while recording could end it
-        gc.disable()
-        torch.backends.cudnn.benchmark = False  # so does trying algorithms out
-        try:  # only this thread's mistakes count: others read the clock of a copy meanwhile
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                result = program()
-        except Exception as error:  # the end of a broken recording hides what broke it
-            raise error.__context__ or error from None
-        finally:
-            gc.enable()
-
-    def replay(number: int) -> Tensor:
-        with own_numbers():
-            seed(number)
-            graph.replay()
-        return result
-
-    return replay
 
 
 def fastest(

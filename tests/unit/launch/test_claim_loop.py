@@ -27,6 +27,7 @@ from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.study import Study
 from fusionrun.training import graphs
 from fusionrun.training.errors import TaskError
+from fusionrun.training.recording import Replay
 from fusionrun.training.trainer import Trainer
 from tests.tiny import TINY, write_recipe
 from tests.unit.training.test_graphs import Record
@@ -226,7 +227,7 @@ def test_each_replays_a_graph_of_its_own_or_waits_for_room_for_one(
 ) -> None:
     made, failed = Record(), list[int]()
 
-    def record(*arguments: Any) -> graphs.Replay:
+    def record(*arguments: Any) -> Replay:
         if len(failed) < shortages:
             failed.append(1)
             raise OUT

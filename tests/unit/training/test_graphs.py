@@ -1,7 +1,5 @@
 """Steps that are recorded once: through a record on the CPU, which calls the program again."""
 
-import gc
-import inspect
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -17,8 +15,9 @@ from fusionrun.data.loader import Batch
 from fusionrun.fusions import FusionModel, build_fusion
 from fusionrun.training import graphs
 from fusionrun.training.errors import StopRequested
-from fusionrun.training.graphs import EAGER_STEPS, Replay
+from fusionrun.training.graphs import EAGER_STEPS
 from fusionrun.training.precision import FP32, Precision
+from fusionrun.training.recording import WARM_UP, Replay
 from tests.unit.training.test_trainer import (
     BATCH,
     CLASSES,
@@ -51,7 +50,7 @@ class Record:
     def __call__(self, program: Program, seed: Seed, device: torch.device) -> Replay:
         self.recorded += 1
         seed(0)
-        for _ in range(graphs.WARM_UP + 1):
+        for _ in range(WARM_UP + 1):
             program()
 
         def replay(number: int) -> Tensor:
@@ -338,145 +337,6 @@ def test_a_graphs_memory_is_given_back_at_the_end(path: Path, record: Record) ->
     kit.trainer.run()
     assert record.replayed
     assert not any(leaves() for leaves, _ in kit.trainer.fitting.spare)
-
-
-# --- the real record, on a card that isn't there -------------------------------------------------
-
-
-class FakeStream:
-    """Of torch.cuda's names those that a recording uses."""
-
-    device_index = 0
-
-    def __init__(self, device: torch.device | None = None) -> None:
-        self.waited_for: list[FakeStream] = []
-
-    def wait_stream(self, other: "FakeStream") -> None:
-        self.waited_for.append(other)
-
-
-class FakeGenerator:
-    """Points to a state, as CUDA's generators do."""
-
-    def __init__(self, device: object = None) -> None:
-        self.state = object()
-
-    def graphsafe_get_state(self) -> "FakeGenerator":
-        got = FakeGenerator()
-        got.state = self.state
-        return got
-
-    def graphsafe_set_state(self, other: "FakeGenerator") -> None:
-        self.state = other.state
-
-
-class FakeCard:
-    """What torch.cuda would be asked, in order."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, breaks: bool = False) -> None:
-        self.default, self.generator = FakeStream(), FakeGenerator()
-        self.current, self.log, self.breaks = self.default, list[str](), breaks
-        for name, value in {
-            "CUDAGraph": lambda: self,
-            "Stream": FakeStream,
-            "current_stream": lambda device: self.current,
-            "default_stream": lambda device: self.default,
-            "default_generators": (self.generator,),
-            "stream": self.stream,
-            "graph": self.graph,
-        }.items():
-            monkeypatch.setattr(torch.cuda, name, value)
-        monkeypatch.setattr(torch, "Generator", FakeGenerator)
-
-    @contextmanager
-    def stream(self, stream: FakeStream) -> Iterator[None]:
-        before, self.current = self.current, stream
-        try:
-            yield
-        finally:
-            self.current = before
-
-    @contextmanager
-    def graph(
-        self, graph: object, *, stream: FakeStream, capture_error_mode: str
-    ) -> Iterator[None]:
-        assert graph is self and capture_error_mode == "thread_local" and not gc.isenabled()
-        assert stream is self.current and stream is not self.default
-        self.log.append("begin")
-        try:
-            yield
-        finally:
-            self.log.append("end")
-            if self.breaks:
-                raise RuntimeError("operation failed due to a previous error during capture")
-
-    def replay(self) -> None:
-        self.log.append("replay")
-
-
-def test_a_recording_warms_up_and_draws_from_numbers_of_its_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    card, losses = FakeCard(monkeypatch), torch.ones(2)
-    shared, drawn_from = card.generator.state, list[object]()
-
-    def program() -> Tensor:
-        card.log.append("program")
-        drawn_from.append(card.generator.state)
-        return losses
-
-    def seed(number: int) -> None:
-        card.log.append(f"seed {number}")
-        drawn_from.append(card.generator.state)
-
-    replay = graphs.record(program, seed, torch.device("cuda", 0))
-    assert card.log == ["seed 0", *["program"] * graphs.WARM_UP, "begin", "program", "end"]
-    assert card.default.waited_for and card.current is card.default and gc.isenabled()
-    assert card.generator.state is shared
-    card.log.clear()
-    assert replay(7) is losses
-    assert card.log == ["seed 7", "replay"]
-    assert len(set(drawn_from)) == 1 and drawn_from[0] is not shared
-    assert card.generator.state is shared
-
-
-def test_a_recording_that_breaks_says_what_broke_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = FakeCard(monkeypatch, breaks=True)
-    shared, calls = card.generator.state, [0]
-
-    def program() -> Tensor:
-        calls[0] += 1
-        if calls[0] > graphs.WARM_UP:
-            raise ValueError("the first")
-        return torch.ones(1)
-
-    with pytest.raises(ValueError, match="the first"):
-        graphs.record(program, lambda number: None, torch.device("cuda", 0))
-    assert card.generator.state is shared and card.current is card.default and gc.isenabled()
-    assert card.default.waited_for  # so that nothing is put back too early
-
-
-def test_a_stream_that_is_no_default_is_recorded_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = FakeCard(monkeypatch)
-    own = card.current = FakeStream()
-    used: list[FakeStream] = []
-
-    def program() -> Tensor:
-        used.append(card.current)
-        return torch.ones(1)
-
-    graphs.record(program, lambda number: None, torch.device("cuda", 0))
-    assert all(each is own for each in used)
-
-
-def test_torch_has_what_a_recording_uses() -> None:
-    parameters = inspect.signature(torch.cuda.graph.__init__).parameters
-    assert {"stream", "capture_error_mode"} <= {*parameters}
-    for name in ("CUDAGraph", "Stream", "current_stream", "default_stream", "stream"):
-        assert hasattr(torch.cuda, name)
-    for name in ("graphsafe_get_state", "graphsafe_set_state"):
-        assert hasattr(torch.Generator, name)
-    assert hasattr(torch.cuda.CUDAGraph, "replay") or not torch.cuda.is_available()
 
 
 # --- kernels that are made for a network ----------------------------------------------------------
