@@ -191,7 +191,8 @@ class TaskReporter:
             return self._run_logs
         self._run_logs = open_run_logs(self._study, self._task, first_epoch, self.warn)
         if self._run_logs and first_epoch == 1 and self.sample is not None:
-            side_by_side = torch.cat(list(self.sample()), dim=2)
+            # here: a log's thread wouldn't wait for the stream that makes them
+            side_by_side = torch.cat(list(self.sample()), dim=2).cpu()
             for log in self._run_logs:
                 log.put(lambda chart: chart.image("augmented_training_images", side_by_side))
         return self._run_logs

@@ -6,17 +6,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
-from fusionrun.launch import run_logs
+from fusionrun.launch import run_logs, task_reporter
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.logs.background import BackgroundLog
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
 from fusionrun.study.study import Study
 from fusionrun.training.epoch import BestEpoch
+from tests.fake_cuda import CUDA, fake_cuda
 from tests.unit.logs.test_logs import RATES, make_history
 from tests.unit.logs.test_logs import study as study
 
@@ -98,6 +100,21 @@ def reporting(study: Study, record: Record) -> Iterator[TaskReporter]:
         reporter = TaskReporter(study, task, record, log, torch.device("cpu"))
         yield reporter
         reporter.close()
+
+
+def test_a_sample_of_images_is_on_the_host_before_a_thread_shows_it(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which wouldn't wait for the stream that makes them on a GPU."""
+    shown: list[torch.Tensor] = []
+    log, chart = mock.Mock(), mock.Mock(image=lambda tag, pixels: shown.append(pixels))
+    log.put = lambda work: work(chart)
+    monkeypatch.setattr(task_reporter, "open_run_logs", lambda *_: [log])
+    with reporting(study, Record()) as reporter, fake_cuda():
+        reporter.sample = lambda: torch.zeros(2, 3, 4, 4, dtype=torch.uint8, device=CUDA)
+        reporter.epoch(make_history(5, RATES)[:1], BestEpoch(1, 50.0, 1.0))
+    (pixels,) = shown
+    assert pixels.device.type == "cpu" and pixels.shape == (3, 4, 8)
 
 
 def test_a_csv_file_that_cannot_be_written_is_warned_of_once(study: Study) -> None:
