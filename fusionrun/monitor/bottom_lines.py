@@ -13,8 +13,9 @@ from rich.file_proxy import FileProxy
 from rich.segment import ControlType, Segment
 from rich.text import Text
 
-# then all is written: a driver's warning, which no Python sees, may stand between the lines
-WHOLE_SECONDS = 10.0
+# then all is written: a driver's warning, which no Python sees, may stand between the lines; after
+# such a pause what a shell has said that this process was suspended under
+WHOLE_SECONDS, PAUSE_SECONDS = 10.0, 3.0
 
 
 class BottomLines(RenderHook):
@@ -30,7 +31,7 @@ class BottomLines(RenderHook):
         self._lines: Sequence[Text] = ()
         self._on_screen: list[object] = []  # of each line there, what tells it from another
         self._frame = 0, console.size  # how many, and on what size of terminal
-        self._whole_at = 0.0  # when all were written
+        self._whole_at = self._written_at = 0.0  # when all were written, when anything was
         self._streams: tuple[TextIO, TextIO] | None = None  # this process's own, while started
 
     @property
@@ -74,8 +75,10 @@ class BottomLines(RenderHook):
             before, lines = self._on_screen, self._lines
             self._on_screen = [_look(line) for line in lines]
             frame, now = (len(lines), self._console.size), time.monotonic()
+            pause, self._written_at = now - self._written_at, now
+            is_known = now - self._whole_at < WHOLE_SECONDS and pause < PAUSE_SECONDS
             is_draw = isinstance(renderables[0], _Rewritten)
-            if is_draw and self._frame == frame and now - self._whole_at < WHOLE_SECONDS:
+            if is_draw and self._frame == frame and is_known:
                 changed = [old != new for old, new in zip(before, self._on_screen, strict=True)]
                 return [_Rewritten(lines, changed, len(lines) - 1)]
             self._frame, self._whole_at = frame, now

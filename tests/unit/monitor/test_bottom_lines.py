@@ -115,6 +115,19 @@ def test_what_wrote_past_this_process_is_drawn_over(
     assert terminal.shown[-3:] == ["head", "row", "foot"]
 
 
+def test_what_a_shell_said_while_it_was_suspended_is_drawn_over(
+    live: BottomLines, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, and not line by line into what the shell has said."""
+    now = [100.0]
+    monkeypatch.setattr(bottom_lines.time, "monotonic", lambda: now[0])
+    draw(live, "head", "row 1", "foot")
+    terminal.write("\n[1]+  Stopped\n$ fg\n")
+    now[0] += bottom_lines.PAUSE_SECONDS
+    draw(live, "head", "row 2", "foot")
+    assert terminal.shown[-3:] == ["head", "row 2", "foot"]
+
+
 def test_a_terminal_of_another_size_gets_all_lines(
     live: BottomLines, console: Console, terminal: Terminal
 ) -> None:
