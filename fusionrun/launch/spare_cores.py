@@ -37,7 +37,8 @@ class SpareCores:
         self, row: nn.Module, say: Callable[[str], None]
     ) -> AbstractContextManager[None]:
         """In here the experts of `row` use them, as `in_threads` does; who gets how many is said"""
-        self._say = say
+        self._say, self._at_once = say, 1
+        self._looked = -LOOK_SECONDS
         return in_threads(row, self.at_once)
 
     def at_once(self) -> int:

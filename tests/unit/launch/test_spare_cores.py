@@ -108,6 +108,19 @@ def test_others_are_looked_at_once_a_second_and_a_change_is_said(
     ]
 
 
+def test_each_row_is_told_of_the_cores_that_it_uses(make: Make, shares: Shares) -> None:
+    """The next one, too, which finds them as the one before has left them."""
+    first, _ = ranks = make(2, 2)
+    experts = [build_expert("resnet", 5, width=4, blocks=(1,)) for _ in range(2)]
+    row = FusionModel(experts, build_fusion("concatenation", 2, 4), 5)
+    logs: list[list[str]] = [[], []]
+    for log in logs:
+        with first.side_by_side(row, log.append):
+            assert shares(ranks, "row", "idle") == [2, 1]
+    said = "computes 2 of its experts at a time, with cores of ranks without work"
+    assert logs == [[said], [said]]
+
+
 def test_a_store_that_is_gone_leaves_everybody_what_is_theirs(
     make: Make, shares: Shares, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
