@@ -75,7 +75,8 @@ def cost(study: StudyResults) -> list[Block]:
     table_note = (
         "MACs: multiply-accumulates of convolutions and linear layers for one image. Latency: one "
         "image, median, 5th and 95th percentile. Images/s and memory: a batch of evaluation. "
-        "Experts that several rows share are counted in each."
+        "Experts that several rows share are counted in each; seconds of experts that were trained "
+        "side by side (experts.together) passed at the same time."
     )
     gallery = [Gallery(figures, legend, note)] if figures else []
     table = Table("Costs", COSTS, rows, table_note, images=study.evaluation.data.images)
