@@ -36,6 +36,7 @@ EXPERT_BARS = {"resnet": 3.2, "densenet": 9.5, "improved_wide_resnet": 14.0, "re
 AT_ONCE = 4
 EXPERTS = 4  # of a row
 WARM_UP = graphs.EAGER_STEPS + 2  # steps before the first that is timed
+OVERFLOWS = 20  # steps more that fp16 may take before its scale fits; none of them is recorded
 REPEAT = 10  # steps that are timed together
 IMAGES = 4096  # of which batches are loaded: more than are made ahead
 FAILED = "failed: "  # how the note of a figure begins that couldn't be had
@@ -215,6 +216,11 @@ def unless_it_fails(measure: Callable[[], list[Row]], name: str) -> list[Row]:
     return [Row("gpu", name, None, note=note)]
 
 
+def warm_up(trainer: Trainer) -> int:
+    """Steps until `trainer` has found its way."""
+    return WARM_UP + OVERFLOWS * trainer.optimisation.precision.is_scaled
+
+
 def timed(bench: Bench, model: str, kind: str, way: str, **runtime: Any) -> Timed:
     """Raises OtherWayError where a step isn't done in that way."""
     give_back()
@@ -223,7 +229,7 @@ def timed(bench: Bench, model: str, kind: str, way: str, **runtime: Any) -> Time
     batch = next(fusionrun_side.endless_batches(trainer))
     start = time.perf_counter()
     with done_by(way, trainer):
-        for _ in range(WARM_UP):
+        for _ in range(warm_up(trainer)):
             trainer.train_step(batch)
     bench.settle()
     set_up = time.perf_counter() - start
@@ -287,7 +293,7 @@ def _at_once(bench: Bench, model: str) -> list[float]:
     with contextlib.ExitStack() as ways:
         for trainer in trainers:
             ways.enter_context(done_by("launched", trainer))
-        for _ in range(WARM_UP):
+        for _ in range(warm_up(trainers[0])):
             steps()
     (seconds,) = bench.interleave(bench.timed(steps, STEPS_AHEAD))
     return [each / AT_ONCE for each in seconds]

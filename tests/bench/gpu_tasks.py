@@ -12,7 +12,7 @@ import torch
 
 from fusionrun.training.checkpoint import ResumeFile
 from tests.bench import fusionrun_side
-from tests.bench.gpu_steps import WARM_UP, half_precision
+from tests.bench.gpu_steps import half_precision, warm_up
 from tests.bench.measure import Bench, Row, share
 from tests.bench.steps import GPU_BATCH
 from tests.bench.worker_pool import Part, WorkerPool
@@ -24,7 +24,7 @@ EPOCH_IMAGES, EPOCH_MODEL = 9000, "densenet"  # has the most kernels to choose
 def waits(bench: Bench) -> list[Row]:
     """How often the host waits for the device while it makes a batch and does a step."""
     trainer = fusionrun_side.row(fusionrun_side.run_context(bench, "resnet", batch_size=GPU_BATCH))
-    for batch in itertools.islice(fusionrun_side.endless_batches(trainer), WARM_UP):
+    for batch in itertools.islice(fusionrun_side.endless_batches(trainer), warm_up(trainer)):
         trainer.train_step(batch)
     batches = trainer.loaders.train.training_batches(seed=1)  # the first with those ahead
     torch.cuda.set_sync_debug_mode("warn")

@@ -28,7 +28,6 @@ PRECISIONS: dict[str, tuple[dict[str, Any], float, float]] = {
     "bf16": ({"amp": "bf16"}, 2e-2, 0.3),
     "fp16": ({"amp": "fp16"}, 2e-2, 0.3),
 }
-OVERFLOWS = 20  # that fp16 may have before its scale fits
 FULL_BATCH = 128
 STEPS = 3
 # losses and updates of a graph against those of its kernels: the same ones, some of which add up
@@ -69,7 +68,7 @@ def _float64(bench: Bench) -> Verdict:
             ours = _trainer(bench, bench.on_gpu, model, kind, name)
             columns = (batch.images, batch.targets, batch.labels)
             there = Batch(*(each.to(bench.device) for each in columns))
-            for _ in range(OVERFLOWS):
+            for _ in range(gpu_steps.OVERFLOWS):
                 found = ours.train_step(there), _gradients(ours)
                 if name != "fp16" or found[1].isfinite().all():
                     break  # else its update was skipped, and the loss is scaled by half as much
@@ -125,7 +124,7 @@ def waits(bench: Bench) -> Verdict:
         for kind, make in gpu_steps.KINDS.items():
             trainer = make(context)
             for batch in itertools.islice(
-                fusionrun_side.endless_batches(trainer), gpu_steps.WARM_UP
+                fusionrun_side.endless_batches(trainer), gpu_steps.warm_up(trainer)
             ):  # from now on it replays
                 trainer.train_step(batch)
             for policy, mixing in itertools.product(AUGMENTATIONS, MIXINGS):
@@ -183,7 +182,8 @@ def _trained(bench: Bench, model: str, kind: str, way: str) -> tuple[Tensor, Ten
         if isinstance(module, nn.Dropout):
             module.p = 0.1
     before = _weights(trainer.model)
-    batches = itertools.islice(fusionrun_side.endless_batches(trainer), gpu_steps.WARM_UP + STEPS)
+    steps = gpu_steps.warm_up(trainer) + STEPS
+    batches = itertools.islice(fusionrun_side.endless_batches(trainer), steps)
     losses = []
     with gpu_steps.done_by(way, trainer):
         for batch in batches:

@@ -223,7 +223,8 @@ def test_against_float64(bench: Pretended, monkeypatch: pytest.MonkeyPatch) -> N
 def test_waits(bench: Pretended, monkeypatch: pytest.MonkeyPatch, modes: list[str]) -> None:
     monkeypatch.setattr(numerics, "MIXINGS", ("mixup",))
     monkeypatch.setattr(numerics, "STEPS", 1)
-    monkeypatch.setattr(gpu_steps, "WARM_UP", 1)  # which suffices where nothing is recorded
+    # which suffices where nothing is recorded
+    monkeypatch.setattr(gpu_steps, "warm_up", lambda trainer: 1)
     monkeypatch.setattr(graphs, "RECORDS", ())
     policies = {name: numerics.AUGMENTATIONS[name] for name in ("trivialaugment",)}
     monkeypatch.setattr(numerics, "AUGMENTATIONS", policies)

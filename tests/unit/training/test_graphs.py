@@ -203,6 +203,17 @@ def test_a_recording_that_differs_is_not_used(path: Path, record: Record, factor
     assert record.replayed == len(graphs.WAYS)
 
 
+def test_how_much_may_differ_is_read_when_it_is_asked(
+    path: Path, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The benchmark times what differs by more than what a launch would use."""
+    monkeypatch.setattr(graphs, "TOLERANCE", 0.5)
+    record.change = lambda losses: losses * 1.1
+    kit = make_kit(path)
+    kit.trainer.run()
+    assert record.replayed > 1 and "one CUDA graph from now on" in kit.diary.messages[0]
+
+
 def test_where_runs_are_reproducible_no_bit_may_differ(path: Path, record: Record) -> None:
     torch.use_deterministic_algorithms(True)
     try:
@@ -416,14 +427,29 @@ def test_nor_ones_that_compute_something_else(
     assert_plain_graph_stays(path, record, "not used (its numbers differ from theirs by 0.2)")
 
 
-def assert_plain_graph_stays(path: Path, record: Record, word: str) -> None:
+def assert_plain_graph_stays(
+    path: Path, record: Record, word: str, *, is_alone: bool = True
+) -> None:
     kit, before = make_kit(path), record.replayed
+    kit.trainer.fitting.has_company = lambda: not is_alone
     kit.trainer.run()
     assert "one CUDA graph from now on" in kit.diary.messages[0]
     assert kit.diary.messages[1] == MAKING
     assert word in kit.diary.messages[2] and len(kit.diary.messages) == 3
     assert record.replayed > before
     assert outcome(kit.trainer) == eager(path)
+
+
+def test_nor_ones_whose_graph_finds_no_memory_beside_others(
+    path: Path, record: Record, compiler: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def short(model: nn.Module) -> Iterator[None]:
+        runs_out(torch.zeros(1))
+        yield
+
+    monkeypatch.setattr(graphs, "compiled_trunks", short)
+    assert_plain_graph_stays(path, record, "not used (OutOfMemoryError", is_alone=False)
 
 
 def test_where_there_is_no_compiler_that_is_said(
