@@ -1,6 +1,7 @@
 """Tasks that take their process with them: counted, and given up before they stop the others."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from fusionrun.common.atomic_files import write_json
@@ -24,6 +25,7 @@ class CrashCount:
     rank: int = 0  # that runs it
     log_size: int = 0  # bytes of the rank's log when it began
     error: str = ""  # for which the process left; else it was killed, or crashed in native code
+    is_told: bool = False  # by the attempt after it; the task may have to wait for its turn longer
 
 
 def count_start(study: Study, task: Task, rank: int) -> None:
@@ -61,7 +63,10 @@ def crashes_before(study: Study) -> Iterator[str]:
         note = study.layout.crashes(task.name)
         if note.exists():
             crash = read_json(note, CrashCount)
-            ended.setdefault(crash.rank, {})[task.name] = crash
+            if not crash.is_told:
+                ended.setdefault(crash.rank, {})[task.name] = crash
+                with suppress(OSError):  # of a full disk: it's told once more then
+                    write_json(note, plain(replace(crash, is_told=True)))
     for rank, crashes in ended.items():
         guilty = {name: crash for name, crash in crashes.items() if crash.error} or crashes
         who = ", ".join(guilty)

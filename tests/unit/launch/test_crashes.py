@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionrun.launch.crashes import CRASHES, count_start
+from fusionrun.launch.crashes import CRASHES, count_start, crashes_before
 from fusionrun.launch.resume import require_own, resume_path
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
@@ -45,3 +45,20 @@ def test_a_state_of_another_experiment_is_found_whichever_stands_there(
     save(getattr(file, whichever), {"settings": {"model": "something else"}})
     with pytest.raises(TaskError, match="something else"):
         require_own(study)
+
+
+def test_only_the_last_attempts_crashes_are_told(study: Study) -> None:
+    """What was beside the task to blame may wait for its turn over several restarts."""
+    first, second, *_ = study.tasks
+    for task in (first, second):
+        count_start(study, task, 1)
+    (line,) = crashes_before(study)
+    assert f"one of {first.name}, {second.name}" in line and "rank 1" in line
+    count_start(study, first, 0)  # alone now, on another rank
+    (line,) = crashes_before(study)
+    assert line.startswith(f"{first.name} took its process (rank 0)")
+    for _ in range(CRASHES - 2):
+        count_start(study, first, 0)
+    with pytest.raises(TaskError, match="without getting further"):
+        count_start(study, first, 0)
+    count_start(study, second, 0)
