@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Record:
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
         self.change: Callable[[Tensor], Tensor] = lambda losses: losses
+        self.around: Callable[[], AbstractContextManager[None]] = nullcontext  # a replay
 
     def __call__(self, program: Program, seed: Seed, device: torch.device) -> Replay:
         self.recorded += 1
@@ -56,7 +57,8 @@ class Record:
         def replay(number: int) -> Tensor:
             self.replayed += 1
             seed(number)
-            return self.change(program())
+            with self.around():
+                return self.change(program())
 
         return replay
 
@@ -201,6 +203,28 @@ def test_a_recording_that_differs_is_not_used(path: Path, record: Record, factor
     word = f"its numbers differ from theirs by {factor - 1:.2g}"
     assert_stays_eager(make_kit(path), path, record, word)
     assert record.replayed == len(graphs.WAYS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("factor", [0, 2])
+def test_a_recording_that_updates_otherwise_is_not_used(
+    path: Path, record: Record, kind: str, factor: float
+) -> None:
+    """Although its losses and gradients are right."""
+    kit = make_kit(path, kind)
+    rates = [group["lr"] for group in kit.trainer.optimisation.optimizer.param_groups]
+    record.around = lambda: scaled(rates, factor)
+    assert_stays_eager(kit, path, record, "its numbers differ from theirs by 1", kind=kind)
+
+
+@contextmanager
+def scaled(rates: list[Tensor], factor: float) -> Iterator[None]:
+    before = [rate.clone() for rate in rates]
+    for rate in rates:
+        rate.mul_(factor)
+    yield
+    for rate, was in zip(rates, before, strict=True):
+        rate.copy_(was)
 
 
 def test_how_much_may_differ_is_read_when_it_is_asked(
