@@ -196,7 +196,7 @@ class ExpertsConfig:
     @property
     def most_together(self) -> int:
         """On whatever device. By four an H100 trains 1.3 to 1.5 times as many as one by one."""
-        return 4 if self.together == "auto" else self.together
+        return 4 if self.together == "auto" else min(self.together, self.count)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fusionrun.common.text import nearest
 from fusionrun.common.typed_fields import flatten
 from fusionrun.study.planning import plan_study
-from fusionrun.study.recipe import Recipe, RecipeError
+from fusionrun.study.recipe import ExpertsConfig, Recipe, RecipeError
 from fusionrun.study.recipe_yaml import dump_for_study, dump_recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -799,3 +799,9 @@ def test_the_recipe_of_a_study_is_that_of_the_study_where_it_lies_now(tmp_path: 
     assert (moved.data.root, moved.plugins) == (recipe.data.root, recipe.plugins)
     other = load_recipe(study / "recipe.yaml", ["output_dir=other", "data.root=here"])
     assert (other.output_dir, other.data.root) == ("other", "here")
+
+
+def test_a_rank_tells_of_no_more_experts_than_a_row_has() -> None:
+    """What all ranks send each other every second has room for as many."""
+    assert ExpertsConfig(count=3, together=10**6).most_together == 3
+    assert ExpertsConfig(count=3, together=2).most_together == 2
