@@ -10,7 +10,7 @@ from typing import TextIO, cast
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.control import Control
 from rich.file_proxy import FileProxy
-from rich.segment import ControlType, Segment
+from rich.segment import ControlType, Segment, Segments
 from rich.text import Text
 
 # then all is written: a driver's warning, which no Python sees, may stand between the lines; after
@@ -116,8 +116,12 @@ def _look(line: Text) -> object:
     return line.plain, line.style, line.spans
 
 
-def _erased(lines: int) -> Control:
-    """From the last of so many lines back to the first, none of them left."""
+def _erased(lines: int) -> Segments:
+    """From the last of so many lines back to the first, none of them left.
+
+    Nor anything below them: a terminal that got narrower has broken the last one in two.
+    """
     erase = (ControlType.ERASE_IN_LINE, 2)
     up = (ControlType.CURSOR_UP, 1)
-    return Control(ControlType.CARRIAGE_RETURN, erase, *(lines - 1) * (up, erase))
+    back = Control(ControlType.CARRIAGE_RETURN, erase, *(lines - 1) * (up, erase)).segment
+    return Segments([back, Segment("\x1b[J", None, [(ControlType.CLEAR,)])])  # rich can't say it

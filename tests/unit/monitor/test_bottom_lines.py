@@ -137,6 +137,16 @@ def test_a_terminal_of_another_size_gets_all_lines(
     assert terminal.shown == ["a line of thirty le…", "foot"]
 
 
+def test_what_a_narrower_terminal_has_broken_off_the_last_line_goes(
+    live: BottomLines, console: Console, terminal: Terminal
+) -> None:
+    draw(live, "head", "a line of thirty letters or so")
+    terminal.write("\nletters or so\x1b[1A")
+    console.width = 20
+    draw(live, "head", "a line of thirty letters or so")
+    assert terminal.shown == ["head", "a line of thirty le…"]
+
+
 def test_the_last_lines_may_be_more_than_fit(live: BottomLines, terminal: Terminal) -> None:
     draw(live, "head", "row 0", "… and 19")
     lines = ["head", *(f"row {k}" for k in range(20))]

@@ -313,6 +313,8 @@ def picture(output: str) -> list[str]:
             y -= int(code[2:-1] or 1)
         elif code.endswith("K"):
             lines[y] = ""
+        elif code == "\x1b[J":
+            lines[y:] = [lines[y][:x]]
         else:
             assert code[-1] in "mhl", f"unforeseen {code!r}"
     return lines
