@@ -109,6 +109,9 @@ class _Rewritten:
                 yield from console.render_lines(self.lines[k], options, pad=False)[0]
             if k < last:
                 yield Segment.line()
+        if not self.changed[last] and (written := self.lines[last].cell_len):
+            # behind it: a terminal writes ^C where its cursor is
+            yield Control((ControlType.CURSOR_FORWARD, min(written, options.max_width - 1)))
 
 
 def _look(line: Text) -> object:

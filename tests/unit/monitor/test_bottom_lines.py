@@ -63,6 +63,15 @@ def test_only_what_changed_is_written(live: BottomLines, terminal: Terminal) -> 
         assert terminal.shown == list(lines)
 
 
+def test_what_a_terminal_echoes_stands_behind_the_last_line(
+    live: BottomLines, terminal: Terminal
+) -> None:
+    for head in ("head", "head!", "head!"):
+        draw(live, head, "Ctrl-C leaves")
+    terminal.write("^C")
+    assert terminal.shown == ["head!", "Ctrl-C leaves^C"]
+
+
 def test_a_line_that_only_looks_otherwise_has_changed(
     live: BottomLines, terminal: Terminal
 ) -> None:

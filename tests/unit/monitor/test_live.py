@@ -311,6 +311,8 @@ def picture(output: str) -> list[str]:
             lines += [""] * (y + 1 - len(lines))
         elif code.endswith("A"):
             y -= int(code[2:-1] or 1)
+        elif code.endswith("C"):
+            x += int(code[2:-1] or 1)
         elif code.endswith("K"):
             lines[y] = ""
         elif code == "\x1b[J":
