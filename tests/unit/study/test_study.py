@@ -55,7 +55,7 @@ PLACES: tuple[str, ...] = ("output_dir", "data.root", "data.cache_dir", "data.sp
 PLACES += ("data.train_folder", "data.test_folder", "data.download", "experts.checkpoint_dir")
 PLACES += ("experts.pattern",)
 PLACES += ("checkpoint.", "logs.", "status.", "runtime.")
-PLACES += ("fusion.micro_batch",)  # how the hardware is used
+PLACES += ("experts.together", "fusion.micro_batch")  # how the hardware is used
 # numbers on a GPU depend on these a little; they may be changed for a run that struggles
 HARDWARE = ("runtime.device", "runtime.amp", "runtime.channels_last", "runtime.deterministic")
 NAMES = {
