@@ -165,18 +165,26 @@ def _convert(hint: Any, value: Any, path: str, strict: bool) -> object:
     """`value` as the type `hint` says; raises FieldError when it is something else."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        parts: list[Any] = [part for part in typing.get_args(hint) if part is not type(None)]
         if value is None and len(parts) < len(typing.get_args(hint)):
             return None
         if value is None:
             raise FieldError(path, "found nothing, expected a value")
         # of several kinds that of the same shape says best what is wrong
         shape = tuple if isinstance(value, list) else type(value)
-        *others, hint = [each for each in parts if typing.get_origin(each) is shape] or parts
+        parts = [each for each in parts if typing.get_origin(each) is shape] or parts
+        words = [each for each in parts if typing.get_origin(each) is Literal]
+        *others, hint = [*words, *(each for each in parts if each not in words)]
         for other in others:
             with contextlib.suppress(FieldError):
                 return _convert(other, value, path, strict)
-        return _convert(hint, value, path, strict)
+        try:
+            return _convert(hint, value, path, strict)
+        except FieldError as error:
+            if error.path != path or hint in words:
+                raise
+            named = [str(option) for each in words for option in typing.get_args(each)]
+            raise FieldError(path, " or ".join([error.problem, *named])) from None
     if origin is Literal:
         options = typing.get_args(hint)
         if "off" in options and (value is False or str(value).lower() == "off"):

@@ -27,6 +27,8 @@ class Outer:
     sizes: dict[str, int] = field(default_factory=dict)
     note: str | None = None
     pair: tuple[float, float] = (0.0, 1.0)
+    most: Literal["auto"] | int = "auto"
+    least: float | Literal["auto"] | None = None
 
 
 FULL = Outer(3, [Inner("a", 0.25)], "off", {"x": 1}, "said", (1.0, 2.0))
@@ -63,6 +65,8 @@ def test_a_file_of_another_version_is_read(tmp_path: Path) -> None:
         ({"count": 1, "kind": "of"}, "kind", "did you mean 'off'?"),
         ({"count": 1, "sizes": [1]}, "sizes", "found a list, expected a mapping"),
         ({"count": 1, "sizes": {"x": "y"}}, "sizes.x", "expected a whole number"),
+        ({"count": 1, "most": "of"}, "most", "found 'of' (text), expected a whole number or auto"),
+        ({"count": 1, "least": "of"}, "least", "found 'of' (text), expected a number or auto"),
         ({"count": 1, "cuont": 1}, "cuont", "did you mean 'count'?"),
         ([], "", "found a list, expected fields of: count, inner"),
     ],
