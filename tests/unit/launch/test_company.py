@@ -40,7 +40,8 @@ def test_a_gpu_is_shared_by_its_ranks(
     most: int,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    study = plan_study(load_recipe(write_recipe(tmp_path), [f"experts.together={wanted}"]), "tiny")
+    words = [f"experts.together={wanted}", "experts.count=4"]
+    study = plan_study(load_recipe(write_recipe(tmp_path), words), "tiny")
     rank_info = RankInfo(0, ranks, 0, ranks, 0, None)
     assert Company.of_rank(study, device, rank_info).most == most
     assert study.recipe.experts.most_together >= most
