@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.data.augmentation.policies import Augmentation
@@ -22,7 +23,8 @@ GPU_BATCH, GPU_REPEAT = 128, 5  # repeat: steps that are timed together
 GPU_GOALS = {"resnet": 4.5, "densenet": 4.0, "improved_wide_resnet": 2.7, "resnext": 2.6}
 LOADING_GOAL, GPU_LOADING_GOAL = 0.05, 0.03  # of a step and its batch
 LAYOUT_BATCH = 32  # on a CPU; the fewer images, the less a layout matters
-PEAK_SIDE = 2048  # of the matrices whose product shows the machine's peak
+# what shows a CPU's peak: the side of matrices; a convolution's images, channels, pixels a side
+PEAK_SIDE, PEAK_IMAGES, PEAK_CHANNELS, PEAK_PIXELS = 2048, 64, 256, 16
 EXPERTS = 4  # of a row
 CHECKED = 3  # first steps, whose losses must agree
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}  # relative; bfloat16 has 8 bits
@@ -56,11 +58,12 @@ def measure_step(bench: Bench, model: str) -> list[Row]:
     our_losses: list[Tensor] = []
     their_losses: list[list[float]] = []
     batches = fusionrun_side.endless_batches(ours)
-    their_seconds, our_seconds, loading, products = bench.interleave(
+    at_peak = works_at_the_peak(bench)
+    their_seconds, our_seconds, loading, *peak_seconds = bench.interleave(
         bench.timed(lambda: their_losses.append(theirs.step(mixed)), repeat),
         bench.timed(lambda: our_losses.append(ours.train_step(batch).clone()), repeat),
         bench.timed(lambda: next(batches), STEPS_AHEAD),
-        bench.timed(product_of_matrices(bench)),
+        *(bench.timed(work) for _, work in at_peak),
     )
     check_losses(
         [losses.tolist() for losses in our_losses[:CHECKED]],
@@ -71,23 +74,37 @@ def measure_step(bench: Bench, model: str) -> list[Row]:
     goal = (GPU_GOALS if bench.on_gpu else CPU_GOALS)[model]
     loading_goal = GPU_LOADING_GOAL if bench.on_gpu else LOADING_GOAL
     both = [step + load for step, load in zip(our_seconds, loading, strict=True)]
+    peaks = [
+        max(flop / seconds for (flop, _), seconds in zip(at_peak, each, strict=True))
+        for each in zip(*peak_seconds, strict=True)
+    ]
     return [
         times_as_fast("step", name, goal, theirs=their_seconds, ours=our_seconds, note=note),
         share("step", f"{name}: augmentation's part", loading_goal, ours=loading, of=both),
-        *([] if bench.on_gpu else [share_of_peak(name, model, batch_size, our_seconds, products)]),
+        *([] if bench.on_gpu else [share_of_peak(name, model, batch_size, our_seconds, peaks)]),
     ]
 
 
-def product_of_matrices(bench: Bench) -> Callable[[], object]:
-    """What reaches the machine's peak in float32."""
+def works_at_the_peak(bench: Bench) -> list[tuple[float, Callable[[], object]]]:
+    """(operations, work) of what comes near the machine's peak in float32.
+
+    Which comes nearer, a product of matrices or a convolution, the libraries decide.
+    """
     a, b = torch.rand(2, PEAK_SIDE, PEAK_SIDE, device=bench.device)
-    return lambda: a @ b
+    images = torch.rand(PEAK_IMAGES, PEAK_CHANNELS, PEAK_PIXELS, PEAK_PIXELS, device=bench.device)
+    weights = torch.rand(PEAK_CHANNELS, PEAK_CHANNELS, 3, 3, device=bench.device)
+    images, weights = (each.to(memory_format=torch.channels_last) for each in (images, weights))
+    convolved = 2 * 9 * PEAK_CHANNELS**2 * PEAK_IMAGES * PEAK_PIXELS**2
+    return [
+        (2 * PEAK_SIDE**3, lambda: a @ b),
+        (convolved, lambda: F.conv2d(images, weights, padding=1)),
+    ]
 
 
 def share_of_peak(
-    name: str, model: str, batch_size: int, steps: Sequence[float], products: Sequence[float]
+    name: str, model: str, batch_size: int, steps: Sequence[float], peaks: Sequence[float]
 ) -> Row:
-    """A row's step in operations a second, beside a product of matrices in the same round.
+    """A row's step in operations a second, beside the machine's peak in the same round.
 
     Training takes three times the operations of the pass forward.
     """
@@ -96,10 +113,10 @@ def share_of_peak(
     flop = 3 * 2 * multiply_accumulates(expert, 32) * EXPERTS * batch_size
     return share(
         "step",
-        f"{name}: share of the matrix product's peak",
+        f"{name}: share of the machine's peak",
         None,
         ours=[flop / seconds / 1e9 for seconds in steps],
-        of=[2 * PEAK_SIDE**3 / seconds / 1e9 for seconds in products],
+        of=[peak / 1e9 for peak in peaks],
         unit="GFLOP/s",
     )
 
