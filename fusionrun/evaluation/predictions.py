@@ -28,7 +28,7 @@ from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.fitting import Parts
-from fusionrun.training.inference import collect_logits, forward_heads
+from fusionrun.training.inference import collect_logits, forward_heads, heads_of
 from fusionrun.training.precision import keep_casts
 
 GRADIENT_IMAGES = 128  # whose gradients are compared
@@ -218,7 +218,7 @@ def _pass(
             output: FusionOutput = model(batch.images)
             found = look(output.features)
             others = [forward_heads(expert, batch.images) for expert in before]
-        heads = torch.cat([output.logits.unsqueeze(1), output.expert_logits, *others], dim=1)
+        heads = torch.cat([heads_of(output), *others], dim=1)
         return heads.float().cpu(), batch.labels.cpu(), found
 
     with keep_casts(context.device):

@@ -122,14 +122,15 @@ class GraphedStep:
             ):
                 return expected.losses  # which proves nothing; the next step may
             problems += [host] if host else []
+            proof = Proof(batch, seed, before, expected)
             for name, way in () if host else ways(step.model):
                 put_back(step, before)
-                found = self._attempt(way, batch, seed, before, expected, TOLERANCE)
+                found = self._attempt(way, proof, TOLERANCE)
                 if isinstance(found, Tensor):
                     seconds = time.monotonic() - started
                     self._say(f"steps are one CUDA graph from now on ({name}; {seconds:.1f} s)")
                     if self._may_compile():
-                        self._compile(way, batch, seed, before, expected)
+                        self._compile(way, proof)
                         put_back(step, before)
                         found = self._replayed(batch, seed)
                     return found
@@ -150,21 +151,18 @@ class GraphedStep:
     def _attempt(
         self,
         way: Callable[[nn.Module], AbstractContextManager[None]],
-        batch: Batch,
-        seed: int,
-        before: Sequence[Tensor],
-        expected: "Outcome",
+        proof: "Proof",
         tolerance: float,
     ) -> Tensor | str:
         """Record the step in one way: its losses, replayed, or what is wrong with it."""
-        step = self._step
+        step, (batch, seed, before, expected) = self._step, proof
         try:
             self._batch = Batch(*(torch.empty_like(each) for each in vars(batch).values()))
             fill(self._batch, batch)
             with way(step.model):
                 self._replay = record(partial(step.program, self._batch), step.seed, step.device)
             put_back(step, before)
-            found = Outcome.of(step, self._replayed(batch, seed), before)
+            found = Effect.of(step, self._replayed(batch, seed), before)
             much = difference(found, expected)
         except Exception as error:
             self._replay = None
@@ -184,19 +182,14 @@ class GraphedStep:
         return repays(self._step.model, self._steps_left(), SLOW)
 
     def _compile(
-        self,
-        way: Callable[[nn.Module], AbstractContextManager[None]],
-        batch: Batch,
-        seed: int,
-        before: Sequence[Tensor],
-        expected: "Outcome",
+        self, way: Callable[[nn.Module], AbstractContextManager[None]], proof: "Proof"
     ) -> None:
         """Record the step once more, with kernels made for it, if that pays; keep what is faster.
 
         What lasts isn't as it was afterwards.
         """
         step, plain = self._step, (self._batch, self._replay)
-        without = seconds_of(self._replay, seed, step.device)
+        without = seconds_of(self._replay, proof.seed, step.device)
         if not repays(step.model, self._steps_left(), without):
             return
         if missing := obstacle():
@@ -210,15 +203,15 @@ class GraphedStep:
             with way(model), compiled_trunks(model):
                 yield
 
-        put_back(step, before)
+        put_back(step, proof.before)
         try:
-            found = self._attempt(fused, batch, seed, before, expected, FUSED_TOLERANCE)
+            found = self._attempt(fused, proof, FUSED_TOLERANCE)
         except Exception as error:  # no memory for a second graph: the first one needs no other
             found = in_words(error)
         words = found if isinstance(found, str) else ""
         if not words:
             set_up = time.monotonic() - started
-            with_them = seconds_of(self._replay, seed, step.device)
+            with_them = seconds_of(self._replay, proof.seed, step.device)
             words = f"{1e3 * with_them:.1f} ms a step, {1e3 * without:.1f} without; {set_up:.0f} s"
             if with_them < without:
                 self._say(f"kernels made for this network are used ({words})")
@@ -235,7 +228,7 @@ class GraphedStep:
         return was_there
 
 
-class Outcome(NamedTuple):
+class Effect(NamedTuple):
     """What a step leaves behind, apart from it."""
 
     losses: Tensor  # (H,)
@@ -244,7 +237,7 @@ class Outcome(NamedTuple):
     lasting: list[Tensor]  # in deterministic mode
 
     @classmethod
-    def of(cls, step: Step, losses: Tensor, before: Sequence[Tensor]) -> "Outcome":
+    def of(cls, step: Step, losses: Tensor, before: Sequence[Tensor]) -> "Effect":
         """With what lasts as it was `before` the step."""
         were = dict(zip(step.model.parameters(), before, strict=False))
         groups = [
@@ -260,12 +253,21 @@ class Outcome(NamedTuple):
         )
 
 
+class Proof(NamedTuple):
+    """A step that what is recorded has to repeat: kernel by kernel it came to `expected`."""
+
+    batch: Batch
+    seed: int
+    before: Sequence[Tensor]  # what lasts, as it was
+    expected: Effect
+
+
 def flat(like: Tensor, parts: Iterable[Tensor]) -> Tensor:
     """All numbers of `parts`, of none an empty tensor where `like` is."""
     return torch.cat([like[:0], *(part.flatten() for part in parts)])
 
 
-def difference(found: Outcome, expected: Outcome) -> float:
+def difference(found: Effect, expected: Effect) -> float:
     """The largest relative one of a loss or a group's gradient, and of its update where that is
 
     beyond UPDATE_TOLERANCE; of what lasts, inf for any bit.
@@ -286,22 +288,22 @@ def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return float(torch.stack(relative).max())  # NaN if one is
 
 
-def observed(step: Step, batch: Batch, seed: int, before: Sequence[Tensor]) -> tuple[Outcome, str]:
+def observed(step: Step, batch: Batch, seed: int, before: Sequence[Tensor]) -> tuple[Effect, str]:
     """What a step comes to, launched kernel by kernel, and what a recording of it would miss."""
     step.seed(seed)
     places, draws = host_state(step.model), host_draws(step.device)
     with HostReads() as reads:
         losses = step.program(batch)
-    outcome = Outcome.of(step, losses, before)
+    effect = Effect.of(step, losses, before)
     if reads.found:
-        return outcome, f"the model reads numbers from the device ({', '.join(reads.found)})"
+        return effect, f"the model reads numbers from the device ({', '.join(reads.found)})"
     if host_draws(step.device) != draws:
-        return outcome, "the model draws random numbers on the host"
+        return effect, "the model draws random numbers on the host"
     for (part, name), value in host_state(step.model).items():
         was = places.get((part, name))
         if value is not was and (isinstance(value, Tensor) or value != was):
-            return outcome, f"the model's {f'{part}.{name}'.lstrip('.')} changes from step to step"
-    return outcome, ""
+            return effect, f"the model's {f'{part}.{name}'.lstrip('.')} changes from step to step"
+    return effect, ""
 
 
 def host_state(model: nn.Module) -> dict[tuple[str, str], Any]:
