@@ -22,7 +22,7 @@ from fusionrun.common.file_paths import FilePath
 from fusionrun.experts import BUILDERS, argument_defaults, build_expert
 from fusionrun.study import recipe as recipes
 from fusionrun.study import runtime
-from fusionrun.study.defaults import EXPERT_DEFAULTS, FUSION_DEFAULTS
+from fusionrun.study.defaults import EXPERT_DEFAULTS, FUSION_DEFAULTS, SHARED_FUSION
 from fusionrun.study.recipe import Recipe
 from tests import measured
 from tests.contract.test_layers import ROOMS
@@ -185,6 +185,7 @@ def published() -> str:
         for what, names, rows in (
             ("expert", names_of(EXPERT_DEFAULTS), EXPERT_DEFAULTS.items()),
             ("fusion", names_of(FUSION_DEFAULTS), FUSION_DEFAULTS.items()),
+            ("fusion.recipe", names_of(FUSION_DEFAULTS), [("shared", SHARED_FUSION)]),
         )
     )
 

@@ -20,7 +20,7 @@ from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.fusions import FusionModel
 from fusionrun.launch.component_info import component_info, expert_infos
 from fusionrun.launch.task_reporter import TaskReporter
-from fusionrun.launch.trainers import expert_trainer, network_trainer, row_seed, row_trainer
+from fusionrun.launch.trainers import expert_trainer, network_trainer, row_trainer
 from fusionrun.study.context import RunContext
 from fusionrun.study.paths import expert_file
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
@@ -55,13 +55,13 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Ite
 
     A single row is one network without experts, trained as they are, on all that a row sees.
     """
-    row, splits = task.row, context.splits
+    row, splits, seed = task.row, context.splits, context.study.row_seed(task.row)
     sources, before = list[str](), list[float]()
     if row.is_single:
         images = splits.everything, splits.fusion_val
-        trainer = network_trainer(context, task, reporter, *images, row_seed(row))
+        trainer = network_trainer(context, task, reporter, *images, seed)
     else:
-        torch.manual_seed(derive_seed(row_seed(row), "weights"))
+        torch.manual_seed(derive_seed(seed, "weights"))
         experts, sources = load_experts(context, row.experts)
         for member, source in zip(row.experts, sources, strict=True):
             reporter.message(f"{member.words} starts from {source}")

@@ -15,7 +15,6 @@ from fusionrun.launch.resume import resume_path
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.study.context import RunContext
 from fusionrun.study.defaults import EXPERT_CLIP, HEAD_CLIP
-from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.training import optim
@@ -27,12 +26,6 @@ from fusionrun.training.step import Optimisation
 from fusionrun.training.trainer import Checkpointing, Loaders, Schedule, Trainer
 
 SAMPLE = 12  # training images that TensorBoard shows
-
-
-def row_seed(row: Row) -> int:
-    """The same for a row and its controls: they draw the same, so they can be compared in pairs."""
-    who = row.members if row.is_mixed else row.model  # not by its given name
-    return derive_seed(row.seed, who, row.fusion)
 
 
 def expert_trainer(context: RunContext, task: ExpertTask, reporter: TaskReporter) -> Trainer:
@@ -134,7 +127,7 @@ def row_trainer(
         graphs=study.recipe.runtime.graphs == "auto",
         compiles=study.recipe.runtime.compile == "auto",
     )
-    seed = row_seed(row)
+    seed = study.row_seed(row)
     return _trainer(
         context, task, reporter, model, loaders, optimisation, seed=seed, sources=sources
     )
@@ -149,10 +142,8 @@ def expert_groups(
         by_rate.setdefault(study.row_rate(model, lr), []).append(expert)
     first, *others = sorted(by_rate, key=lambda rate: rate != lr)
     names = {first: "experts", **{rate: f"experts_{rate:g}" for rate in others}}
-    return [
-        Group.of(names[rate], by_rate[rate], rate, optim.warm_restarts, EXPERT_CLIP)
-        for rate in names
-    ]
+    schedule = optim.EXPERT_SCHEDULES[study.recipe.fusion.schedule]
+    return [Group.of(names[rate], by_rate[rate], rate, schedule, EXPERT_CLIP) for rate in names]
 
 
 def _trainer(

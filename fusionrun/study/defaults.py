@@ -60,6 +60,12 @@ PLUGIN_EXPERT = EXPERT_DEFAULTS["resnet"]
 BACKBONE_EXPERT = replace(PLUGIN_EXPERT, lr=0.01)
 PLUGIN_FUSION = FUSION_DEFAULTS["concatenation"]
 
+# of every fusion type where types are to be compared alike (fusion.recipe: shared). Each value lies
+# between the published ones, so that none of the types is far from its own: the experts' rate,
+# decay and mixup of most types; a rate of the heads, their middle, at most 2.5 times another's;
+# TrivialAugment, stronger than color_jitter and weaker than randaugment_strong; so the smoothing
+SHARED_FUSION = FusionDefaults(1e-4, 5e-4, 1e-4, "trivialaugment", 0.2, 0.08)
+
 
 def expert_defaults(model: str) -> ExpertDefaults:
     """As published for the architecture, or as it is for others' and for plug-ins."""
@@ -67,13 +73,19 @@ def expert_defaults(model: str) -> ExpertDefaults:
     return EXPERT_DEFAULTS.get(model, others)
 
 
-def adapted_rates(fusion: str, feature_dim: int) -> tuple[float, float]:
+def fusion_defaults(fusion: str | None) -> FusionDefaults:
+    """As published for the fusion type, or as it is for plug-ins; None: as all types share it."""
+    return SHARED_FUSION if fusion is None else FUSION_DEFAULTS.get(fusion, PLUGIN_FUSION)
+
+
+def adapted_rates(fusion: str | None, feature_dim: int) -> tuple[float, float]:
     """(experts' rate, rate of fusion module and global head) for features of size D.
 
     D > 1000: experts x0.7, heads x0.8; D < 100: x1.3 and x1.2. Then TransformerBase with D > 500:
-    experts x0.8 more; multiplicative with D < 500: experts x1.1 more.
+    experts x0.8 more; multiplicative with D < 500: experts x1.1 more; None, what all types share:
+    nothing more.
     """
-    defaults = FUSION_DEFAULTS.get(fusion, PLUGIN_FUSION)
+    defaults = fusion_defaults(fusion)
     experts, heads = defaults.experts_lr, defaults.head_lr
     if feature_dim > 1000:
         experts, heads = experts * 0.7, heads * 0.8

@@ -209,6 +209,13 @@ class FusionConfig:
     # auto: all, halved whenever memory runs out. Batch statistics are the micro-batch's own
     micro_batch: Literal["auto"] | int | None = "auto"
     alpha: float = 1.0  # weight of the sum of the experts' own losses
+    # of the experts' rate in a row, between all of it and a tenth. restarts: the first period a
+    # quarter of the epochs, each next one twice as long, cut off by the end (100 epochs end at
+    # 0.88 of the rate); annealed: a third, then all the rest, so that the end is a cycle's end
+    schedule: Literal["restarts", "annealed"] = "restarts"
+    # what null and auto mean below. per_type: as published for the fusion type; shared: the same
+    # for every type, with the same order of batches and augmentation, to compare types alike
+    recipe: Literal["per_type", "shared"] = "per_type"
     # feature size that a row's experts meet in, by linear adapters where theirs is another; null:
     # the largest of theirs
     dim: int | None = None

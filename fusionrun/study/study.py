@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fusionrun.common.seeds import derive_seed
 from fusionrun.common.text import nearest
 from fusionrun.data.augmentation.policies import AUGMENTATIONS, Augmentation
 from fusionrun.data.splits import class_range
@@ -14,12 +15,11 @@ from fusionrun.experts import Expert, build_expert
 from fusionrun.fusions import FusionModule, build_fusion
 from fusionrun.study import models, paths
 from fusionrun.study.defaults import (
-    FUSION_DEFAULTS,
-    PLUGIN_FUSION,
     ExpertDefaults,
     FusionDefaults,
     adapted_rates,
     expert_defaults,
+    fusion_defaults,
 )
 from fusionrun.study.identity import identity_of_task
 from fusionrun.study.recipe import Recipe, RecipeError
@@ -137,8 +137,8 @@ class Study:
         )
 
     def fusion_defaults(self, fusion: str) -> FusionDefaults:
-        """Settings of a row's training but for its rates: the recipe's, else the fusion type's."""
-        own, base = self.recipe.fusion, FUSION_DEFAULTS.get(fusion, PLUGIN_FUSION)
+        """Settings of a row's training but for its rates: the recipe's, else the published ones."""
+        own, base = self.recipe.fusion, fusion_defaults(self._published(fusion))
         return FusionDefaults(
             experts_lr=base.experts_lr,
             head_lr=base.head_lr,
@@ -159,10 +159,24 @@ class Study:
     def rates(self, fusion: str, feature_dim: int) -> tuple[float, float, float]:
         """Rates of (experts, fusion module, global head): the recipe's, else adapted ones."""
         own = self.recipe.fusion
-        experts, heads = adapted_rates(fusion, feature_dim)
+        experts, heads = adapted_rates(self._published(fusion), feature_dim)
         fusion_lr = first_set(own.fusion_lr, heads)
         head_lr = first_set(own.global_head_lr, fusion_lr)
         return first_set(own.experts_lr, experts), fusion_lr, head_lr
+
+    def _published(self, fusion: str) -> str | None:
+        """The fusion type whose own settings hold; None: those that all types share do."""
+        return None if self.recipe.fusion.recipe == "shared" else fusion
+
+    def row_seed(self, row: Row) -> int:
+        """From which all that is random in a row's training derives.
+
+        The same for a row and its controls, and in a shared recipe for all fusion types: they draw
+        the same order of batches and augmentation, so they can be compared in pairs.
+        """
+        who = row.members if row.is_mixed else row.model  # not by its given name
+        fusion = row.fusion if row.is_single else self._published(row.fusion)
+        return derive_seed(row.seed, who, *([] if fusion is None else [fusion]))
 
     def row_rate(self, model: str, experts_lr: float) -> float:
         """Of experts of `model` in rows: the architecture's own, else `experts_lr`."""

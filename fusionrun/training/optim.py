@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,6 +33,23 @@ def warm_restarts(epoch: int, epochs: int) -> float:
         epoch -= period
         period *= 2
     return cosine_to_tenth(epoch, period)
+
+
+def annealed_restart(epoch: int, epochs: int) -> float:
+    """The same with two periods, from 1 towards 0.1 each: a third of the epochs, then all the rest.
+
+    So the last epoch ends a cycle, of however many epochs; of `warm_restarts` it mostly doesn't:
+    100 epochs end at 0.88.
+    """
+    first = max(1, round(epochs / 3))
+    return cosine_to_tenth(*((epoch, first) if epoch < first else (epoch - first, epochs - first)))
+
+
+# of the experts' rate in a row, by the names of the recipe's fusion.schedule
+EXPERT_SCHEDULES: Mapping[str, Schedule] = {
+    "restarts": warm_restarts,
+    "annealed": annealed_restart,
+}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.fusions.branches import in_threads
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.train_task import train as execute
-from fusionrun.launch.trainers import row_seed, row_trainer
+from fusionrun.launch.trainers import expert_groups, row_trainer
 from fusionrun.logs.text import TaskLog
 from fusionrun.monitor.record import Record
 from fusionrun.study.context import RunContext, open_context
@@ -23,7 +23,7 @@ from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.rows import Member
 from fusionrun.training.errors import StopRequested
-from fusionrun.training.optim import cosine_to_tenth
+from fusionrun.training.optim import Schedule, annealed_restart, cosine_to_tenth, warm_restarts
 from tests.tiny import copy_study
 
 MIXED = "{model: [densenet, resnet], fusion: concatenation, NAME}"
@@ -120,9 +120,27 @@ def test_adapters_learn_as_the_fusion_does(out: Path) -> None:
     assert adapters.schedule is fusion.schedule is cosine_to_tenth
 
 
+@pytest.mark.parametrize(
+    ("name", "schedule"), [("restarts", warm_restarts), ("annealed", annealed_restart)]
+)
+@pytest.mark.parametrize("model", ["resnet", "[densenet, resnet]"])
+def test_the_recipe_names_the_schedule_of_a_rows_experts(
+    out: Path, model: str, name: str, schedule: Schedule
+) -> None:
+    """Of all their groups, also of an architecture with a rate of its own."""
+    own_rate = ["models.resnet.row_lr=0.5"] if model != "resnet" else []
+    row = f"{{model: {model}, fusion: concatenation}}"
+    study = context_of(out, row, f"fusion.schedule={name}", *own_rate).study
+    members = study.rows[0].experts
+    experts = [study.build_expert(member.model, 4) for member in members]
+    groups = expert_groups(study, [member.model for member in members], experts, 0.1)
+    assert len(groups) == 1 + len(own_rate)
+    assert all(group.schedule is schedule for group in groups)
+
+
 def test_who_the_experts_are_decides_what_is_drawn(out: Path) -> None:
-    rows = {
-        text: context_of(out, f"{{{text}, fusion: concatenation}}").study.rows[0]
+    studies = [
+        context_of(out, f"{{{text}, fusion: concatenation}}").study
         for text in (
             "model: [densenet, resnet]",
             "model: [densenet, resnet], name: a",
@@ -130,10 +148,11 @@ def test_who_the_experts_are_decides_what_is_drawn(out: Path) -> None:
             "model: [resnet, densenet]",
             "model: resnet",
         )
-    }
-    same, named, counted, other, plain = rows.values()
-    assert row_seed(same) == row_seed(named) == row_seed(counted)
-    assert len({row_seed(row) for row in (same, other, plain)}) == 3
+    ]
+    same, named, counted, other, _ = (study.rows[0] for study in studies)
+    seeds = [study.row_seed(study.rows[0]) for study in studies]
+    assert seeds[0] == seeds[1] == seeds[2]
+    assert len({*seeds}) == 3  # the others draw otherwise
     assert same.experts == (Member("densenet", 0), Member("resnet", 1))
     assert (named.model, counted.model) == ("mixed-a", "mixed-b")
     assert same.model != other.model and len(same.model) == len("mixed-") + 8

@@ -17,7 +17,7 @@ from fusionrun.data.augmentation.policies import AUGMENTATIONS
 from fusionrun.data.splits import SplitRules, make_splits
 from fusionrun.experts import BUILDERS, build_expert
 from fusionrun.fusions import FUSIONS
-from fusionrun.study.defaults import EXPERT_DEFAULTS, FUSION_DEFAULTS
+from fusionrun.study.defaults import EXPERT_DEFAULTS, FUSION_DEFAULTS, SHARED_FUSION
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe import Recipe, RecipeError
 from fusionrun.study.recipe_yaml import load_recipe
@@ -328,6 +328,57 @@ def test_a_recipe_overrides_the_published_settings_and_only_those_it_names(tmp_p
         assert study.fusion_defaults(fusion) == dataclasses.replace(
             FUSION_DEFAULTS[fusion], weight_decay=0, label_smoothing=0, augmentation="crop_flip"
         )
+
+
+SHARED = "fusion.recipe=shared"
+
+
+@pytest.mark.parametrize(
+    ("size", "experts", "heads"),
+    [
+        (1024, 7e-5, 4e-4),
+        (1000, 1e-4, 5e-4),
+        (512, 1e-4, 5e-4),
+        (100, 1e-4, 5e-4),
+        (64, 1.3e-4, 6e-4),
+    ],
+)
+def test_a_shared_recipe_is_the_same_for_every_fusion_type(
+    tmp_path: Path, size: int, experts: float, heads: float
+) -> None:
+    """Adapted to the features' size by the general rule alone; what the recipe sets still wins."""
+    study = plan(tmp_path, SHARED)
+    own = plan(tmp_path, SHARED, "fusion.experts_lr=0.5", "fusion.label_smoothing=0")
+    mixup = plan(tmp_path, SHARED, "fusion.mixing=mixup", "fusion.augmentation=crop_flip")
+    for fusion in [*FUSIONS, "users_own"]:
+        assert study.rates(fusion, size) == pytest.approx((experts, heads, heads))
+        assert study.fusion_defaults(fusion) == SHARED_FUSION
+        assert own.rates(fusion, size) == pytest.approx((0.5, heads, heads))
+        expected = dataclasses.replace(SHARED_FUSION, label_smoothing=0)
+        assert own.fusion_defaults(fusion) == expected
+        augmentation = mixup.fusion_augmentation(fusion)
+        assert (augmentation.policy, augmentation.mixing_alpha) == ("none", 0.2)
+
+
+def test_shared_values_lie_between_the_published_ones() -> None:
+    for name in ("experts_lr", "head_lr", "weight_decay", "mixup_alpha", "label_smoothing"):
+        published = [getattr(defaults, name) for defaults in FUSION_DEFAULTS.values()]
+        assert min(published) <= getattr(SHARED_FUSION, name) <= max(published), name
+    used = {defaults.augmentation for defaults in FUSION_DEFAULTS.values()}
+    assert SHARED_FUSION.augmentation in used
+
+
+def test_rows_of_a_shared_recipe_draw_the_same_whatever_their_fusion(tmp_path: Path) -> None:
+    types = ("multiplicative", "TransformerBase", "single")
+    fusions = f"rows=[{', '.join(f'{{model: resnet, fusion: {name}}}' for name in types)}]"
+    shared, own = plan(tmp_path, SHARED, fusions), plan(tmp_path, fusions)
+    first, second, single = (shared.row_seed(row) for row in shared.rows)
+    assert first == second != single
+    assert len({first, *(own.row_seed(row) for row in own.rows)}) == 4
+    # a single network has no fusion: in both recipes it's the same experiment
+    assert single == own.row_seed(own.rows[2])
+    another = plan(tmp_path, SHARED, fusions, "seed=43")
+    assert another.row_seed(another.rows[0]) != first
 
 
 def test_a_launch_can_do_some_of_the_rows(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from fusionrun.training.optim import (
     Group,
     Schedule,
     adamw,
+    annealed_restart,
     clip_gradients,
     cosine_to_tenth,
     cosine_to_zero,
@@ -68,6 +69,23 @@ def test_warm_restarts_of_any_length(epochs: int) -> None:
     factors = [warm_restarts(epoch, epochs) for epoch in range(epochs)]
     assert factors[0] == 1.0
     assert all(0.1 <= factor <= 1.0 for factor in factors)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5, 6, 7, 40, 100, 101])
+def test_an_annealed_run_ends_where_a_cycle_ends(epochs: int) -> None:
+    """Two cycles, whatever the length: a third of it (at least an epoch), then all the rest."""
+    first = max(1, round(epochs / 3))
+    lengths = [first, epochs - first] if epochs > 1 else [1]
+    expected = [cosine_to_tenth(epoch, length) for length in lengths for epoch in range(length)]
+    found = [annealed_restart(epoch, epochs) for epoch in range(epochs)]
+    assert found == expected and len(found) == epochs
+
+
+def test_of_a_hundred_epochs_the_annealed_end_at_a_tenth() -> None:
+    assert [e for e in range(100) if annealed_restart(e, 100) == 1.0] == [0, 33]
+    assert annealed_restart(32, 100) == pytest.approx(0.1, abs=3e-3)
+    assert annealed_restart(99, 100) == pytest.approx(0.1, abs=1e-3)
+    assert warm_restarts(99, 100) == pytest.approx(0.878, abs=1e-3)
 
 
 # --- rates ---------------------------------------------------------------------------------------
