@@ -6,9 +6,16 @@ import torch
 from fusionrun.data.datasets import DataError, load_dataset
 
 
-def synthetic(root="/nonexistent", **changes):
+@pytest.fixture(autouse=True)
+def nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.iterdir())
+
+
+def synthetic(**changes):
     arguments = {"num_classes": 6, "train_images": 60, "test_images": 30, **changes}
-    return load_dataset("synthetic", root=root, **arguments)
+    return load_dataset("synthetic", root="data", **arguments)
 
 
 def test_synthetic_is_a_function_of_its_arguments():
@@ -22,11 +29,6 @@ def test_synthetic_is_a_function_of_its_arguments():
         assert other.train_images.shape != first.train_images.shape or not torch.equal(
             other.train_images, first.train_images
         )
-
-
-def test_synthetic_writes_nothing(tmp_path):
-    synthetic(root=str(tmp_path / "data"))
-    assert not list(tmp_path.iterdir())
 
 
 def test_synthetic_shapes_and_balance():
@@ -89,7 +91,7 @@ def accuracy(model, data, epochs, rate):
 
 
 def test_synthetic_can_be_learned_but_not_from_single_pixels():
-    data = load_dataset("synthetic", root="/nonexistent", train_images=3000, test_images=600)
+    data = load_dataset("synthetic", root="data", train_images=3000, test_images=600)
 
     def block(inputs, outputs):
         return [

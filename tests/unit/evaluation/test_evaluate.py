@@ -275,39 +275,37 @@ def test_gradients_of_the_two_paths(evaluated: Path, fusion: str) -> None:
 # --- the numbers, computed anew ------------------------------------------------------------------
 
 
-def softmax(logits: npt.NDArray[Any]) -> Floats:
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
-
-
-def tempered(probabilities: Floats, temperature: float) -> Floats:
-    powers = probabilities ** (1 / temperature)
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+def log_softmax(logits: npt.NDArray[Any]) -> Floats:
+    """Logarithms all the way: at the lowest temperature probabilities would round to 0."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
 def answers(row: dict[str, Any], saved: dict[str, Any], split: str) -> dict[str, Floats]:
-    """Probabilities (N, C) of every contender, from the file of predictions."""
+    """Log-probabilities (N, C) of every contender, from the file of predictions."""
     heads, before = saved[f"{split}logits"], saved[f"{split}before"]
-    found = {"fused": softmax(heads[:, 0])}
+    found = {"fused": log_softmax(heads[:, 0])}
     stages = (("", heads[:, 1:], "weights", "logits"), ("before_", before, "before_weights", None))
     for prefix, logits, weights, tuned in stages:
         of_val = saved["val_logits"][:, 1:] if tuned else saved["val_before"]
         right = (of_val.argmax(axis=-1) == saved["val_labels"][:, None]).sum(axis=0)
-        each = softmax(logits)
+        each = log_softmax(logits)
+        shares = np.log(np.maximum(row[weights], 1e-300))[:, None]
         found |= {
             f"{prefix}best_expert": each[:, int(right.argmax())],
-            f"{prefix}mean_probabilities": each.mean(axis=1),
-            f"{prefix}mean_logits": softmax(logits.astype(np.float64).mean(axis=1)),
-            f"{prefix}weighted": np.einsum("nec,e->nc", each, row[weights]),
+            f"{prefix}mean_probabilities": np.logaddexp.reduce(each - np.log(E), axis=1),
+            f"{prefix}mean_logits": log_softmax(logits.astype(np.float64).mean(axis=1)),
+            f"{prefix}weighted": np.logaddexp.reduce(each + shares, axis=1),
         }
     return found
 
 
-def negative_log_likelihood(probabilities: Floats, labels: npt.NDArray[Any]) -> float:
-    return float(-np.log(probabilities[np.arange(len(labels)), labels]).mean())
+def negative_log_likelihood(log_probabilities: Floats, labels: npt.NDArray[Any]) -> float:
+    return float(-log_probabilities[np.arange(len(labels)), labels].mean())
 
 
-def measured(probabilities: Floats, labels: npt.NDArray[Any]) -> dict[str, float]:
+def measured(log_probabilities: Floats, labels: npt.NDArray[Any]) -> dict[str, float]:
+    probabilities = np.exp(log_probabilities)
     confidence, answer = probabilities.max(axis=1), probabilities.argmax(axis=1)
     ece = 0.0
     for i in range(15):
@@ -315,7 +313,7 @@ def measured(probabilities: Floats, labels: npt.NDArray[Any]) -> dict[str, float
         ece += abs(float((answer == labels)[inside].sum() - confidence[inside].sum()))
     error = probabilities - np.eye(C)[labels]
     return {
-        "nll": negative_log_likelihood(probabilities, labels),
+        "nll": negative_log_likelihood(log_probabilities, labels),
         "ece": 100 * ece / len(labels),
         "brier": float((error**2).sum(axis=1).mean()),
     }
@@ -328,21 +326,21 @@ def test_numbers_follow_from_the_saved_predictions(evaluated: Path, index: int) 
     test, validation = answers(row, saved, ""), answers(row, saved, "val_")
     fused_right = test["fused"].argmax(axis=1) == labels
     for contender in row["contenders"]:
-        probabilities = test[contender["key"]]
-        right = probabilities.argmax(axis=1) == labels
+        scores, temperature = test[contender["key"]], contender["temperature"]
+        right = scores.argmax(axis=1) == labels
         assert contender["top1"] == pytest.approx(100 * right.mean())
-        top5 = np.argsort(-probabilities, axis=1)[:, :5]
+        top5 = np.argsort(-scores, axis=1)[:, :5]
         assert contender["top5"] == pytest.approx(100 * (top5 == labels[:, None]).sum() / N)
         found = {name: contender[name] for name in ("nll", "ece", "brier")}
-        assert found == pytest.approx(measured(probabilities, labels), rel=1e-4)
-        calm = tempered(probabilities, contender["temperature"])
+        assert found == pytest.approx(measured(scores, labels), rel=1e-4)
+        calm = log_softmax(scores / temperature)
         after = dict(contender["calibrated"])
         levels = after.pop("reliability")
         assert after == pytest.approx(measured(calm, labels), rel=1e-4)
         for each in (contender["reliability"], levels):
             assert sum(level["samples"] for level in each) == N
         sure = sum(level["samples"] * (level["confidence"] or 0) for level in levels) / N
-        assert sure == pytest.approx(100 * calm.max(axis=1).mean(), rel=1e-4)
+        assert sure == pytest.approx(100 * np.exp(calm.max(axis=1)).mean(), rel=1e-4)
         if contender["key"] != "fused":
             difference = contender["difference"]
             assert difference["points"] == pytest.approx(
@@ -351,15 +349,14 @@ def test_numbers_follow_from_the_saved_predictions(evaluated: Path, index: int) 
             assert difference["only_fused"] == int((fused_right & ~right).sum())
             assert difference["only_other"] == int((right & ~fused_right).sum())
             assert difference["low"] <= difference["points"] <= difference["high"]
-        # no other temperature nearby has a smaller loss on validation
-        losses = [
-            negative_log_likelihood(
-                tempered(validation[contender["key"]], factor * contender["temperature"]),
-                val_labels,
-            )
-            for factor in (1, 0.98, 1.02)
-        ]
-        assert losses[0] <= min(losses) + 1e-9 or contender["temperature"] in (0.05, 20.0)
+        # no other temperature nearby, within the limits, has a smaller loss on validation
+        on_validation = validation[contender["key"]]
+        loss, *others = (
+            negative_log_likelihood(log_softmax(on_validation / near), val_labels)
+            for near in (temperature, 0.98 * temperature, 1.02 * temperature)
+            if near == temperature or 0.05 <= near <= 20
+        )
+        assert loss <= min(others) + 1e-9
     ranks = {
         key: (
             float((validation[key].argmax(axis=1) == val_labels).mean()),
@@ -370,7 +367,7 @@ def test_numbers_follow_from_the_saved_predictions(evaluated: Path, index: int) 
     assert ranks[row["best_alternative"]][0] == max(ranks.values())[0]
     assert ranks[row["best_alternative"]][1] == pytest.approx(max(ranks.values())[1])
     for weights, name in (("weights", "val_logits"), ("before_weights", "val_before")):
-        each = softmax(saved[name][:, -E:])
+        each = np.exp(log_softmax(saved[name][:, -E:]))
         own = each[np.arange(len(val_labels)), :, val_labels]
         grid = [-np.log(own @ [w, 1 - w]).mean() for w in np.linspace(0, 1, 101)]
         assert -np.log(own @ row[weights]).mean() <= min(grid) + 1e-6
