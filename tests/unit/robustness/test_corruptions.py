@@ -5,6 +5,7 @@ Where a definition draws random numbers, both sides get the same ones.
 
 import colorsys
 import io
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,7 @@ from fusionrun.robustness.image_filters import (
     nearest,
     zoom_matrix,
 )
+from tests.tiny import ROOT
 
 Floats = npt.NDArray[np.float64]
 NAMES = list(CORRUPTIONS)
@@ -373,6 +375,29 @@ def test_every_corruption_is_held_to_something() -> None:
     assert set(NOTES) == {"frost"}
 
 
+def published_constants() -> dict[str, list[tuple[float, ...]]]:
+    """In our words: what never varies is left out, lengths are parts of the image's 32 pixels."""
+    tables = json.loads((ROOT / "tests/data/cifar10_c_constants.json").read_text())
+    tables.pop("source")
+    # of the neighbours of a pixel the nearest alone, of factors from 1 in steps of 0.01 the last
+    assert {neighbours for _, neighbours, _ in tables["glass_blur"]} == {1}
+    assert {(start, step) for start, _, step in tables["zoom_blur"]} == {(1, 0.01)}
+    tables["glass_blur"] = [(sigma, repeats) for sigma, _, repeats in tables["glass_blur"]]
+    tables["zoom_blur"] = [(end,) for _, end, _ in tables["zoom_blur"]]
+    tables["elastic_transform"] = [
+        [pixels / 32 for pixels in row] for row in tables["elastic_transform"]
+    ]
+    return {name: [tuple(row) for row in rows] for name, rows in tables.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_constants_are_the_published_ones(name: str) -> None:
+    published = published_constants()
+    assert published.keys() == CONSTANTS.keys()
+    for found, expected in zip(CONSTANTS[name], published[name], strict=True):
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
 # ---------------------------------------------------------------- noise by its distribution
 
 
@@ -429,6 +454,7 @@ def test_impulse_noise_hits_a_share_of_all_values(severity: int) -> None:
 def test_noise_on_normalised_images() -> None:
     images = torch.randn(30, 3, 32, 32, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
     assert torch.equal(add_noise(images, 0.0, seed=1), images)
+    assert NOISE_SIGMAS == (0.0, 0.05, 0.1, 0.2, 0.3)  # the earlier system's levels
     for sigma in NOISE_SIGMAS[1:]:
         difference = (add_noise(images, sigma, seed=1) - images).double()
         assert float(difference.std()) == pytest.approx(sigma, rel=0.02)

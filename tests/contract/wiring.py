@@ -1,0 +1,219 @@
+"""How every task is wired, read from the trainers that execute it.
+
+`python -m tests.contract.wiring [MODEL ...]` prints it for architectures as published, and
+test_wiring.py holds it to literal tables. A task is executed as a rank does it, from the recipe to
+the saved files, but for two things: epochs have no steps, and what validation finds is written
+here.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+from fusionrun.data.loader import Batch
+from fusionrun.launch.task_reporter import TaskReporter
+from fusionrun.launch.train_task import train
+from fusionrun.logs.text import TaskLog
+from fusionrun.monitor.record import Record
+from fusionrun.study.context import RunContext, open_context
+from fusionrun.study.planning import plan_study
+from fusionrun.study.recipe_yaml import load_recipe
+from fusionrun.study.tasks import RowTask, Task
+from fusionrun.training.trainer import Trainer
+
+CLASSES = 4
+# the epochs in which a task's first head, and the mean of the experts' probabilities, are best;
+# neither is the last one, and the next one is as accurate with a larger loss
+HEAD_BEST, MEAN_BEST = 4, 6
+
+RECIPE = f"""
+output_dir: out
+data: {{name: synthetic, num_classes: {CLASSES}, train_images: 160, test_images: 8, image_size: 16,
+  val_fraction: 0.25}}
+experts: {{count: 2, epochs: 10}}
+fusion: {{epochs: 12}}
+runtime: {{device: cpu, threads: 1}}
+logs: {{tensorboard: false}}
+"""
+
+
+class Scripted(Trainer):
+    """Learns nothing: each epoch leaves its number in the heads, and finds what is written here."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.begun: list[dict[str, float]] = []  # {group: rate} in the optimizer, by epoch
+        self.training: dict[nn.Module, bool] = {}  # modules' modes while the model learns
+
+    def start_epoch(self) -> Iterator[Batch]:
+        super().start_epoch()
+        groups = self.optimisation.optimizer.param_groups
+        self.begun.append({group["name"]: float(group["lr"]) for group in groups})
+        self.training = {module: module.training for module in self.model.modules()}
+        for head in heads(self.model):
+            head.bias.data.fill_(len(self.begun))
+        return iter(())
+
+    def validate(self) -> tuple[list[float], list[float], float | None]:
+        epoch, experts = len(self.begun), len(self.optimisation.head_weights) - 1
+        losses = [2.0 - (epoch == HEAD_BEST)] * (1 + experts)
+        fused = 60.0 if epoch in (HEAD_BEST, HEAD_BEST + 1) else 40.0
+        averaged = 70.0 if epoch in (MEAN_BEST, MEAN_BEST + 1) else 50.0
+        return losses, [fused, *validated(epoch, experts)], averaged if experts else None
+
+
+def validated(epoch: int, experts: int) -> list[float]:
+    """What each expert of a row comes to in that epoch."""
+    return [10.0 * epoch + k for k in range(experts)]
+
+
+def heads(model: nn.Module) -> list[nn.Linear]:
+    """What answers: the experts' classifiers and the global head."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return [module for module in linear if module.out_features == CLASSES]
+
+
+@dataclass(frozen=True)
+class Wired:
+    """A task that was executed, and what executed it."""
+
+    task: Task
+    trainer: Scripted
+    log: str
+    context: RunContext = field(repr=False)
+
+    @property
+    def augmentation(self) -> Any:
+        return self.trainer.loaders.train.augmentation
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Of the optimizer, the same in each of its groups, but for what the groups differ in."""
+        own = ("params", "lr", "name")
+        first, *others = (
+            {name: value for name, value in group.items() if name not in own}
+            for group in self.trainer.optimisation.optimizer.param_groups
+        )
+        assert all(other == first for other in others)
+        return first
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Of the model: expert k, fusion, global head; a network alone is expert 0."""
+        experts = getattr(self.trainer.model, "experts", [self.trainer.model])
+        parts = {f"expert {k}": expert for k, expert in enumerate(experts)}
+        named = dict(self.trainer.model.named_children())
+        others = {name: named[name] for name in ("fusion", "global_head") if name in named}
+        return parts | others
+
+    def dropout(self, part: str) -> set[float]:
+        """All rates in that part of the model."""
+        modules = [*self.parts[part].modules()]
+        rates = {module.p for module in modules if isinstance(module, nn.Dropout)}
+        return rates | {m.dropout for m in modules if isinstance(m, nn.MultiheadAttention)}
+
+
+def open_recipe(folder: Path, *overrides: str) -> RunContext:
+    """RECIPE with the `overrides`, which bring its rows, in `folder`."""
+    path = folder / "wiring.yaml"
+    path.write_text(RECIPE)
+    recipe = load_recipe(path, [f"output_dir={folder / 'out'}", *overrides])
+    study = plan_study(recipe, "wiring")
+    return open_context(study, torch.device("cpu"), 1, progress=lambda text: None)
+
+
+def executed(context: RunContext) -> dict[str, Wired]:
+    """Every task of the study, experts' first, as a rank executes them: "resnet 0" of experts,
+
+    "resnet/concatenation-frozen" of rows.
+    """
+    tasks = sorted(context.study.tasks, key=lambda task: task.kind)
+    return {name_of(task): execute(context, task) for task in tasks}
+
+
+def name_of(task: Task) -> str:
+    if isinstance(task, RowTask):
+        return f"{task.model}/{task.row.variant}"
+    return f"{task.model} {task.expert}"
+
+
+def execute(context: RunContext, task: Task) -> Wired:
+    """From new or loaded weights to saved files."""
+    made = list[Scripted]()
+
+    def scripted(*arguments: Any, **more: Any) -> Scripted:
+        made.append(Scripted(*arguments, **more))
+        return made[-1]
+
+    path = context.study.layout.task_log(task.name)
+    with TaskLog(path, task.name) as log, patch("fusionrun.launch.trainers.Trainer", scripted):
+        device = context.device
+        with closing(TaskReporter(context.study, task, Record(), log, device)) as reporter:
+            for _ in train(context, task, reporter):
+                raise AssertionError("a scripted epoch has no steps")
+    (trainer,) = made
+    return Wired(task, trainer, path.read_text(), context)
+
+
+def described(wired: Wired) -> Iterator[tuple[str, str]]:
+    """What one reads of it, a line each."""
+    trainer, optimisation = wired.trainer, wired.trainer.optimisation
+    settings = ("momentum", "nesterov", "betas", "eps", "weight_decay")
+    yield (
+        "optimizer",
+        ", ".join(
+            [type(optimisation.optimizer).__name__]
+            + [f"{name} {wired.settings[name]}" for name in settings if name in wired.settings]
+        ),
+    )
+    for group in optimisation.groups:
+        tensors = f"{len(group.parameters)} tensors"
+        clip = f"clipped to {group.clip:g}"
+        rates = " ".join(f"{epoch[group.name]:.3g}" for epoch in trainer.begun)
+        yield f"group {group.name}", f"{tensors}, {clip}, rate by epoch {rates}"
+    weights = ", ".join(f"{weight:g}" for weight in optimisation.head_weights.tolist())
+    yield "loss", f"weights of heads {weights}; smoothing {optimisation.label_smoothing:g}"
+    yield "augmentation", str(wired.augmentation).removeprefix("Augmentation")
+    dropout = {part: sorted(wired.dropout(part)) for part in wired.parts}
+    yield "dropout", ", ".join(f"{part} {rates}" for part, rates in dropout.items())
+    frozen = [type(part).__name__ for part in optimisation.frozen]
+    yield "frozen", ", ".join(frozen) or "nothing"
+    loaders = trainer.loaders
+    batch = f"{loaders.train.num_images} images in batches of {loaders.train.batch_size}"
+    yield "trained on", batch
+    yield "validated on", f"{loaders.validation.num_images} images"
+    yield (
+        "saved",
+        f"epoch {trainer.best.epoch} of {len(trainer.begun)}, when the first head was best "
+        f"in {HEAD_BEST}, the mean of the experts' probabilities in {MEAN_BEST}",
+    )
+
+
+def main(models: Sequence[str]) -> None:
+    """As published, but for the images, which are few and made."""
+    from fusionrun.experts import BUILDERS
+    from fusionrun.fusions import FUSIONS
+
+    for model in models or BUILDERS:
+        with tempfile.TemporaryDirectory() as folder:
+            grid = f"grid={{models: [{model}], fusions: [{', '.join(FUSIONS)}]}}"
+            context = open_recipe(Path(folder), grid, "controls=[frozen, detached, single]")
+            for name, wired in executed(context).items():
+                print(f"\n{name}")
+                for what, found in described(wired):
+                    print(f"  {what:<20} {found}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tests.contract.wiring", description=__doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="architectures; none: all four")
+    main(parser.parse_args(sys.argv[1:]).models)
