@@ -47,6 +47,7 @@ class Manifest:
     variant: str | None = None
     control: str | None = None
     seed: int | None = None
+    expert_seed: int | None = None  # of its experts' training; None: the recipe's
     alpha: float | None = None
     weights: str | None = None  # hash of all of them
     micro_batch: int | None = None  # images whose batch statistics it had; None: whole batches

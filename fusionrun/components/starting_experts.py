@@ -32,11 +32,12 @@ def plan_from_experts(recipe: Recipe, name: str) -> Study:
     """
     study = plan_study(recipe, name)
     models = dict(recipe.models)
-    for model, k in ((t.model, t.expert) for t in study.tasks if isinstance(t, ExpertTask)):
+    for member in (task.member for task in study.tasks if isinstance(task, ExpertTask)):
+        model = member.model
         own = study.model_arguments(model)
         for naming in NAMINGS.get(model, ()):
             open_ones: dict[str, Any] = {n: v for n, v in naming.needs if n not in own}
-            path = study.expert_file(model, k)
+            path = study.expert_file(*member)
             if open_ones and path.is_file():
                 with torch.device("meta"):
                     expert = study.build_expert(model, recipe.data.num_classes, **open_ones)
@@ -49,11 +50,11 @@ def plan_from_experts(recipe: Recipe, name: str) -> Study:
 def load_experts(context: RunContext, members: Sequence[Member]) -> tuple[list[Expert], list[str]]:
     """The experts as their own training left them, and where each comes from."""
     experts, sources = [], []
-    for model, k in members:
-        path = context.study.expert_file(model, k)
-        expert = context.build_expert(model, k=k)
+    for member in members:
+        path = context.study.expert_file(*member)
+        expert = context.build_expert(member.model, k=member.k)
         file = load_expert_weights(expert, path)
-        identity = context.identity(context.study.expert_task(model, k))
+        identity = context.identity(context.study.expert_task(member))
         require_origin(context.study, identity, path, file.about)
         experts.append(expert)
         weights = state_hash(expert.state_dict())[:HASH_DIGITS]
@@ -68,24 +69,24 @@ def with_origin_notes(context: RunContext) -> RunContext:
     """
     study, split = context.study, stored_split(context.study.splits_dir)
     notes = [split.adopted] if split is not None and split.adopted else []
-    ks: dict[str, list[int]] = {}
-    for model, k in dict.fromkeys(member for t in study.row_tasks for member in t.row.experts):
-        ks.setdefault(model, []).append(k)
-    for model, needed in ks.items():
+    sets: dict[tuple[str, int | None], list[Member]] = {}
+    for member in dict.fromkeys(member for t in study.row_tasks for member in t.row.experts):
+        sets.setdefault((member.model, member.seed), []).append(member)
+    for (model, _), needed in sets.items():
         with torch.device("meta"):
             expert = study.build_expert(model, len(context.data.classes))
         told: Counter[str] = Counter()
-        paths = {k: study.expert_file(model, k) for k in needed}
-        for k, path in paths.items():
+        paths = {member.k: study.expert_file(*member) for member in needed}
+        for member, path in zip(needed, paths.values(), strict=True):
             file = peek_expert(expert, path)
             if file is not None and file.notes:
                 told[file.origin] += 1
             elif file is not None and file.about is not None and file.about.settings:
-                identity = context.identity(study.expert_task(model, k))
+                identity = context.identity(study.expert_task(member))
                 if others := identity.differences(file.about.settings):
                     told[f"trained with other settings ({'; '.join(others)})"] += 1
         named = foreign_names(paths)
-        folder = paths[needed[0]].parent
+        folder = paths[needed[0].k].parent
         place = f"{folder}: {named}" if named else folder
         if named and not told:
             notes.append(f"{place}: {len(paths)} {model} experts")

@@ -26,7 +26,7 @@ COMPARE_CLASSES = "compare the order of its classes with that of data.root's fol
 def examine_experts(context: RunContext) -> Iterator[Finding]:
     """Every expert that is there loads, fits, was trained for this data, and answers as if so."""
     study, data = context.study, context.data
-    for model, paths in expert_paths(study).items():
+    for (model, seed), paths in expert_paths(study).items():
         accuracies, others = [], []  # how good each is; whence those are that aren't ours
         for k, path in paths.items():
             if not path.exists():
@@ -53,7 +53,8 @@ def examine_experts(context: RunContext) -> Iterator[Finding]:
             if found := doubt(answers, labels, len(data.classes)):
                 yield Finding("experts", "warn", f"{path}: {found}", COMPARE_CLASSES)
         if accuracies:
-            found = f"{model}: {len(accuracies)} fit, right on {', '.join(accuracies)} %"
+            who = model if seed is None else f"{model} with seed {seed}"
+            found = f"{who}: {len(accuracies)} fit, right on {', '.join(accuracies)} %"
             found = f"{found} of {plural(len(images), 'validation image')}"
             if study.recipe.data.split == "non_iid":
                 found = f"{found} of their own classes"

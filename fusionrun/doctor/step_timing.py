@@ -187,9 +187,9 @@ def _experts_for(context: RunContext, task: Task, scratch: Path) -> Path:
     ):
         return study.checkpoint_dir
     folder = scratch / "experts"
-    for model, k in task.row.experts:
-        path = expert_file(folder, model, k)
+    for member in task.row.experts:
+        path = expert_file(folder, *member)
         if not path.is_file():
-            expert = study.build_expert(model, len(context.data.classes), k=k)
+            expert = study.build_expert(member.model, len(context.data.classes), k=member.k)
             save(path, expert.state_dict())
     return folder

@@ -103,7 +103,7 @@ def trained_split(study: Study) -> str | None:
         if SPLIT in manifest.settings:
             return str(manifest.settings[SPLIT])
     experts = (task for task in study.tasks if isinstance(task, ExpertTask))
-    for path in (study.expert_file(each.model, each.expert) for each in experts):
+    for path in (study.expert_file(*each.member) for each in experts):
         settings = (peek(path) or {}).get("settings") if path.is_file() else None
         if isinstance(settings, dict) and SPLIT in settings:
             return str(settings[SPLIT])

@@ -78,6 +78,7 @@ def csv_line(result: Result) -> dict[str, object]:
         **dict(zip((best, f"{best}_low", f"{best}_high"), over_best, strict=True)),
         "best_expert_name": result.best_expert_name,
         "members": members_of([result]).get(result.model, ""),
+        "expert_seed": "" if result.expert_seed is None else result.expert_seed,
     }
     return {key: NOT_AVAILABLE if value is None else value for key, value in line.items()}
 

@@ -87,6 +87,11 @@ NAMES = (
     Column("seed", "whole", lambda result: result.seed),
     Column("alpha", "plain", lambda result: result.alpha),
 )
+EXPERT_SEED = Column(
+    "experts' seed",
+    "written",
+    lambda result: "the study's" if result.expert_seed is None else str(result.expert_seed),
+)
 STACKED = Column("row", "name", lambda result: f"{result.model}\n{result.variant}")
 NUMBERS = (
     Column("epoch", "whole", lambda result: result.epoch, dispensable=3),
@@ -141,8 +146,14 @@ def controls_table(results: Sequence[Result]) -> Table:
                 controls |= {method.key: other.top1[own]} if own in other.top1 else {}
         if any(other.is_control_of(row) for other in results):
             beside.append(replace(row, top1={**row.top1, **controls}))
-    columns = [*NAMES, top1(FUSED.key), *(top1(method.key) for method in CONTROLS)]
+    columns = [*names_of(results), top1(FUSED.key), *(top1(method.key) for method in CONTROLS)]
     return Table(CONTROLS_TITLE, columns, beside, CONTROLS_CAPTION, images=images_of(results))
+
+
+def names_of(results: Sequence[Result]) -> list[Column]:
+    """What tells the rows apart."""
+    varied = any(result.expert_seed is not None for result in results)
+    return [*NAMES, *([EXPERT_SEED] if varied else [])]
 
 
 def more_tables(results: Sequence[Result]) -> list[tuple[Table, str]]:
@@ -167,7 +178,7 @@ def write_results(layout: Layout, results: Sequence[Result]) -> None:
     """results.csv, results.md and results.svg in the output directory."""
     write_text(layout.results("csv"), csv_text([csv_line(each) for each in results]))
     images = images_of(results)
-    main = Table(TITLE, [*NAMES, *NUMBERS], results, images=images)
+    main = Table(TITLE, [*names_of(results), *NUMBERS], results, images=images)
     sentence, *warnings = words_of(results)
     notes = (escape(note) for note in mixed_notes(results))
     parts = [sentence, markdown_table(main).rstrip("\n"), *notes, *warnings, LEGEND]

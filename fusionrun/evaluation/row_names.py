@@ -18,6 +18,7 @@ class RowName:
     variant: str
     control: str | None = None  # frozen, detached: the row is there to be compared with
     seed: int
+    expert_seed: int | None = None  # of its experts' training; None: the study's seed
     alpha: float
     members: tuple[str, ...] = ()  # of a mixed row: "densenet 0", "resnet 1", ...
     best_expert: int | None = None  # by validation; None: not measured
@@ -40,8 +41,8 @@ class RowName:
         """Whether this row differs from `row` in nothing but what it controls."""
         if row.control or row.fusion == SINGLE or (self.model, self.seed) != (row.model, row.seed):
             return False
-        alike = (self.fusion, self.alpha) == (f"{row.fusion}-{self.control}", row.alpha)
-        return self.fusion == SINGLE or alike
+        alike = (self.alpha, self.expert_seed) == (row.alpha, row.expert_seed)
+        return self.fusion == SINGLE or (self.fusion == f"{row.fusion}-{self.control}" and alike)
 
 
 def row_name(row: Row) -> RowName:
@@ -58,6 +59,7 @@ def name_row(row: Row) -> dict[str, Any]:
         "variant": row.variant,
         "control": row.control,
         "seed": row.seed,
+        "expert_seed": row.expert_seed,
         "alpha": row.alpha,
         "members": tuple(member.words for member in row.experts) if row.is_mixed else (),
     }

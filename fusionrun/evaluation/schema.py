@@ -263,6 +263,7 @@ class OverSeeds:
     alpha: float
     seeds: int
     columns: dict[str, Spread]  # `numbers` of a RowResult
+    expert_seed: int | None = None  # of the experts that all of them start from; None: the study's
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ CSV_COLUMNS = (
     "only_other",
     "p_value",
     "members",
+    "expert_seed",
 )
 
 

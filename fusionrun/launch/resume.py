@@ -15,6 +15,7 @@ from fusionrun.components.starting_experts import require_origin
 from fusionrun.components.store import peek_info, state_hash
 from fusionrun.data.split_files import stored_split
 from fusionrun.monitor.record import Outcome, read_outcome
+from fusionrun.study.rows import Member
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.tables.headline import AVERAGING
@@ -30,7 +31,7 @@ def is_done(study: Study, task: Task) -> bool:
     CheckpointError when its manifest can't be read.
     """
     if isinstance(task, ExpertTask):
-        return study.expert_file(task.model, task.expert).exists()
+        return study.expert_file(*task.member).exists()
     manifest = study.layout.row(task.model, task.row.variant).manifest
     if not manifest.is_file():
         return False
@@ -60,7 +61,7 @@ def ended_before(study: Study, task: Task, restarts: int) -> Outcome | None:
 def resume_path(study: Study, task: Task) -> Path:
     """Where the task's resume state lies."""
     if isinstance(task, ExpertTask):
-        return study.layout.expert_resume(task.model, task.expert)
+        return study.layout.expert_resume(*task.member)
     return study.layout.row(task.model, task.row.variant).checkpoint
 
 
@@ -72,7 +73,7 @@ def require_own(study: Study) -> None:
     """
     require_own_experts(study)
     data = _known_of_data(study)
-    weights = cache(lambda member: expert_weights(study, *member))
+    weights = cache(lambda member: expert_weights(study, member))
     for task in study.tasks:
         for path, fields in _left_behind(study, task):
             members = task.row.experts if isinstance(task, RowTask) and WEIGHTS in fields else ()
@@ -90,15 +91,17 @@ def require_own_experts(study: Study) -> None:
     data = _known_of_data(study)
     for task in study.tasks:
         if isinstance(task, ExpertTask):
-            path = study.expert_file(task.model, task.expert)
-            identity, trains_some = study.identity(task, data), _trains_some(study, task.model)
+            path = study.expert_file(*task.member)
+            identity, trains_some = study.identity(task, data), _trains_some(study, task)
             require_origin(study, identity, path, peek_info(path), trains_some=trains_some)
 
 
-def _trains_some(study: Study, model: str) -> bool:
-    """Whether this study trains experts of `model`, or has trained some."""
+def _trains_some(study: Study, expert: ExpertTask) -> bool:
+    """Whether this study trains experts such as this one, or has trained some."""
     for task in study.tasks:
-        if not isinstance(task, ExpertTask) or task.model != model:
+        if not isinstance(task, ExpertTask) or task.model != expert.model:
+            continue
+        if task.seed != expert.seed:
             continue
         outcome = read_outcome(study.layout.outcome(task.name))
         trained = outcome is not None and outcome.seconds is not None  # found ones took none
@@ -113,11 +116,11 @@ def _known_of_data(study: Study) -> dict[str, Any]:
     return {} if split is None else {FINGERPRINT: split.fingerprint, SPLIT: split.hash}
 
 
-def expert_weights(study: Study, model: str, k: int) -> str | None:
+def expert_weights(study: Study, member: Member) -> str | None:
     """The hash of the expert that rows start from; None where it isn't there."""
     with torch.device("meta"):
-        expert = study.build_expert(model, study.recipe.data.num_classes)
-    file = peek_expert(expert, study.expert_file(model, k))
+        expert = study.build_expert(member.model, study.recipe.data.num_classes)
+    file = peek_expert(expert, study.expert_file(*member))
     return None if file is None else state_hash(file.weights)[:HASH_DIGITS]
 
 
@@ -128,7 +131,7 @@ def as_found(study: Study, task: Task, before: Outcome | None) -> Outcome:
     """
     before = before or Outcome("done")
     if isinstance(task, ExpertTask):
-        saved = peek_info(study.expert_file(task.model, task.expert))
+        saved = peek_info(study.expert_file(*task.member))
         epoch, accuracy = (saved.epoch, saved.val_accuracy) if saved else (None, None)
         experts, averaging, images = None, None, None
     else:

@@ -113,7 +113,7 @@ class TaskReporter:
     def _new_csv(self) -> EpochCsv:
         layout, task = self._study.layout, self._task
         if not isinstance(task, RowTask):
-            return EpochCsv(layout.expert_csv(task.model, task.expert), EXPERT_COLUMNS)
+            return EpochCsv(layout.expert_csv(*task.member), EXPERT_COLUMNS)
         columns = EXPERT_COLUMNS if task.trains_alone else row_columns(len(task.row.experts))
         return EpochCsv(layout.row(task.model, task.row.variant).csv, columns)
 

@@ -28,6 +28,8 @@ from fusionrun.tables.headline import AVERAGING
 from fusionrun.training.identity import HASH_DIGITS
 from fusionrun.training.inference import collect_logits
 
+SAID_OF_ROWS = ("variant", "control", "seed", "expert_seed", "alpha")  # in a manifest, as they are
+
 
 def train(context: RunContext, task: Task, reporter: TaskReporter) -> Iterator[None]:
     """The steps that execute `task`."""
@@ -42,7 +44,7 @@ def train_expert(context: RunContext, task: ExpertTask, reporter: TaskReporter) 
     yield from trainer.steps()
     best = trainer.best
     reporter.begin("saving")
-    path = expert_file(context.study.checkpoint_dir, task.model, task.expert)
+    path = expert_file(context.study.checkpoint_dir, *task.member)
     settings = dict(trainer.checkpointing.identity.fields)
     info = component_info(context, task, trainer, expert=task.expert, settings=settings)
     save_component(path, best.state, info)
@@ -84,10 +86,7 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Ite
     manifest: dict[str, Any] = {
         "row": row.name,
         "members": row.members.split(", ") if row.is_mixed else [],
-        "variant": row.variant,
-        "control": row.control,
-        "seed": row.seed,
-        "alpha": row.alpha,
+        **{name: getattr(row, name) for name in SAID_OF_ROWS},
         "settings": dict(trainer.checkpointing.identity.fields),
         "weights": state_hash(best.state),
         "threads": context.threads,

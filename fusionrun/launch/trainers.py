@@ -32,7 +32,8 @@ def expert_trainer(context: RunContext, task: ExpertTask, reporter: TaskReporter
     """What trains an expert: its network with new weights, its data, its optimizer."""
     splits, k = context.splits, task.expert
     images = splits.expert_train[k], splits.expert_val[k]
-    seed = derive_seed(context.study.recipe.seed, task.model, k)
+    of_experts = context.study.recipe.seed if task.seed is None else task.seed
+    seed = derive_seed(of_experts, task.model, k)
     return network_trainer(context, task, reporter, *images, seed)
 
 

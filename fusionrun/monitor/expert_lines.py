@@ -14,11 +14,12 @@ _MANY_EXPERTS = 16  # from here on models whose experts are all done share a lin
 
 
 def expert_lines(snapshot: Snapshot, width: int, *, folded: bool = False) -> list[Text]:
-    """One line a model with a cell an expert, or `folded` to one for all; then why any failed."""
+    """One line a model and seed with a cell an expert, or `folded` to one; then why any failed."""
     by_model: dict[str, list[TaskStatus]] = {}
     for task in snapshot.tasks:
         if task.kind == "expert":
-            by_model.setdefault(task.model, []).append(task)
+            of_seed = "" if task.expert_seed is None else f" seed {task.expert_seed}"
+            by_model.setdefault(f"{task.model}{of_seed}", []).append(task)
     done = {
         model: tasks
         for model, tasks in by_model.items()

@@ -14,7 +14,7 @@ from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.heartbeat import read_heartbeat
 from fusionrun.monitor.record import ENDED, Outcome, OutcomeFiles, RankState, Record
 from fusionrun.study.paths import Layout
-from fusionrun.study.tasks import RowTask, Task
+from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.tables.headline import GAIN_KEY
 
 TaskState = Literal[
@@ -53,6 +53,7 @@ class TaskStatus:
     seconds: float | None = None  # spent, once ended
     note: str = ""  # why it failed, what it waits for
     members: str = ""  # of a row of different experts, in words
+    expert_seed: int | None = None  # of an expert's training; None: the recipe's
     together: int = 1  # experts that its rank trained at once
 
     @property
@@ -250,6 +251,7 @@ class SnapshotBuilder:
                 state="queued",
                 epochs=task.epochs,
                 members=row.members if row and row.is_mixed else "",
+                expert_seed=task.seed if isinstance(task, ExpertTask) else None,
             )
             missing = [need for need in task.needs if outcomes[need] is None]
             if (outcome := outcomes[task.name]) is not None:

@@ -24,6 +24,7 @@ RECIPE_DEFAULTS: Mapping[str, Any] = {
     **flatten(ExpertsConfig(), "experts"),
     **flatten(FusionConfig(), "fusion"),
     "control": None,
+    "expert_seed": None,  # the recipe's
 }
 
 
@@ -44,12 +45,13 @@ def identity_of_task(
     }
     if row is None or row.is_single:
         fields |= flatten(recipe.experts, "experts")
-        fields["seed"] = row.seed if row else recipe.seed
+        seed = task.row.seed if isinstance(task, RowTask) else task.seed
+        fields["seed"] = recipe.seed if seed is None else seed
     else:
         fields |= flatten(recipe.fusion, "fusion")
         del fields["fusion.alpha"]  # the row has its own
         fields |= {"fusion": row.fusion, "control": row.control}
-        fields |= {"seed": row.seed, "alpha": row.alpha}
+        fields |= {"seed": row.seed, "expert_seed": row.expert_seed, "alpha": row.alpha}
     return Identity({**_lasting(fields), **evidence}, _defaults(recipe, models), UNCOMPARED)
 
 

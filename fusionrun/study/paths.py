@@ -155,19 +155,20 @@ class Layout:
         return self.state / "wandb" / label_of(model) / f"{name}.json"
 
     def row(self, model: str, variant: str) -> RowFiles:
-        """`variant` is the fusion type, with -seed<n> or -alpha<x> where the recipe varies them."""
+        """`variant` is the fusion type; -seed<n>, ... follow where the recipe varies them."""
         label = label_of(model)
         family = f"{label}_fusions"
         csv = self.output_dir / "csv_logs" / family / f"{label}_{variant}_training_log.csv"
         return RowFiles(self.output_dir / family / variant, csv)
 
-    def expert_csv(self, model: str, k: int) -> Path:
+    def expert_csv(self, model: str, k: int, seed: int | None = None) -> Path:
         label = label_of(model)
-        name = f"{label}_expert_{k}_training_log.csv"
-        return self.output_dir / "csv_logs" / f"{label}_experts" / name
+        folder = self.output_dir / "csv_logs" / f"{label}_experts" / seed_folder(seed)
+        return folder / f"{label}_expert_{k}_training_log.csv"
 
-    def expert_resume(self, model: str, k: int) -> Path:
-        return self.state / "experts" / label_of(model) / f"expert_{k}_checkpoint.pth"
+    def expert_resume(self, model: str, k: int, seed: int | None = None) -> Path:
+        folder = self.state / "experts" / label_of(model) / seed_folder(seed)
+        return folder / f"expert_{k}_checkpoint.pth"
 
     def task_log(self, task: str) -> Path:
         return self.output_dir / "logs" / f"{task}.log"
@@ -204,9 +205,14 @@ class Layout:
         return self.measured / f"report.{suffix}"
 
 
-def expert_file(checkpoint_dir: Path, model: str, k: int) -> Path:
+def seed_folder(seed: int | None) -> str:
+    """Below their model's folder, where experts lie that were trained with a seed of their own."""
+    return "" if seed is None else f"seed-{seed}"
+
+
+def expert_file(checkpoint_dir: Path, model: str, k: int, seed: int | None = None) -> Path:
     """Where expert `k` is written before fusion: <checkpoint_dir>/<model>/expert_<k>_best.pth."""
-    return checkpoint_dir / label_of(model) / f"expert_{k}_best.pth"
+    return checkpoint_dir / label_of(model) / seed_folder(seed) / f"expert_{k}_best.pth"
 
 
 @dataclass(frozen=True)
@@ -236,17 +242,25 @@ class ExpertFiles:
 
 
 def expert_sets(
-    checkpoint_dir: Path, model: str, *, count: int, pattern: str | None, split: str
+    checkpoint_dir: Path,
+    model: str,
+    seed: int | None,
+    *,
+    count: int,
+    pattern: str | None,
+    split: str,
 ) -> Iterator[ExpertFiles]:
     """All that may be `model`'s experts before fusion, what is to be taken first.
 
     In our layout, then by `pattern`, a text with {model} and {k} below `checkpoint_dir`, else under
-    GMF's names.
+    GMF's names. Those of a `seed` that isn't the recipe's are in our layout alone.
     """
     ours, gmf = EXPERT_NAMES
     models = [label_of(model), *([GMF_MODELS[model]] if model in GMF_MODELS else [])]
     names = [ours + ending for ending in ENDINGS]
-    if pattern is not None:
+    if seed is not None:
+        names = [name.replace("/", f"/{seed_folder(seed)}/") for name in names]
+    elif pattern is not None:
         names.append(pattern)
     else:
         for each in GMF_SPLITS[split]:
@@ -257,5 +271,5 @@ def expert_sets(
             # a link to nothing is somebody's expert too, whose disk isn't mounted
             there = {number: path for number, path in paths.items() if os.path.lexists(path)}
             if there:
-                is_ours = expert_file(checkpoint_dir, model, 0) == paths[0]
+                is_ours = expert_file(checkpoint_dir, model, 0, seed) == paths[0]
                 yield ExpertFiles(there, count, is_ours)

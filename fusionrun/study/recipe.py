@@ -42,10 +42,11 @@ class RowConfig:
     control: Literal["frozen", "detached"] | None = None
     # different experts are called mixed-<name>; null: as another row calls them, else by a hash
     name: str | None = None
+    expert_seed: int | None = None  # that its experts are trained with; null: the recipe's seed
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", expanded_members(self.model, "model"))
-        require_not_negative(self, "seed", "alpha")
+        require_not_negative(self, "seed", "alpha", "expert_seed")
         if self.name is not None:
             require(
                 self.is_mixed, "name", self.name, "null: a row of one architecture has its name"
@@ -55,7 +56,7 @@ class RowConfig:
         if self.fusion == SINGLE:
             one = f"one architecture: {SINGLE} is one network on all the images"
             require(not self.is_mixed, "model", list(self.model), one)
-            for name in ("alpha", "control"):
+            for name in ("alpha", "control", "expert_seed"):
                 value = getattr(self, name)
                 require(value is None, name, value, f"null: {SINGLE} has no experts")
 
@@ -83,34 +84,37 @@ def named(rows: Iterable[RowConfig], others: Iterable[RowConfig]) -> list[RowCon
 
 @dataclass(frozen=True)
 class GridConfig:
-    """Rows as a product: every model with every fusion, seed and alpha."""
+    """Rows as a product: every model with every fusion, seeds and alpha."""
 
     models: tuple[Members, ...]  # as a row's model
     fusions: tuple[str, ...]  # as a row's fusion
     seeds: tuple[int, ...] = ()  # none: the recipe's seed
     alphas: tuple[float, ...] = ()  # none: fusion.alpha
+    # the experts are trained once more with each of these; none: with the recipe's seed
+    expert_seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         models = (expanded_members(model, f"models.{i}") for i, model in enumerate(self.models))
         object.__setattr__(self, "models", tuple(models))
-        for name in ("models", "fusions", "seeds", "alphas"):
+        for name in ("models", "fusions", "seeds", "alphas", "expert_seeds"):
             values = getattr(self, name)
             for index, value in enumerate(values):
                 require(value not in values[:index], f"{name}.{index}", value, "each one once")
         for name in ("models", "fusions"):
             require(len(getattr(self, name)) > 0, name, [], "at least one")
-        for name in ("seeds", "alphas"):
+        for name in ("seeds", "alphas", "expert_seeds"):
             for index, value in enumerate(getattr(self, name)):
                 require(value >= 0, f"{name}.{index}", value, "0 or more")
 
     def rows(self) -> list[RowConfig]:
         """The product, models first: neighbours differ in their model, as ranks begin best."""
         seeds: tuple[int | None, ...] = self.seeds or (None,)
+        expert_seeds: tuple[int | None, ...] = self.expert_seeds or (None,)
         alphas: tuple[float | None, ...] = self.alphas or (None,)
         return [
-            RowConfig(model, fusion, seed, alpha)
-            for seed, alpha, fusion, model in itertools.product(
-                seeds, alphas, self.fusions, self.models
+            RowConfig(model, fusion, seed, alpha, expert_seed=expert_seed)
+            for seed, expert_seed, alpha, fusion, model in itertools.product(
+                seeds, expert_seeds, alphas, self.fusions, self.models
             )
         ]
 
@@ -366,7 +370,8 @@ class Recipe:
 
     def _identity(self, row: RowConfig) -> tuple[object, ...]:
         seed = self.seed if row.seed is None else row.seed
-        return row.model, row.fusion, row.control, seed, self._alpha(row)
+        of_experts = self.seed if row.expert_seed is None else row.expert_seed
+        return row.model, row.fusion, row.control, seed, of_experts, self._alpha(row)
 
     def _alpha(self, row: RowConfig) -> float:
         return self.fusion.alpha if row.alpha is None else row.alpha

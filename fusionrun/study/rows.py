@@ -1,7 +1,7 @@
 """The assignment table: the study's experiments, a row each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from fusionrun.study.paths import label_of
@@ -13,6 +13,7 @@ class Member(NamedTuple):
 
     model: str
     k: int
+    seed: int | None = None  # of its training; None: the recipe's
 
     @property
     def words(self) -> str:
@@ -22,16 +23,18 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One (model, fusion, seed, alpha, control) of the assignment table."""
+    """One (model, fusion, seeds, alpha, control) of the assignment table."""
 
     index: int
     model: str  # the architecture; mixed-... where its experts are of different ones
     fusion: str  # or SINGLE: one network on everything that experts and fusion see
     seed: int
     alpha: float
-    variant: str  # the method, with -seed<n> or -alpha<x> where they depart from the recipe's
+    # the method, with -seed<n>, -experts<n> or -alpha<x> where they depart from the recipe's
+    variant: str
     control: str | None = None  # frozen, detached
     experts: tuple[Member, ...] = ()  # in the fusion's order; none of a single network
+    expert_seed: int | None = None  # of its experts' training; None: the recipe's
 
     @property
     def name(self) -> str:
@@ -89,13 +92,18 @@ def make_rows(
         variant = f"{entry.fusion}-{entry.control}" if entry.control else entry.fusion
         if entry.seed is not None and entry.seed != seed:
             variant += f"-seed{entry.seed}"
+        expert_seed = None if entry.expert_seed == seed else entry.expert_seed
+        if expert_seed is not None:
+            variant += f"-experts{expert_seed}"
         if entry.alpha is not None and entry.alpha != alpha:
             # all its digits: two rows that differ in the ninth must not share their files
             variant += f"-alpha{entry.alpha!r}".removesuffix(".0")
         own_seed = seed if entry.seed is None else entry.seed
         own_alpha = alpha if entry.alpha is None else entry.alpha
         models = (entry.model,) * num_experts if isinstance(entry.model, str) else entry.model
-        experts = () if entry.fusion == SINGLE else tuple(map(Member, models, range(len(models))))
-        names = entry.label, entry.fusion
-        rows.append(Row(index, *names, own_seed, own_alpha, variant, entry.control, experts))
+        experts = tuple(Member(model, k, expert_seed) for k, model in enumerate(models))
+        row = Row(index, entry.label, entry.fusion, own_seed, own_alpha, variant, entry.control)
+        if entry.fusion != SINGLE:
+            row = replace(row, experts=experts, expert_seed=expert_seed)
+        rows.append(row)
     return tuple(rows)

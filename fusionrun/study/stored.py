@@ -64,7 +64,7 @@ def has_results(recipe: Recipe, layout: Layout) -> bool:
     if any(each.manifest.exists() or each.checkpoint.exists() for each in files):
         return True
     folders = (layout.expert_checkpoints, layout.state / "experts")
-    return any(path for folder in folders for path in folder.glob("*/*.pth"))
+    return any(path for folder in folders for path in folder.rglob("*.pth"))
 
 
 def _joined(stored: Recipe, recipe: Recipe) -> Recipe:
@@ -99,4 +99,5 @@ def _explicit(row: RowConfig, recipe: Recipe) -> RowConfig:
         row,
         seed=recipe.seed if row.seed is None else row.seed,
         alpha=recipe.fusion.alpha if row.alpha is None else row.alpha,
+        expert_seed=None if row.expert_seed == recipe.seed else row.expert_seed,
     )

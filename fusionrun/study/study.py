@@ -23,7 +23,7 @@ from fusionrun.study.defaults import (
 )
 from fusionrun.study.identity import identity_of_task
 from fusionrun.study.recipe import Recipe, RecipeError
-from fusionrun.study.rows import Row
+from fusionrun.study.rows import Member, Row
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.training.identity import Identity
 
@@ -82,18 +82,18 @@ class Study:
         plugin = self.recipe.plugins.get(name)
         return name if plugin is None else str(Path(plugin).absolute())
 
-    def expert_file(self, model: str, k: int) -> Path:
+    def expert_file(self, model: str, k: int, seed: int | None = None) -> Path:
         """The checkpoint of expert `k` before fusion; where it will be, if there is none yet."""
-        ours = paths.expert_file(self.checkpoint_dir, model, k)
-        found = (files.expert(k) for files in self.expert_sets(model))
+        ours = paths.expert_file(self.checkpoint_dir, model, k, seed)
+        found = (files.expert(k) for files in self.expert_sets(model, seed))
         return next((path for path in found if path is not None), ours)
 
-    def expert_sets(self, model: str) -> Iterator[paths.ExpertFiles]:
+    def expert_sets(self, model: str, seed: int | None = None) -> Iterator[paths.ExpertFiles]:
         """All that may be the architecture's experts before fusion, what is taken first."""
         own = self.recipe.experts
         split = self.recipe.data.split
         return paths.expert_sets(
-            self.checkpoint_dir, model, count=own.count, pattern=own.pattern, split=split
+            self.checkpoint_dir, model, seed, count=own.count, pattern=own.pattern, split=split
         )
 
     def model_arguments(self, model: str) -> dict[str, Any]:
@@ -182,10 +182,10 @@ class Study:
         """Of experts of `model` in rows: the architecture's own, else `experts_lr`."""
         return first_set(self.model_settings(model).row_lr, experts_lr)
 
-    def expert_task(self, model: str, k: int) -> ExpertTask:
-        """The task that trains expert `k` of `model`."""
+    def expert_task(self, member: Member) -> ExpertTask:
+        """The task that trains this expert."""
         experts = (task for task in self.tasks if isinstance(task, ExpertTask))
-        return next(task for task in experts if (task.model, task.expert) == (model, k))
+        return next(task for task in experts if task.member == member)
 
     def row_task(self, row: Row) -> RowTask:
         """The task that trains `row`."""

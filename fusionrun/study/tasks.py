@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fusionrun.study.paths import label_of
-from fusionrun.study.rows import Row
+from fusionrun.study.rows import Member, Row
 
 TaskKind = Literal["expert", "row"]
 
@@ -19,6 +19,7 @@ class ExpertTask:
     expert: int
     cost: float  # expected work, in any unit that all tasks share
     epochs: int
+    seed: int | None = None  # of its training; None: the recipe's
 
     kind: ClassVar[TaskKind] = "expert"
     needs: ClassVar[tuple[str, ...]] = ()
@@ -26,7 +27,13 @@ class ExpertTask:
 
     @property
     def name(self) -> str:
-        return f"expert-{label_of(self.model)}-{self.expert}"
+        name = f"expert-{label_of(self.model)}-{self.expert}"
+        return name if self.seed is None else f"{name}-seed{self.seed}"
+
+    @property
+    def member(self) -> Member:
+        """What it is in rows."""
+        return Member(self.model, self.expert, self.seed)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,9 @@ def make_tasks(
     """A task for each of `rows`, the i-th being rank i's own, then one for each expert."""
     members = dict.fromkeys(member for row in rows for member in row.experts)
     experts = {
-        member: ExpertTask(index, *member, expert_cost(member.model), expert_epochs)
+        member: ExpertTask(
+            index, member.model, member.k, expert_cost(member.model), expert_epochs, member.seed
+        )
         for index, member in enumerate(members, start=len(rows))
     }
     tasks = []

@@ -26,6 +26,7 @@ from fusionrun.study.recipe import (
     Recipe,
     RowConfig,
 )
+from fusionrun.study.rows import Member
 from fusionrun.study.runtime import RuntimeConfig
 from fusionrun.study.tasks import Task
 from fusionrun.training.trainer import Trainer
@@ -98,7 +99,7 @@ def row(context: RunContext) -> Trainer:
 
 def expert(context: RunContext) -> Trainer:
     """What trains the first expert of that row."""
-    task = context.study.expert_task(context.study.tasks[0].model, 0)
+    task = context.study.expert_task(Member(context.study.tasks[0].model, 0))
     return _without_dropout(expert_trainer(context, task, _reporter(context, task)))
 
 

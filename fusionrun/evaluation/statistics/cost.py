@@ -101,7 +101,7 @@ def fused_macs(context: RunContext, row: Row) -> int:
     """Of convolutions, linear layers and attention's products, for one image."""
     study = context.study
     with torch.device("meta"):
-        experts = [context.build_expert(model, k=k) for model, k in row.experts]
+        experts = [context.build_expert(member.model, k=member.k) for member in row.experts]
         fusion = study.build_fusion(row.fusion, experts)
         model = FusionModel(experts, fusion, len(context.data.classes))
     return multiply_accumulates(model, context.data.test_images.shape[-1])

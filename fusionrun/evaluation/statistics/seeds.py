@@ -20,12 +20,13 @@ def over_seeds(
     rows: Iterable[tuple[RowName, Mapping[str, float]]],
 ) -> tuple[OverSeeds, ...]:
     """The columns of numbers of rows that differ in nothing but their seed, where all have them."""
-    groups: dict[tuple[str, str, float], list[Mapping[str, float]]] = {}
+    groups: dict[tuple[str, str, float, int | None], list[Mapping[str, float]]] = {}
     for row, columns in rows:
-        groups.setdefault((row.model, row.fusion, row.alpha), []).append(columns)
+        of_experts = row.expert_seed
+        groups.setdefault((row.model, row.fusion, row.alpha, of_experts), []).append(columns)
     found = []
-    for name, group in groups.items():
+    for (model, fusion, alpha, of_experts), group in groups.items():
         known = [key for key in group[0] if all(key in columns for columns in group)]
         spreads = {key: spread([columns[key] for columns in group]) for key in known}
-        found.append(OverSeeds(*name, len(group), spreads))
+        found.append(OverSeeds(model, fusion, alpha, len(group), spreads, of_experts))
     return tuple(each for each in found if each.seeds > 1)

@@ -34,10 +34,10 @@ def check_expert_files(study: Study, survey: Survey) -> Iterator[Finding]:
     fit = 0
     strangers: list[Path] = []  # whose training nobody here knows of
     broken: dict[str, list[Path]] = {}  # by what is wrong with them
-    for model, paths in expert_paths(study).items():
+    for (model, seed), paths in expert_paths(study).items():
         loaded: dict[Path, Mapping[str, Tensor]] = {}
         if model in open_models:
-            yield from _doubtful_names(study, model, paths)
+            yield from _doubtful_names(study, model, seed, paths)
         for k, path in paths.items() if model in open_models else ():
             if not lexists(path):
                 continue
@@ -76,9 +76,11 @@ def _open_models(study: Study) -> set[str]:
     return {model for row in rows for model in row.architectures}
 
 
-def _doubtful_names(study: Study, model: str, paths: Mapping[int, Path]) -> Iterator[Finding]:
+def _doubtful_names(
+    study: Study, model: str, seed: int | None, paths: Mapping[int, Path]
+) -> Iterator[Finding]:
     """Where other files may be meant than those that are taken, or others' numbers are."""
-    sets = list(study.expert_sets(model))
+    sets = list(study.expert_sets(model, seed))
     for files in sets:
         if not files.is_certain and not all(path.exists() for path in paths.values()):
             first, *more = files.paths.values()
@@ -152,12 +154,16 @@ def missing_experts(study: Study) -> Iterator[Finding]:
     """What will be trained; a warning where the recipe says that experts are somewhere."""
     paths, recipe = expert_paths(study), study.recipe.experts
     missing = {
-        model: sum(not lexists(path) for path in each.values()) for model, each in paths.items()
+        kind: sum(not lexists(path) for path in each.values()) for kind, each in paths.items()
     }
     if not any(missing.values()):
         return
     epochs = plural(recipe.epochs, "epoch")
-    which = ", ".join(f"{count} {model}" for model, count in missing.items() if count)
+    which = ", ".join(
+        f"{count} {model}" + ("" if seed is None else f" with seed {seed}")
+        for (model, seed), count in missing.items()
+        if count
+    )
     found = f"to be trained, {epochs} each: {which}"
     named = recipe.checkpoint_dir is not None or recipe.pattern is not None
     begun = (study.layout.state / "experts").is_dir()  # this study trains them into that folder
@@ -180,11 +186,11 @@ def missing_experts(study: Study) -> Iterator[Finding]:
         yield Finding("experts", "fail", found, "correct it, or leave it out to have them trained")
 
 
-def expert_paths(study: Study) -> dict[str, dict[int, Path]]:
-    """{architecture: {number: file} of its experts that the launch's rows need}."""
-    found: dict[str, dict[int, Path]] = {}
+def expert_paths(study: Study) -> dict[tuple[str, int | None], dict[int, Path]]:
+    """{(architecture, seed): {number: file} of such experts that the launch's rows need}."""
+    found: dict[tuple[str, int | None], dict[int, Path]] = {}
     for task in study.tasks:
         if isinstance(task, ExpertTask):
-            path = study.expert_file(task.model, task.expert)
-            found.setdefault(task.model, {})[task.expert] = path
+            path = study.expert_file(*task.member)
+            found.setdefault((task.model, task.seed), {})[task.expert] = path
     return found

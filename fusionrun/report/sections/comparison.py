@@ -12,8 +12,8 @@ from fusionrun.tables.table import Column, Images, Table
 
 Studies = Sequence[StudyResults]
 # of a recipe: rows are matched by name, places differ anyway
-NOT_COMPARED = ("rows", "grid", *(f"grid.{n}" for n in ("models", "fusions", "seeds", "alphas")))
-NOT_COMPARED += ("output_dir",)
+OF_GRIDS = ("models", "fusions", "seeds", "alphas", "expert_seeds")
+NOT_COMPARED = ("rows", "grid", *(f"grid.{name}" for name in OF_GRIDS), "output_dir")
 
 DIFFERENT_TESTS = "These studies have different test sets: their accuracies don't compare."
 

@@ -33,7 +33,7 @@ def test_other_peoples_experts_are_the_same_experts(trained_study: Path, tmp_pat
     assert [state_hash(a.state_dict()) for a in again] == [
         state_hash(e.state_dict()) for e in experts
     ]
-    found = [expert_weights(study, *member) for member in members]
+    found = [expert_weights(study, member) for member in members]
     assert weights_in(sources) == weights_in(before) == found
     assert all(len(each) == HASH_DIGITS for each in weights_in(sources))
     (note,) = with_origin_notes(context).data.notes

@@ -12,6 +12,7 @@ from fusionrun.components.store import load_component
 from fusionrun.doctor import checks, experts
 from fusionrun.study.context import open_context
 from fusionrun.study.paths import expert_file
+from fusionrun.study.rows import Member
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import Task
 from fusionrun.training import checkpoint
@@ -168,7 +169,7 @@ def test_results_of_other_settings_fail(trained: Path) -> None:
 def begin_expert(study: Study) -> tuple[Task, Path]:
     """An expert's training, stopped in its second epoch."""
     context = open_context(study, CPU, 1, progress=lambda text: None)
-    task = study.expert_task("resnet", 0)
+    task = study.expert_task(Member("resnet", 0))
     steps = iter(range(100))
     per_epoch = -(-len(context.splits.expert_train[0]) // 16)
     stopping = replace(context, stop_requested=lambda: next(steps) > per_epoch)

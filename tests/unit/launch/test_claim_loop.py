@@ -24,6 +24,7 @@ from fusionrun.study.context import RunContext
 from fusionrun.study.planning import plan_study
 from fusionrun.study.queue import Queue
 from fusionrun.study.recipe_yaml import load_recipe
+from fusionrun.study.rows import Member
 from fusionrun.study.study import Study
 from fusionrun.training import graphs
 from fusionrun.training.errors import TaskError
@@ -78,7 +79,7 @@ def numbers(study: Study) -> dict[str, Any]:
         "row": read_manifest(study.layout.row(row.model, row.variant).manifest).weights
     }
     for k, name in enumerate(EXPERTS):
-        weights = expert_weights(study, "improved_wide_resnet", k)
+        weights = expert_weights(study, Member("improved_wide_resnet", k))
         with study.layout.expert_csv("improved_wide_resnet", k).open(newline="") as file:
             rows = list(csv.DictReader(file))
         clocks = ("images_per_second", "seconds", "timestamp")
@@ -171,7 +172,7 @@ def test_one_that_fails_takes_nobody_with_it(
     assert log(study, EXPERTS[1]).endswith("failed: a bad day\n")
     assert (record.state, record.in_hand) == ("finished", [])
     for k in (0, 2):
-        assert expert_weights(study, "improved_wide_resnet", k) == alone[EXPERTS[k]][0]
+        assert expert_weights(study, Member("improved_wide_resnet", k)) == alone[EXPERTS[k]][0]
 
 
 @pytest.mark.parametrize(("step", "left"), [(1, 1), (3, 2)])

@@ -22,6 +22,7 @@ from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.rows import Member
+from fusionrun.study.tasks import Task
 from fusionrun.training.errors import StopRequested
 from fusionrun.training.optim import Schedule, annealed_restart, cosine_to_tenth, warm_restarts
 from tests.tiny import copy_study
@@ -44,6 +45,11 @@ def context_of(out: Path, row: str, *overrides: str) -> RunContext:
 def train(context: RunContext, stop: Callable[[], bool] = lambda: False) -> str:
     """Train the only row, or until `stop`; returns its log."""
     (task,) = context.study.row_tasks
+    return run(context, task, stop)
+
+
+def run(context: RunContext, task: Task, stop: Callable[[], bool] = lambda: False) -> str:
+    """Execute the task, or until `stop`; returns its log."""
     path = context.study.layout.task_log(task.name)
     with TaskLog(path, task.name) as log:
         device = context.device
@@ -156,6 +162,37 @@ def test_who_the_experts_are_decides_what_is_drawn(out: Path) -> None:
     assert same.experts == (Member("densenet", 0), Member("resnet", 1))
     assert (named.model, counted.model) == ("mixed-a", "mixed-b")
     assert same.model != other.model and len(same.model) == len("mixed-") + 8
+
+
+def test_experts_of_another_seed_are_those_of_a_study_of_that_seed(
+    out: Path, tmp_path: Path
+) -> None:
+    """In files of their own; what fusion training draws is the same with either of them."""
+    row = "{model: resnet, fusion: concatenation, expert_seed: SEED}"
+    here = context_of(out, row.replace("SEED", "43"))
+    elsewhere = f"experts.checkpoint_dir={tmp_path / 'given'}"
+    there = context_of(out, row.replace("SEED", "null"), elsewhere, "seed=43")
+    for context in (here, there):
+        for task in context.study.tasks[1:]:
+            run(context, task)
+    paths = [[c.study.expert_file(*m) for m in c.study.rows[0].experts] for c in (here, there)]
+    assert paths[0][0] == out / "expert_checkpoints/resnet/seed-43/expert_0_best.pth"
+    for own, other in zip(*paths, strict=True):
+        states = [state_hash(load_expert(path).state_dict()) for path in (own, other)]
+        old = load_expert(own.parent.with_name(own.name))
+        assert states[0] == states[1] != state_hash(old.state_dict())
+    before = context_of(out, row.replace("SEED", "null"))
+    studies = here.study, before.study
+    assert len({study.row_seed(study.rows[0]) for study in studies}) == 1
+    log = train(here)
+    directory, manifest = manifest_of(here)
+    assert directory.name == "concatenation-experts43" and manifest.expert_seed == 43
+    assert manifest.experts_from is not None
+    for k, (source, path) in enumerate(zip(manifest.experts_from, paths[0], strict=True)):
+        assert source.startswith(f"{path} (") and f"resnet {k} starts from {path}" in log
+    assert here.study.identity(here.study.row_tasks[0]).differences(
+        before.study.identity(before.study.row_tasks[0]).fields
+    ) == ["expert_seed: None there, 43 in this recipe"]
 
 
 def test_the_test_images_are_passed_once(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,29 @@ def test_a_variant_names_what_departs_from_the_recipe(
     )
 
 
+@pytest.mark.parametrize(("seed", "of_its_own"), [(None, None), (42, None), (43, 43), (0, 0)])
+def test_experts_of_another_seed_are_other_experts(
+    seed: int | None, of_its_own: int | None
+) -> None:
+    """Those of the recipe's seed are what they were before there were any others."""
+    entry = RowConfig("resnet", "concatenation", 7, 0.5, "frozen", expert_seed=seed)
+    rows = make_rows([entry, RowConfig("resnet", "single")], seed=42, alpha=1.0, num_experts=2)
+    row = rows[0]
+    tasks = make_tasks(
+        rows, expert_epochs=7, fusion_epochs=5, expert_cost=lambda _: 1.0, row_cost=lambda _: 1.0
+    )
+    assert row.expert_seed == of_its_own and rows[1].experts == ()
+    assert row.experts == tuple(Member("resnet", k, of_its_own) for k in range(2))
+    more = "" if of_its_own is None else f"-experts{of_its_own}"
+    assert row.variant == f"concatenation-frozen-seed7{more}-alpha0.5"
+    assert row.members == "resnet 0, resnet 1"
+    own = "" if of_its_own is None else f"-seed{of_its_own}"
+    assert tasks[0].needs == (f"expert-resnet-0{own}", f"expert-resnet-1{own}")
+    assert [task.name for task in tasks[2:]] == [*tasks[0].needs]
+    experts = [task for task in tasks if isinstance(task, ExpertTask)]
+    assert tuple(task.member for task in experts) == row.experts
+
+
 ENTRIES = st.lists(
     st.tuples(
         st.sampled_from(MODELS),
@@ -123,6 +146,8 @@ ENTRIES = st.lists(
         st.none() | st.integers(0, 2**40),
         st.none() | st.floats(0, 1e6) | st.sampled_from([0.1, 0.1 + 2**-50, 0.123456789]),
         st.sampled_from([None, "frozen", "detached"]),
+        st.none(),  # no name
+        st.sampled_from([None, 0, 42, 43]),
     ),
     min_size=1,
     max_size=12,
@@ -132,10 +157,22 @@ ENTRIES = st.lists(
 @settings(max_examples=100, deadline=None)
 @given(entries=ENTRIES)
 def test_different_experiments_have_different_names_and_folders(
-    entries: list[tuple[str, str, int | None, float | None, Literal["frozen", "detached"] | None]],
+    entries: list[
+        tuple[
+            str,
+            str,
+            int | None,
+            float | None,
+            Literal["frozen", "detached"] | None,
+            None,
+            int | None,
+        ]
+    ],
 ) -> None:
     rows = make_rows([RowConfig(*entry) for entry in entries], seed=42, alpha=1.0, num_experts=2)
-    experiments = {(row.model, row.fusion, row.seed, row.alpha, row.control) for row in rows}
+    experiments = {
+        (row.model, row.fusion, row.seed, row.alpha, row.control, row.expert_seed) for row in rows
+    }
     assert len({(row.model, row.variant) for row in rows}) == len(experiments)
     assert len({row.name for row in rows}) == len(rows)
     # they become names of files

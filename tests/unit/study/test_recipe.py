@@ -384,6 +384,29 @@ def test_a_grid_is_every_combination_with_the_models_first(tmp_path: Path) -> No
     )
 
 
+def test_a_grid_trains_the_experts_once_more_with_each_of_their_seeds(tmp_path: Path) -> None:
+    grid = "{models: [a, b], fusions: [c], seeds: [1, 2], expert_seeds: [42, 43]}"
+    text = text_of(rows="[{model: a, fusion: c, seed: 1}]", grid=grid, controls="[frozen, single]")
+    rows = load(tmp_path, text).all_rows()
+    asked = [row for row in rows if row.control is None and row.fusion != "single"]
+    found = [(row.model, row.seed, row.expert_seed) for row in asked]
+    assert found == [
+        ("a", 1, None), ("b", 1, 42), ("a", 1, 43), ("b", 1, 43),
+        ("a", 2, 42), ("b", 2, 42), ("a", 2, 43), ("b", 2, 43),
+    ]  # fmt: skip
+    frozen = [(row.model, row.seed, row.expert_seed) for row in rows if row.control == "frozen"]
+    assert frozen == found
+    # which has no experts
+    single = [(row.model, row.seed, row.expert_seed) for row in rows if row.fusion == "single"]
+    assert single == [("a", 1, None), ("b", 1, None), ("a", 2, None), ("b", 2, None)]
+    message = problem(tmp_path, text_of(rows="[]", grid=grid.replace("43", "42")))
+    assert "grid.expert_seeds.1: found 42, expected each one once" in message
+    message = problem(tmp_path, text_of(rows="[{model: a, fusion: single, expert_seed: 1}]"))
+    assert "rows.0.expert_seed: found 1, expected null: single has no experts" in message
+    message = problem(tmp_path, text_of(rows="[{model: a, fusion: c, expert_seed: -1}]"))
+    assert "rows.0.expert_seed: found -1" in message
+
+
 def test_different_experts_have_one_name_wherever_they_stand(tmp_path: Path) -> None:
     rows = "rows=[{model: {resnet: 2, densenet: 1}, fusion: concatenation, name: three}]"
     grid = "grid={models: [[resnet, resnet, densenet], [densenet, resnet]], "
@@ -413,7 +436,7 @@ def test_equal_rows_that_differ_in_seed_or_alpha_are_different(tmp_path: Path) -
     text = text_of(rows=f"[{{{row}}}, {{{row}, seed: 1}}, {{{row}, alpha: 2}}]")
     assert len(load(tmp_path, text).rows) == 3
     # the recipe's own seed and alpha, spelled out, are no difference
-    for same in ("seed: 42", "alpha: 1.0"):
+    for same in ("seed: 42", "alpha: 1.0", "expert_seed: 42"):
         message = problem(tmp_path, text_of(rows=f"[{{{row}}}, {{{row}, {same}}}]"))
         assert "rows.1: is the same experiment as rows.0" in message
 

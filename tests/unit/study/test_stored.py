@@ -76,6 +76,15 @@ def test_more_rows_come_after_the_stored_ones(tmp_path: Path) -> None:
     assert names(again) == names(joined)
 
 
+def test_rows_of_other_experts_come_after_the_stored_ones(tmp_path: Path) -> None:
+    layout = store(tmp_path, recipe(tmp_path))
+    grid = "grid={models: [resnet], fusions: [concatenation], expert_seeds: [42, 43]}"
+    joined = join_stored(recipe(tmp_path, "rows=[]", grid, "controls=[]"), layout)
+    assert names(joined) == [*NAMES, "concatenation"]
+    assert [row.expert_seed for row in joined.all_rows()] == [*[None] * len(NAMES), 43]
+    assert names(join_stored(recipe(tmp_path), layout)) == NAMES
+
+
 def test_networks_that_are_made_already_stay_what_they_are(tmp_path: Path) -> None:
     """Whatever the recipe of a launch that doesn't use them says of them by now."""
     layout = store(tmp_path, recipe(tmp_path, "models.resnet.dropout=0.1"))
