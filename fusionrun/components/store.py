@@ -173,11 +173,14 @@ def load_fusion_module(path: str | Path, plugins: Collection[str] = ()) -> Fusio
     return _fusion_module(Component(Path(path), *load_component(path, "fusion_module")), plugins)
 
 
-def load_global_head(path: str | Path) -> nn.Linear:
-    """The head saved at `path`: fused features (N, D) -> logits (N, C). Raises CheckpointError."""
+def load_global_head(path: str | Path) -> nn.Module:
+    """The head saved at `path`: fused features (N, D) -> logits (N, C). Raises CheckpointError.
+
+    One without weights, of a fusion that reads logits, passes on what it is given.
+    """
     info, weights = load_component(path, "global_head")
     with _fitting(path):
-        head = nn.Linear(info.feature_dim, info.num_classes)
+        head = nn.Linear(info.feature_dim, info.num_classes) if weights else nn.Identity()
     load_checked_state(head, weights, path)
     return head.eval()
 

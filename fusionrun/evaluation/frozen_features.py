@@ -15,7 +15,7 @@ from fusionrun.components.starting_experts import load_experts
 from fusionrun.data.loader import Batch
 from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.experts import Expert
-from fusionrun.fusions import FusionModel
+from fusionrun.fusions import FusionModel, FusionModule
 from fusionrun.study.context import RunContext
 from fusionrun.study.defaults import HEAD_CLIP
 from fusionrun.study.rows import Member, Row
@@ -47,10 +47,9 @@ class Extracted:
     experts: Sequence[Seen]
     labels: Tensor  # (N,)
 
-    @property
-    def features(self) -> list[Tensor]:
-        """Each expert's (N, D_k)."""
-        return [seen.features for seen in self.experts]
+    def read_by(self, fusion: FusionModule) -> list[Tensor]:
+        """Each expert's features (N, D_k), or its logits where those are what it fuses."""
+        return [seen.logits if fusion.reads_logits else seen.features for seen in self.experts]
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Given:
 
 
 class FrozenFusion(nn.Module):
-    """What of a fusion model comes after its experts: features (N, D_k) of each -> logits."""
+    """What of a fusion model comes after its experts: what it reads of each -> logits."""
 
     def __init__(self, model: FusionModel) -> None:
         super().__init__()
@@ -108,6 +107,7 @@ def look(context: RunContext, expert: Expert, indices: npt.NDArray[np.int64]) ->
 def train_fusion(given: Given, fusion: str, seed: int, epochs: int) -> tuple[float, int]:
     """(validation accuracy in percent of the best epoch, which one); of equals the first.
 
+    A fusion without weights has nothing to learn: epoch 0.
     Rates, decay and smoothing are those of a row of the study. Raises ValueError for a fusion that
     doesn't take these features and for answers that aren't finite.
     """
@@ -115,6 +115,9 @@ def train_fusion(given: Given, fusion: str, seed: int, epochs: int) -> tuple[flo
     who = given.row.members if given.row.is_mixed else given.row.model
     torch.manual_seed(derive_seed(seed, "preview", who, fusion))
     network, groups = build(given, fusion)
+    read, judged = train.read_by(network.fusion), given.validation.read_by(network.fusion)
+    if not groups:
+        return accuracy(network.eval()(judged), given.validation.labels), 0
     defaults = study.fusion_defaults(fusion)
     optimizer = adamw(groups, defaults.weight_decay)
     batch = study.recipe.fusion.batch_size
@@ -126,7 +129,7 @@ def train_fusion(given: Given, fusion: str, seed: int, epochs: int) -> tuple[flo
         for start in range(0, len(order), batch):
             index = order[start : start + batch]
             loss = F.cross_entropy(
-                network([features[index] for features in train.features]),
+                network([each[index] for each in read]),
                 train.labels[index],
                 label_smoothing=defaults.label_smoothing,
             )
@@ -136,13 +139,13 @@ def train_fusion(given: Given, fusion: str, seed: int, epochs: int) -> tuple[flo
             optimizer.step()
         network.eval()
         with torch.no_grad():
-            found = accuracy(network(given.validation.features), given.validation.labels)
+            found = accuracy(network(judged), given.validation.labels)
         if found > best:
             best, best_epoch = found, epoch + 1
     return best, best_epoch
 
 
-def build(given: Given, fusion: str) -> tuple[nn.Module, list[Group]]:
+def build(given: Given, fusion: str) -> tuple[FrozenFusion, list[Group]]:
     """New adapters, fusion module and global head, and how they learn.
 
     Weights come from torch's generator as it stands. Raises ValueError.
@@ -151,7 +154,7 @@ def build(given: Given, fusion: str) -> tuple[nn.Module, list[Group]]:
     with torch.device("meta"):
         experts = [context.build_expert(member.model) for member in given.row.experts]
     model = FusionModel(experts, study.build_fusion(fusion, experts), len(context.data.classes))
-    _, fusion_lr, head_lr = study.rates(fusion, model.global_head.in_features)
+    _, fusion_lr, head_lr = study.rates(fusion, model.fusion.feature_dim)
     network = FrozenFusion(model).to(given.context.device)
     groups = [
         Group.of("adapters", [network.adapters], fusion_lr, cosine_to_tenth, HEAD_CLIP),

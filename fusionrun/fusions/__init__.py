@@ -6,8 +6,11 @@ A new fusion is a file with a subclass of `FusionModule` and a line in `FUSIONS`
 from fusionrun.common.plugins import is_plugin, load_plugin
 from fusionrun.common.text import nearest
 
+from .aligned import AlignedAddition, AlignedMultiplicative
 from .base import FusionModule
 from .concatenation import Concatenation
+from .gated import Gated
+from .mean_logits import MeanLogits
 from .model import FusionModel, FusionOutput
 from .multiplicative import Multiplicative, MultiplicativeShifted
 from .multiplicative_addition import MultiplicativeAddition
@@ -23,6 +26,10 @@ FUSIONS: dict[str, type[FusionModule]] = {
     "concatenation": Concatenation,
     "simpleAddition": SimpleAddition,
     "multiplicativeShifted": MultiplicativeShifted,
+    "alignedMultiplicative": AlignedMultiplicative,
+    "alignedAddition": AlignedAddition,
+    "gated": Gated,
+    "meanLogits": MeanLogits,
 }
 
 

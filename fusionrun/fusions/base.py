@@ -10,8 +10,13 @@ DROPOUT = 0.2  # of every tail, and of the attention weights
 class FusionModule(nn.Module):
     """E feature vectors -> one. A new fusion implements `fuse`.
 
+    One that `reads_logits` is given the experts' logits (N, E, C) instead of their features, and
+    what it makes of them is the answer (N, C): its model has no global head and no adapters.
+
     Raises ValueError when either size is not a positive whole number.
     """
+
+    reads_logits = False
 
     def __init__(self, num_experts: int, feature_dim: int) -> None:
         super().__init__()
@@ -24,12 +29,16 @@ class FusionModule(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Features (N, E, D) of E experts -> fused vector (N, D).
 
+        Of logits (N, E, C) -> (N, C), where it `reads_logits`.
+
         Raises ValueError for another shape: one expert too few would broadcast without a sound.
         """
-        if features.dim() != 3 or features.shape[1:] != (self.num_experts, self.feature_dim):
+        what, size = ("logits", "C") if self.reads_logits else ("features", self.feature_dim)
+        fits = features.dim() == 3 and features.shape[1] == self.num_experts
+        if not fits or features.shape[2] != size != "C":
             raise ValueError(
-                f"{type(self).__name__} expects features of shape "
-                f"(N, {self.num_experts}, {self.feature_dim}), found {tuple(features.shape)}"
+                f"{type(self).__name__} expects {what} of shape "
+                f"(N, {self.num_experts}, {size}), found {tuple(features.shape)}"
             )
         return self.fuse(features)
 

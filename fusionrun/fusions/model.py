@@ -19,7 +19,7 @@ class FusionOutput(NamedTuple):
 
     logits: Tensor  # (N, C), of the global head
     expert_logits: Tensor  # (N, E, C), each expert's own
-    features: Tensor  # (N, E, D), what the fusion read: adapted to one size
+    features: Tensor  # what the fusion read: (N, E, D), adapted to one size, or the expert_logits
 
 
 class FusionModel(ImageClassifier):
@@ -28,8 +28,9 @@ class FusionModel(ImageClassifier):
     `experts` are modules that map images (N, 3, H, W) to features (N, D_k) and logits (N, C) and
     say their `feature_dim`. Where that isn't the fusion's size D, a linear adapter maps D_k to D;
     the expert's logits don't pass it. Adapters and the global head start Xavier-uniform with zero
-    bias. With `detached` the experts get no gradient from the fused logits: they learn as if there
-    were no fusion. The model knows what it was trained on where its experts agree in it.
+    bias; a fusion that reads logits needs neither: the head then passes on what it makes of them.
+    With `detached` the experts get no gradient from the fused logits: they learn as if there were
+    no fusion. The model knows what it was trained on where its experts agree in it.
 
     Raises ValueError when the experts are not as many as the fusion was built for, when one
     doesn't say its feature size, or when one has another number of classes.
@@ -51,8 +52,9 @@ class FusionModel(ImageClassifier):
         self.experts = nn.ModuleList(experts)
         self.fusion = fusion
         self.detached = detached
-        self.global_head = _linear(fusion.feature_dim, num_classes)
-        self.adapters = nn.ModuleList(_adapter(expert, fusion.feature_dim) for expert in experts)
+        size = fusion.feature_dim
+        self.global_head = nn.Identity() if fusion.reads_logits else _linear(size, num_classes)
+        self.adapters = nn.ModuleList(_adapter(expert, fusion) for expert in experts)
         known = {getattr(expert, "trained_on", None) for expert in experts}
         if len(known) == 1 and (trained_on := known.pop()) is not None:
             self.know(trained_on)
@@ -77,12 +79,12 @@ class FusionModel(ImageClassifier):
         ]
         # side by side, those that are recomputed would all have their activations in memory
         outputs = (in_turn if self.recomputes else self.branches)(experts, images)
-        features = self.adapted([features for features, _ in outputs])
         expert_logits = torch.stack([logits for _, logits in outputs], dim=1)
-        return FusionOutput(self.global_head(self.fusion(features)), expert_logits, features)
+        read = self.adapted([each[self.fusion.reads_logits] for each in outputs])
+        return FusionOutput(self.global_head(self.fusion(read)), expert_logits, read)
 
     def adapted(self, features: Sequence[Tensor]) -> Tensor:
-        """Every expert's features (N, D_k) -> what the fusion reads (N, E, D)."""
+        """Every expert's features (N, D_k), or logits -> what the fusion reads (N, E, D)."""
         if self.detached:
             features = [each.detach() for each in features]
         pairs = zip(self.adapters, features, strict=True)
@@ -94,9 +96,10 @@ class FusionModel(ImageClassifier):
         return logits
 
 
-def _adapter(expert: nn.Module, size: int) -> nn.Module:
-    same = expert.feature_dim == size
-    return nn.Identity() if same else _linear(int(expert.feature_dim), size)  # type: ignore[arg-type]
+def _adapter(expert: nn.Module, fusion: FusionModule) -> nn.Module:
+    found, size = expert.feature_dim, fusion.feature_dim
+    needs_none = fusion.reads_logits or found == size
+    return nn.Identity() if needs_none else _linear(int(found), size)  # type: ignore[arg-type]
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:

@@ -221,8 +221,8 @@ def csv_cells(task: Task, history: Sequence[EpochMetrics]) -> dict[str, object]:
         }
     cells |= {
         "experts_lr": rates.get("experts", 0.0),  # 0: frozen
-        "fusion_lr": rates["fusion"],
-        "global_head_lr": rates["global_head"],
+        "fusion_lr": rates.get("fusion", 0.0),  # 0: has no weights, nor a head
+        "global_head_lr": rates.get("global_head", 0.0),
         "loss_global": metrics.train_losses[0],
         "loss_individual": sum(metrics.train_losses[1:]),
         "loss_total": metrics.loss,

@@ -98,7 +98,7 @@ def row_trainer(
         frozen = list(experts)
         for expert in experts:
             expert.requires_grad_(False)
-    size = model.global_head.in_features
+    size = fusion.feature_dim
     experts_lr, fusion_lr, head_lr = study.rates(row.fusion, size)
     models = [member.model for member in row.experts]
     groups = [

@@ -51,6 +51,11 @@ FUSION_DEFAULTS: Mapping[str, FusionDefaults] = {
     "TransformerBase": FusionDefaults(5e-5, 2e-4, 5e-4, "trivialaugment", 0.2, 0.05),
     "concatenation": FusionDefaults(1e-4, 1e-3, 1e-4, "randaugment_strong", 0.3, 0.08),
     "simpleAddition": FusionDefaults(1e-4, 1e-3, 1e-4, "color_jitter", 0.2, 0.1),
+    # not published: as the types that they begin as or are like
+    "alignedMultiplicative": FusionDefaults(1e-4, 5e-4, 1e-4, "color_jitter", 0.2, 0.1),
+    "alignedAddition": FusionDefaults(1e-4, 1e-3, 1e-4, "color_jitter", 0.2, 0.1),
+    "gated": FusionDefaults(1e-4, 1e-3, 1e-4, "randaugment_strong", 0.3, 0.08),
+    "meanLogits": FusionDefaults(1e-4, 1e-3, 1e-4, "color_jitter", 0.2, 0.1),
 }
 
 
@@ -82,8 +87,8 @@ def adapted_rates(fusion: str | None, feature_dim: int) -> tuple[float, float]:
     """(experts' rate, rate of fusion module and global head) for features of size D.
 
     D > 1000: experts x0.7, heads x0.8; D < 100: x1.3 and x1.2. Then TransformerBase with D > 500:
-    experts x0.8 more; multiplicative with D < 500: experts x1.1 more; None, what all types share:
-    nothing more.
+    experts x0.8 more; multiplicative and alignedMultiplicative with D < 500: experts x1.1 more;
+    None, what all types share: nothing more.
     """
     defaults = fusion_defaults(fusion)
     experts, heads = defaults.experts_lr, defaults.head_lr
@@ -93,6 +98,6 @@ def adapted_rates(fusion: str | None, feature_dim: int) -> tuple[float, float]:
         experts, heads = experts * 1.3, heads * 1.2
     if fusion == "TransformerBase" and feature_dim > 500:
         experts *= 0.8
-    if fusion == "multiplicative" and feature_dim < 500:
+    if fusion in ("multiplicative", "alignedMultiplicative") and feature_dim < 500:
         experts *= 1.1
     return experts, heads

@@ -22,6 +22,7 @@ from fusionrun.study.runtime import RuntimeConfig
 
 DATA = FilePath("data")
 SINGLE = "single"  # in place of a fusion type: one network on all that experts and fusion see
+MEAN_LOGITS = "meanLogits"  # a fusion without weights
 
 
 class RecipeError(Exception):
@@ -360,6 +361,8 @@ class Recipe:
                 if not row.is_mixed:  # no one network stands beside different ones
                     yield RowConfig(row.model, SINGLE, row.seed)
             elif row.fusion != SINGLE and row.control is None:
+                if (row.fusion, control) == (MEAN_LOGITS, "frozen"):
+                    continue  # nothing would learn: it's the alternative before_mean_logits
                 yield dataclasses.replace(row, control=control)
 
     def _each_once(self, rows: Iterable[RowConfig]) -> tuple[RowConfig, ...]:

@@ -46,16 +46,17 @@ def _try_fusions(
     recipe: Recipe, rows: tuple[Row, ...], feature_dims: Mapping[str, int], name: str
 ) -> None:
     """Build every fusion once, weightless, for as many features as its row's experts meet in."""
-    built: set[tuple[str, int, int]] = set()
+    built: set[tuple[str, int, int, str | None]] = set()
     for row in rows:
         place = f"rows.{row.index}" if row.index < len(recipe.rows) else f"grid: {row.name}"
         size = recipe.fusion.dim or max(feature_dims[model] for model in row.architectures)
-        if row.is_single or (row.fusion, len(row.experts), size) in built:
+        kind = (row.fusion, len(row.experts), size, row.control)
+        if row.is_single or kind in built:
             continue
         source = recipe.plugins.get(row.fusion, row.fusion)
         with torch.device("meta"), errors_at(f"{name}: {place}.fusion"):
             try:
-                build_fusion(source, len(row.experts), size)
+                fusion = build_fusion(source, len(row.experts), size)
             except ValueError as error:
                 larger = max(8, 1 << (size - 1).bit_length())
                 with contextlib.suppress(ValueError):  # where another size wouldn't help either
@@ -68,7 +69,13 @@ def _try_fusions(
         if row.fusion in recipe.plugins:
             with errors_at(f"{name}: {place}.fusion"):
                 _try_out(source, len(row.experts), size)
-        built.add((row.fusion, len(row.experts), size))
+        learns = any(True for _ in fusion.parameters()) or not fusion.reads_logits
+        if row.control == "frozen" and not learns:
+            raise RecipeError(
+                f"{name}: {place}.control: found frozen, expected null or detached: "
+                f"{row.fusion} has no weights and no head, so nothing would learn"
+            )
+        built.add(kind)
 
 
 def _try_out(source: str, num_experts: int, size: int) -> None:

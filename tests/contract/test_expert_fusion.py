@@ -94,12 +94,12 @@ def test_experts_side_by_side_give_the_same_numbers(expert: str, fusion: str) ->
 @pytest.mark.parametrize(("num_experts", "side"), [(2, 16), (3, 48)])
 def test_shapes_and_finite_numbers(expert: str, fusion: str, num_experts: int, side: int) -> None:
     model = tiny_model(expert, fusion, num_experts)
-    D = model.fusion.feature_dim
+    read = CLASSES if model.fusion.reads_logits else model.fusion.feature_dim
     for mode in (True, False):
         output = model.train(mode)(torch.randn(2, 3, side, side))
         assert output.logits.shape == (2, CLASSES)
         assert output.expert_logits.shape == (2, num_experts, CLASSES)
-        assert output.features.shape == (2, num_experts, D)
+        assert output.features.shape == (2, num_experts, read)
         assert all(tensor.isfinite().all() for tensor in output)
         assert output.logits[0].ne(output.logits[1]).any(), "the image has no influence"
 
@@ -121,7 +121,7 @@ def test_each_path_of_the_loss_reaches_exactly_its_parameters(expert: str, fusio
 
     names = {key for key, _ in model.named_parameters()}
     assert reached(F.cross_entropy(output.logits, labels)) == {
-        key for key in names if "classifier" not in key
+        key for key in names if model.fusion.reads_logits or "classifier" not in key
     }
     for k in range(3):
         assert reached(F.cross_entropy(output.expert_logits[:, k], labels)) == {

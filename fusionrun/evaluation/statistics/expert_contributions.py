@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fusionrun.data.loader import Batch, ResidentLoader
 from fusionrun.fusions import FusionModel, FusionModule
+from fusionrun.fusions.gated import Gated
 from fusionrun.fusions.multiplicative_addition import MultiplicativeAddition
 from fusionrun.fusions.simple_addition import SimpleAddition
 from fusionrun.fusions.transformer import TransformerBase
@@ -35,13 +36,15 @@ def expert_weights(fusion: FusionModule, features: Tensor) -> Tensor | None:
 
     Of attention: what all experts' queries give to expert k, mean over heads and queries. Of
     weighted sums: the learned weights, the same for all images; beside a product they say nothing
-    of the product. None: the fusion has no weights.
+    of the product. Of a gate: each image's own. None: the fusion has no weights.
     """
     if isinstance(fusion, TransformerBase):
         tokens = fusion.norms(features)
         _, attention = fusion.attention(tokens, tokens, tokens, need_weights=True)
         by_expert: Tensor = attention.mean(dim=1)  # (N, query, key) -> (N, key)
         return by_expert
+    if isinstance(fusion, Gated):
+        return fusion.shares(fusion.norms(features))
     if isinstance(fusion, SimpleAddition | MultiplicativeAddition):
         return fusion.weights.softmax(dim=0).expand(len(features), -1)
     return None

@@ -9,20 +9,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fusionrun.common.image_classifier import NO_OUTPUT
 from fusionrun.experts import build_expert
 from fusionrun.fusions import FUSIONS, FusionModel, FusionModule, FusionOutput, build_fusion
+from fusionrun.fusions.aligned import AlignmentMap
+from fusionrun.fusions.gated import Gated
 
 N, E, D = 3, 4, 16
-ALL = sorted(FUSIONS)  # for what any fusion must do; the six have more in common than that
+ALL = sorted(FUSIONS)  # for what any fusion must do
+OF_FEATURES = sorted({*FUSIONS} - {"meanLogits"})  # these have norms or weights, a tail and dropout
 SYMMETRIC = (
     "TransformerBase",
+    "alignedAddition",
+    "alignedMultiplicative",
+    "gated",
     "multiplicative",
     "multiplicativeAddition",
     "multiplicativeShifted",
     "simpleAddition",
 )
-SIX = (*SYMMETRIC, "concatenation")
-WITH_WEIGHTS = ("multiplicativeAddition", "simpleAddition")
+WITH_WEIGHTS = ("multiplicativeAddition", "simpleAddition", "alignedAddition")
+RAW = ("simpleAddition", "alignedAddition")  # features without norms
+ALIGNED = {"alignedMultiplicative": "multiplicative", "alignedAddition": "simpleAddition"}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -62,6 +70,11 @@ def random_features() -> Tensor:
         ("TransformerBase", 6_305_792, 2_466_560, 1_580_032),
         ("concatenation", 5_253_120, 2_054_400, 1_315_840),
         ("simpleAddition", 2_099_204, 820_484, 525_316),
+        # E maps of D * D + D more, and a gate of E * (E * D) + E
+        ("alignedMultiplicative", 6_305_792, 2_466_560, 1_580_032),
+        ("alignedAddition", 6_297_604, 2_461_444, 1_575_940),
+        ("gated", 2_123_780, 835_844, 537_604),
+        ("meanLogits", 0, 0, 0),
     ],
 )
 def test_full_size(name: str, at_1024: int, at_640: int, at_512: int) -> None:
@@ -160,6 +173,29 @@ def expected_simple_addition(f: Tensor, s: State) -> Tensor:
     return two_layers(add(share * f[k] for k, share in enumerate(softmax(s["weights"]))), s)
 
 
+def mapped(f: Tensor, s: State) -> list[Tensor]:
+    return [s[f"maps.{k}.weight"] @ f[k] + s[f"maps.{k}.bias"] for k in range(E)]
+
+
+def expected_aligned_multiplicative(f: Tensor, s: State) -> Tensor:
+    return two_layers(multiply(layer_norm(v, s, k) for k, v in enumerate(mapped(f, s))), s)
+
+
+def expected_aligned_addition(f: Tensor, s: State) -> Tensor:
+    pairs = zip(softmax(s["weights"]), mapped(f, s), strict=True)
+    return two_layers(add(share * v for share, v in pairs), s)
+
+
+def expected_gated(f: Tensor, s: State) -> Tensor:
+    normed = [layer_norm(f[k], s, k) for k in range(E)]
+    shares = softmax(s["gate.weight"] @ torch.cat(normed) + s["gate.bias"])
+    return two_layers(add(share * v for share, v in zip(shares, normed, strict=True)), s)
+
+
+def expected_mean_logits(logits: Tensor, s: State) -> Tensor:
+    return add(logits) / E
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -169,6 +205,10 @@ def expected_simple_addition(f: Tensor, s: State) -> Tensor:
         ("TransformerBase", expected_transformer),
         ("concatenation", expected_concatenation),
         ("simpleAddition", expected_simple_addition),
+        ("alignedMultiplicative", expected_aligned_multiplicative),
+        ("alignedAddition", expected_aligned_addition),
+        ("gated", expected_gated),
+        ("meanLogits", expected_mean_logits),
     ],
 )
 def test_formula(name: str, expected: Callable[[Tensor, State], Tensor]) -> None:
@@ -219,8 +259,16 @@ def test_order_is_free_when_the_parameters_move_along(name: str) -> None:
     assert (fusion(features[:, ORDER]) - before).abs().max() > 1e-3
     with torch.no_grad():
         for key, parameter in fusion.named_parameters():
-            if key in ("norms.weight", "norms.bias", "weights"):
+            if key in ("norms.weight", "norms.bias", "weights", "gate.bias"):
                 parameter.copy_(parameter[ORDER])
+            elif key == "gate.weight":  # from E x D, of each expert's features, to E
+                parameter.copy_(parameter.view(E, E, D)[ORDER][:, ORDER].flatten(start_dim=1))
+        for kind in ("weight", "bias"):
+            maps = [getattr(m, kind) for m in fusion.modules() if isinstance(m, AlignmentMap)]
+            for parameter, moved in zip(
+                maps, [maps[k].clone() for k in ORDER if maps], strict=True
+            ):
+                parameter.copy_(moved)
     torch.testing.assert_close(fusion(features[:, ORDER]), before)
 
 
@@ -229,12 +277,15 @@ def test_concatenation_tells_experts_apart() -> None:
     assert (fusion(features[:, ORDER]) - fusion(features)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", SIX)
-def test_scale_of_an_expert_matters_to_simple_addition_only(name: str) -> None:
+@pytest.mark.parametrize("name", OF_FEATURES)
+def test_scale_of_an_expert_matters_without_norms_only(name: str) -> None:
     fusion, features = random_fusion(name), random_features()
+    for module in fusion.modules():
+        if isinstance(module, AlignmentMap):
+            nn.init.zeros_(module.bias)
     scaled = features * torch.tensor([1.0, 100.0, 1.0, 1.0], dtype=torch.float64)[:, None]
     change = (fusion(scaled) - fusion(features)).abs().max()
-    assert change > 1 if name == "simpleAddition" else change < 1e-3
+    assert change > 1 if name in RAW else change < 1e-3
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -247,18 +298,20 @@ def test_each_sample_is_fused_alone(name: str) -> None:
 # --- initial state and dropout -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("name", OF_FEATURES)
 def test_initial_parameters(name: str) -> None:
     torch.manual_seed(0)
     fusion = build_fusion(name, 3, 64)
     state = fusion.state_dict()
-    assert ("norms.weight" in state) == (name != "simpleAddition")
+    assert ("norms.weight" in state) == (name not in RAW)
     assert ("weights" in state) == (name in WITH_WEIGHTS)
     for key in state:
         if key in ("norms.weight", "weights"):
             assert (state[key] == 1).all()
-        elif key.endswith("bias"):
+        elif key.endswith("bias") or key == "gate.weight":
             assert (state[key] == 0).all()
+        elif key.startswith("maps"):
+            assert torch.equal(state[key], torch.eye(64))
     linears = [m for m in fusion.get_submodule("tail").modules() if isinstance(m, nn.Linear)]
     for linear in linears:
         bound = math.sqrt(6 / (linear.in_features + linear.out_features))
@@ -267,7 +320,52 @@ def test_initial_parameters(name: str) -> None:
     assert len(linears) == 2
 
 
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize(("name", "base"), ALIGNED.items())
+def test_aligned_fusion_begins_as_its_base_type_bit_for_bit(name: str, base: str) -> None:
+    """Outputs, gradients, and what the generator draws next: the global head starts the same."""
+    found = []
+    for kind in (name, base):
+        torch.manual_seed(0)
+        fusion = build_fusion(kind, E, D)
+        drawn = torch.rand(3)
+        features = random_features().float().requires_grad_()
+        torch.manual_seed(1)  # of the dropout
+        fused = fusion(features)
+        fused.square().sum().backward()
+        gradients = [weight.grad for key, weight in fusion.named_parameters() if "maps" not in key]
+        found.append([drawn, fused, features.grad, *gradients])
+    assert all(torch.equal(ours, its) for ours, its in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_every_map_learns_from_the_first_step(name: str) -> None:
+    fusion = build_fusion(name, E, D)
+    fusion(random_features().float()).square().sum().backward()
+    maps = [weight.grad for key, weight in fusion.named_parameters() if "maps" in key]
+    assert len(maps) == 2 * E
+    assert all(gradient is not None and gradient.any() for gradient in maps)
+
+
+def test_a_fresh_gate_weighs_all_experts_the_same_and_learns_from_the_first_step() -> None:
+    fusion, features = build_fusion("gated", E, D).eval(), random_features().float()
+    assert isinstance(fusion, Gated)
+    normalised = fusion.norms(features)
+    assert torch.equal(fusion.shares(normalised), torch.full((N, E), 1 / E))
+    torch.testing.assert_close(fusion(features), fusion.tail(normalised.mean(dim=1)))
+    fusion(features).square().sum().backward()
+    assert fusion.gate.weight.grad is not None and (fusion.gate.weight.grad != 0).all(dim=1).all()
+
+
+def test_a_gates_weights_are_of_each_image_its_own_and_sum_to_one() -> None:
+    fusion = random_fusion("gated")
+    assert isinstance(fusion, Gated)
+    shares = fusion.shares(fusion.norms(random_features()))
+    assert shares.shape == (N, E) and (shares > 0).all()
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(N, dtype=torch.float64))
+    assert (shares[0] - shares[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", OF_FEATURES)
 def test_dropout_of_a_fifth_in_training_only(name: str) -> None:
     fusion = build_fusion(name, E, D)
     features = random_features().float()
@@ -359,6 +457,43 @@ def test_adapters_leave_models_without_any_as_they_were() -> None:
     assert torch.equal(after, torch.rand(1)) and not model.is_adapted
 
 
+# --- logits in place of features -----------------------------------------------------------------
+
+
+def test_mean_of_logits_is_of_those_experts_that_have_an_output() -> None:
+    """Of classes apart it is each expert's own answer; nobody's class stays without one."""
+    logits = torch.tensor([[[3.0, 1.0, NO_OUTPUT, NO_OUTPUT], [NO_OUTPUT, 5.0, 7.0, NO_OUTPUT]]])
+    logits.requires_grad_()
+    fused = build_fusion("meanLogits", 2, D)(logits)
+    assert torch.equal(fused, torch.tensor([[3.0, 3.0, 7.0, NO_OUTPUT]]))
+    fused[:, :3].sum().backward()
+    assert torch.equal(logits.grad, torch.tensor([[[1.0, 0.5, 0, 0], [0, 0.5, 1, 0]]]))
+
+
+def test_a_model_of_mean_logits_has_the_experts_weights_alone() -> None:
+    """Their features don't have to meet, nor is anything drawn for a head."""
+    torch.manual_seed(0)
+    experts = [*resnets(1), *resnets(1, width=16)]
+    following = torch.rand(3)
+    torch.manual_seed(0)
+    experts = [*resnets(1), *resnets(1, width=16)]
+    model = FusionModel(experts, build_fusion("meanLogits", 2, 32), 5)
+    assert torch.equal(torch.rand(3), following)
+    assert {key.split(".")[0] for key in model.state_dict()} == {"experts"} and not model.is_adapted
+    images = torch.randn(2, 3, 16, 16)
+    output = model(images)
+    assert torch.equal(output.logits, output.expert_logits.mean(dim=1))
+    assert torch.equal(output.features, output.expert_logits)  # what the fusion read
+    output.logits.square().sum().backward()
+    assert all(weight.grad is not None for weight in model.experts.parameters())
+
+
+def test_detached_experts_get_no_gradient_through_their_mean() -> None:
+    model = FusionModel(resnets(2), build_fusion("meanLogits", 2, 16), 5, detached=True)
+    output = model(torch.randn(2, 3, 16, 16))
+    assert not output.logits.requires_grad and output.expert_logits.requires_grad
+
+
 # --- wrong arguments ---------------------------------------------------------------------------
 
 
@@ -389,13 +524,20 @@ def test_a_wrong_argument_is_named(arguments: Any, parts: list[str]) -> None:
     assert [part for part in parts if part not in message] == [], message
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", OF_FEATURES)
 @pytest.mark.parametrize("shape", [(2, 1, D), (2, E + 1, D), (2, E, D + 8), (E, D)])
 def test_a_wrong_shape_of_features_is_named(name: str, shape: tuple[int, ...]) -> None:
     fusion = build_fusion(name, E, D)
     with pytest.raises(ValueError) as caught:
         fusion(torch.randn(shape))
     assert f"(N, {E}, {D})" in str(caught.value) and str(shape) in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, D), (2, E + 1, D), (E, D)])
+def test_a_wrong_shape_of_logits_is_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError) as caught:
+        build_fusion("meanLogits", E, D)(torch.randn(shape))
+    assert f"logits of shape (N, {E}, C)" in str(caught.value) and str(shape) in str(caught.value)
 
 
 def test_a_model_whose_parts_do_not_fit_is_refused() -> None:
