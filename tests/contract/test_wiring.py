@@ -137,6 +137,18 @@ RESTARTS = (
     *(1, 0.984667, 0.939711),
 )
 
+# of the one recipe that all fusion types can share: 1e-4 and 5e-4, times 1.3 and 1.2 for features
+# of less than 100 numbers; experts with a first period of 4 epochs, then one of 8
+ANNEALED = (
+    *(1, 0.868198, 0.55, 0.231802),
+    *(1, 0.965746, 0.868198, 0.722208, 0.55, 0.377792, 0.231802, 0.134254),
+)
+RATES_OF_ALL = {
+    "experts": [1.3e-4 * factor for factor in ANNEALED],
+    "fusion": [6e-4 * factor for factor in TO_TENTH],
+    "global_head": [6e-4 * factor for factor in TO_TENTH],
+}
+
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Wired]:
@@ -626,3 +638,26 @@ def test_mixup_has_its_own_strength(tmp_path: Path) -> None:
     for fusion, row in ROWS.items():
         wanted = replace(row.augmentation, mixing="mixup", mixing_alpha=row.mixup)
         assert study.fusion_augmentation(fusion) == wanted
+
+
+def test_a_shared_recipe_is_the_same_for_every_fusion(tmp_path: Path) -> None:
+    """And its rates end where a cycle ends, with the last epoch."""
+    grid = f"grid={{models: [densenet], fusions: [{', '.join(FUSIONS)}], alphas: [{ALPHA}]}}"
+    shared = "fusion.recipe=shared", "fusion.schedule=annealed"
+    tasks = executed(open_recipe(tmp_path, MODELS, grid, "controls=[detached, single]", *shared))
+    wired = [
+        tasks[f"densenet/{fusion}{control}-alpha15"]
+        for fusion, control in itertools.product(ROWS, ("", "-detached"))
+    ]
+    assert len({each.trainer.schedule.seed for each in wired}) == 1
+    batches = [next(each.trainer.loaders.train.training_batches(1)) for each in wired]
+    for each, batch in zip(wired, batches, strict=True):
+        for name in each.trainer.begun[0]:
+            found = [epoch[name] for epoch in each.trainer.begun]
+            assert found == pytest.approx(RATES_OF_ALL[name], rel=1e-4), each.task.name
+        assert each.settings["weight_decay"] == 1e-4
+        assert each.augmentation == TRIVIAL
+        assert each.trainer.optimisation.label_smoothing == 0.08
+        assert torch.equal(batch.images, batches[0].images)
+    single = tasks["densenet/single"]
+    assert single.trainer.begun[0] == {"expert": 0.1} and single.augmentation == RANDOM
