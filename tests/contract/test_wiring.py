@@ -156,7 +156,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Wired]:
     grid = f"{{models: [{', '.join(TINY)}], fusions: [{', '.join(FUSIONS)}], alphas: [{ALPHA}]}}"
     folder = tmp_path_factory.mktemp("wiring")
     controls = f"controls=[{', '.join(CONTROLS)}, single]"
-    return executed(open_recipe(folder, MODELS, f"grid={grid}", controls))
+    return executed(open_recipe(folder, MODELS, f"grid={grid}", controls), saved=["resnet"])
 
 
 def alone(tasks: dict[str, Wired]) -> Iterator[tuple[Alone, Wired]]:
@@ -368,7 +368,7 @@ def test_who_trains_and_validates_on_what(tasks: dict[str, Wired]) -> None:
 def test_experts_of_their_own_classes(tmp_path: Path) -> None:
     split = ("data.split=non_iid", "experts.classes=own", "controls=[single]")
     context = open_recipe(tmp_path, MODELS, "rows=[{model: resnet, fusion: concatenation}]", *split)
-    found, labels = executed(context), context.data.train_labels.tolist()
+    found, labels = executed(context, []), context.data.train_labels.tolist()
     holdout = set(np.load(context.study.splits_dir / "fusion_holdout_indices.npy").tolist())
     row = found["resnet/concatenation"].trainer.loaders
     validation = indices_of(context, row.validation)
@@ -419,7 +419,7 @@ def test_the_epoch_that_validation_selects_is_what_is_saved(tasks: dict[str, Wir
     def epochs(model: nn.Module) -> set[float]:
         return {value for head in heads(model) for value in head.bias.tolist()}
 
-    for wired in tasks.values():
+    for wired in (wired for wired in tasks.values() if wired.is_saved):
         study, task = wired.context.study, wired.task
         if isinstance(task, ExpertTask):
             saved: nn.Module = load_expert(study.expert_file(task.model, task.expert))
@@ -606,7 +606,7 @@ def test_the_recipes_own_settings_come_first(tmp_path: Path) -> None:
         *("fusion.weight_decay=0.3", "fusion.batch_size=16", "fusion.augmentation=randaugment"),
         *("fusion.mixing=none", "fusion.label_smoothing=0", "fusion.epochs=8", "fusion.alpha=0.25"),
     )
-    found = executed(context)
+    found = executed(context, [])
     for name in ("resnet 0", "resnet 1", "resnet/single"):
         wired = found[name]
         assert wired.trainer.begun[0] == {"expert": 0.03} and len(wired.trainer.begun) == 7
@@ -644,7 +644,9 @@ def test_a_shared_recipe_is_the_same_for_every_fusion(tmp_path: Path) -> None:
     """And its rates end where a cycle ends, with the last epoch."""
     grid = f"grid={{models: [densenet], fusions: [{', '.join(FUSIONS)}], alphas: [{ALPHA}]}}"
     shared = "fusion.recipe=shared", "fusion.schedule=annealed"
-    tasks = executed(open_recipe(tmp_path, MODELS, grid, "controls=[detached, single]", *shared))
+    tasks = executed(
+        open_recipe(tmp_path, MODELS, grid, "controls=[detached, single]", *shared), []
+    )
     wired = [
         tasks[f"densenet/{fusion}{control}-alpha15"]
         for fusion, control in itertools.product(ROWS, ("", "-detached"))

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,6 +20,8 @@ import torch
 from torch import nn
 
 from fusionrun.data.loader import Batch
+from fusionrun.experts import BUILDERS
+from fusionrun.fusions import FUSIONS
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.train_task import train
 from fusionrun.logs.text import TaskLog
@@ -35,6 +37,8 @@ CLASSES = 4
 # neither is the last one, and the next one is as accurate with a larger loss
 HEAD_BEST, MEAN_BEST = 4, 6
 
+CONTROLS = ("frozen", "detached", "single")
+
 RECIPE = f"""
 output_dir: out
 data: {{name: synthetic, num_classes: {CLASSES}, train_images: 160, test_images: 8, image_size: 16,
@@ -47,12 +51,19 @@ logs: {{tensorboard: false}}
 
 
 class Scripted(Trainer):
-    """Learns nothing: each epoch leaves its number in the heads, and finds what is written here."""
+    """Learns nothing: each epoch leaves its number in the heads, and finds what is written here.
+
+    Its only step is its end.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.begun: list[dict[str, float]] = []  # {group: rate} in the optimizer, by epoch
         self.training: dict[nn.Module, bool] = {}  # modules' modes while the model learns
+
+    def steps(self) -> Iterator[None]:
+        yield from super().steps()
+        yield
 
     def start_epoch(self) -> Iterator[Batch]:
         super().start_epoch()
@@ -86,10 +97,10 @@ def heads(model: nn.Module) -> list[nn.Linear]:
 class Wired:
     """A task that was executed, and what executed it."""
 
+    context: RunContext
     task: Task
     trainer: Scripted
-    log: str
-    context: RunContext = field(repr=False)
+    is_saved: bool  # and was measured
 
     @property
     def augmentation(self) -> Any:
@@ -131,13 +142,17 @@ def open_recipe(folder: Path, *overrides: str) -> RunContext:
     return open_context(study, torch.device("cpu"), 1, progress=lambda text: None)
 
 
-def executed(context: RunContext) -> dict[str, Wired]:
+def executed(context: RunContext, saved: Sequence[str]) -> dict[str, Wired]:
     """Every task of the study, experts' first, as a rank executes them: "resnet 0" of experts,
 
-    "resnet/concatenation-frozen" of rows.
+    "resnet/concatenation-frozen" of rows. Those of the architectures `saved` and all experts are
+    executed to the end, the other rows until they are trained.
     """
     tasks = sorted(context.study.tasks, key=lambda task: task.kind)
-    return {name_of(task): execute(context, task) for task in tasks}
+    return {
+        name_of(task): execute(context, task, task.kind == "expert" or task.model in saved)
+        for task in tasks
+    }
 
 
 def name_of(task: Task) -> str:
@@ -146,8 +161,8 @@ def name_of(task: Task) -> str:
     return f"{task.model} {task.expert}"
 
 
-def execute(context: RunContext, task: Task) -> Wired:
-    """From new or loaded weights to saved files."""
+def execute(context: RunContext, task: Task, to_the_end: bool) -> Wired:
+    """From new or loaded weights to saved files, or to trained ones."""
     made = list[Scripted]()
 
     def scripted(*arguments: Any, **more: Any) -> Scripted:
@@ -158,62 +173,65 @@ def execute(context: RunContext, task: Task) -> Wired:
     with TaskLog(path, task.name) as log, patch("fusionrun.launch.trainers.Trainer", scripted):
         device = context.device
         with closing(TaskReporter(context.study, task, Record(), log, device)) as reporter:
-            for _ in train(context, task, reporter):
-                raise AssertionError("a scripted epoch has no steps")
+            steps = train(context, task, reporter)
+            next(steps)
+            if to_the_end:
+                assert next(steps, "ended") == "ended"
     (trainer,) = made
-    return Wired(task, trainer, path.read_text(), context)
+    return Wired(context, task, trainer, to_the_end)
 
 
-def described(wired: Wired) -> Iterator[tuple[str, str]]:
-    """What one reads of it, a line each."""
+def cells(name: str, wired: Wired) -> dict[str, str]:
+    """A line of the table."""
     trainer, optimisation = wired.trainer, wired.trainer.optimisation
-    settings = ("momentum", "nesterov", "betas", "eps", "weight_decay")
-    yield (
-        "optimizer",
-        ", ".join(
-            [type(optimisation.optimizer).__name__]
-            + [f"{name} {wired.settings[name]}" for name in settings if name in wired.settings]
-        ),
-    )
-    for group in optimisation.groups:
-        tensors = f"{len(group.parameters)} tensors"
-        clip = f"clipped to {group.clip:g}"
-        rates = " ".join(f"{epoch[group.name]:.3g}" for epoch in trainer.begun)
-        yield f"group {group.name}", f"{tensors}, {clip}, rate by epoch {rates}"
+    first, last = trainer.begun[0], trainer.begun[-1]
+    groups = optimisation.groups
     weights = ", ".join(f"{weight:g}" for weight in optimisation.head_weights.tolist())
-    yield "loss", f"weights of heads {weights}; smoothing {optimisation.label_smoothing:g}"
-    yield "augmentation", str(wired.augmentation).removeprefix("Augmentation")
-    dropout = {part: sorted(wired.dropout(part)) for part in wired.parts}
-    yield "dropout", ", ".join(f"{part} {rates}" for part, rates in dropout.items())
-    frozen = [type(part).__name__ for part in optimisation.frozen]
-    yield "frozen", ", ".join(frozen) or "nothing"
+    augmentation, dropout = wired.augmentation, {part: wired.dropout(part) for part in wired.parts}
+    policy = augmentation.policy
+    if policy == "randaugment":
+        policy += f" {augmentation.num_ops}/{augmentation.magnitude}"
     loaders = trainer.loaders
-    batch = f"{loaders.train.num_images} images in batches of {loaders.train.batch_size}"
-    yield "trained on", batch
-    yield "validated on", f"{loaders.validation.num_images} images"
-    yield (
-        "saved",
-        f"epoch {trainer.best.epoch} of {len(trainer.begun)}, when the first head was best "
-        f"in {HEAD_BEST}, the mean of the experts' probabilities in {MEAN_BEST}",
-    )
+    return {
+        "task": name,
+        "optimizer": type(optimisation.optimizer).__name__,
+        "rate, first to last epoch": "; ".join(
+            f"{group.name} {first[group.name]:.3g} to {last[group.name]:.3g}" for group in groups
+        ),
+        "schedule": ", ".join(dict.fromkeys(group.schedule.__name__ for group in groups)),
+        "clip": ", ".join(f"{group.clip:g}" for group in groups),
+        "decay": f"{wired.settings['weight_decay']:g}",
+        "weights of losses": weights,
+        "smoothing": f"{optimisation.label_smoothing:g}",
+        "augmentation": f"{policy}, erasing {augmentation.erasing:g}, "
+        f"{augmentation.mixing} {augmentation.mixing_alpha:g}",
+        "dropout": "; ".join(
+            f"{part} {max(p):g}" for part, p in dropout.items() if max(p, default=0)
+        ),
+        "images": f"{loaders.train.num_images} by {loaders.train.batch_size}, "
+        f"{loaders.validation.num_images} validate",
+        "epoch": f"{trainer.best.epoch} of {len(trainer.begun)}",
+    }
 
 
 def main(models: Sequence[str]) -> None:
     """As published, but for the images, which are few and made."""
-    from fusionrun.experts import BUILDERS
-    from fusionrun.fusions import FUSIONS
-
-    for model in models or BUILDERS:
+    for model in models:
         with tempfile.TemporaryDirectory() as folder:
             grid = f"grid={{models: [{model}], fusions: [{', '.join(FUSIONS)}]}}"
-            context = open_recipe(Path(folder), grid, "controls=[frozen, detached, single]")
-            for name, wired in executed(context).items():
-                print(f"\n{name}")
-                for what, found in described(wired):
-                    print(f"  {what:<20} {found}", flush=True)
+            context = open_recipe(Path(folder), grid, f"controls=[{', '.join(CONTROLS)}]")
+            lines = [cells(*named) for named in executed(context, saved=()).items()]
+        print(
+            f"\n{model}; the first head is best in epoch {HEAD_BEST}, "
+            f"the mean of the experts' probabilities in {MEAN_BEST}\n"
+        )
+        print(f"| {' | '.join(lines[0])} |")
+        print("|---" * len(lines[0]) + "|")
+        for line in lines:
+            print(f"| {' | '.join(line.values())} |")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.contract.wiring", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="architectures; none: all four")
-    main(parser.parse_args(sys.argv[1:]).models)
+    main(parser.parse_args(sys.argv[1:]).models or list(BUILDERS))
