@@ -34,6 +34,7 @@ from fusionrun.monitor.record import Record
 from fusionrun.study.context import RunContext
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
+from fusionrun.study.rows import Member
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
 from fusionrun.training.trainer import Trainer
 from tests.contract.wiring import (
@@ -113,16 +114,23 @@ class Row(NamedTuple):
 # 5e-4, 1e-3 and 2e-4, times 1.2. multiplicativeShifted and simpleAddition have no published set:
 # the one as multiplicative, the other as its rates are those of multiplicativeAddition, with the
 # plain augmentation
+MULTIPLICATIVE = Row(1.43e-4, 6e-4, 1e-4, JITTER, 0.2, 0.1)
 ADDITION = Row(1.3e-4, 1.2e-3, 1e-4, JITTER, 0.2, 0.1)
 CONCATENATION = Row(1.3e-4, 1.2e-3, 1e-4, RANDOM_STRONG, 0.3, 0.08)
 ROWS = {
-    "multiplicative": Row(1.43e-4, 6e-4, 1e-4, JITTER, 0.2, 0.1),
+    "multiplicative": MULTIPLICATIVE,
     "multiplicativeAddition": CONCATENATION,
     "multiplicativeShifted": Row(1.3e-4, 6e-4, 1e-4, JITTER, 0.2, 0.1),
     "TransformerBase": Row(6.5e-5, 2.4e-4, 5e-4, TRIVIAL, 0.2, 0.05),
     "concatenation": CONCATENATION,
     "simpleAddition": ADDITION,
+    # ours, as those that they begin as or are like
+    "alignedMultiplicative": MULTIPLICATIVE,
+    "alignedAddition": ADDITION,
+    "gated": CONCATENATION,
+    "meanLogits": ADDITION,
 }
+WEIGHTLESS = "meanLogits"  # in its rows experts alone learn, so none has frozen ones
 
 # factors of the rate by epoch: 10 of a network alone, 12 of a row
 TO_ZERO = (1, 0.975528, 0.904508, 0.793893, 0.654508, 0.5, 0.345492, 0.206107, 0.095492, 0.024472)
@@ -171,7 +179,8 @@ def rows(tasks: dict[str, Wired], *controls: str | None) -> Iterator[tuple[Row, 
     for model, (fusion, expected) in itertools.product(ALONE, ROWS.items()):
         for control in controls or (None, *CONTROLS):
             method = f"{fusion}-{control}" if control else fusion
-            yield expected, ALONE[model], tasks[f"{model}/{method}-alpha15"]
+            if (fusion, control) != (WEIGHTLESS, "frozen"):
+                yield expected, ALONE[model], tasks[f"{model}/{method}-alpha15"]
 
 
 def test_the_tables_are_of_everything(tasks: dict[str, Wired]) -> None:
@@ -199,8 +208,9 @@ def test_every_parameter_learns_in_one_group(tasks: dict[str, Wired]) -> None:
         for part, module in wired.parts.items():
             name = "experts" if part.startswith("expert ") else part
             is_frozen = name == "experts" and wired.task.row.control == "frozen"
-            expected = set() if is_frozen else {name}
+            has_none = name != "experts" and wired.task.row.fusion == WEIGHTLESS
             learning = [p for p in module.parameters() if p.requires_grad]
+            expected = set() if is_frozen or has_none else {name}
             assert {group_of[id(p)] for p in learning} == expected, (wired.task.name, part)
             assert is_frozen or len(learning) == len([*module.parameters()])
 
@@ -233,6 +243,8 @@ def test_rates_at_every_epoch(tasks: dict[str, Wired]) -> None:
         assert isinstance(wired.task, RowTask)
         if wired.task.row.control == "frozen":
             del by_group["experts"]
+        if wired.task.row.fusion == WEIGHTLESS:
+            del by_group["fusion"], by_group["global_head"]
         begun = wired.trainer.begun
         assert {frozenset(epoch) for epoch in begun} == {frozenset(by_group)}
         for name, wanted in by_group.items():
@@ -299,7 +311,7 @@ def test_dropout(tasks: dict[str, Wired]) -> None:
         assert wired.dropout("fusion") <= {0.2}, wired.task.name
         assert not wired.dropout("global_head")
     for fusion in ROWS:
-        drops = fusion != "meanLogits"  # which has nothing to drop
+        drops = fusion != WEIGHTLESS
         assert bool(tasks[f"resnet/{fusion}-alpha15"].dropout("fusion")) == drops, fusion
 
 
@@ -388,15 +400,41 @@ def test_experts_of_their_own_classes(tmp_path: Path) -> None:
 
 
 def test_a_row_and_its_controls_draw_the_same(tasks: dict[str, Wired]) -> None:
-    for model, fusion in itertools.product(ALONE, ROWS):
-        row, *controls = (
-            tasks[f"{model}/{method}-alpha15"].trainer
-            for method in (fusion, *(f"{fusion}-{control}" for control in CONTROLS))
-        )
-        assert {control.schedule.seed for control in controls} == {row.schedule.seed}
+    seeds_of: dict[tuple[str, str], set[int]] = {}
+    for _, _, wired in rows(tasks):
+        assert isinstance(wired.task, RowTask)
+        who = wired.task.row.model, wired.task.row.fusion
+        seeds_of.setdefault(who, set()).add(wired.trainer.schedule.seed)
+    assert len(seeds_of) == len({*itertools.chain(*seeds_of.values())}) == len(ALONE) * len(ROWS)
     seeds = [tasks[f"{model} {k}"].trainer.schedule.seed for model in ALONE for k in range(2)]
     assert len({*seeds}) == len(seeds)
     assert seeds[0] == derive_seed(42, "densenet", 0)  # of all that trained since 0.1.0
+
+
+def test_experts_of_another_seed(tmp_path: Path) -> None:
+    """They draw their own numbers, and nothing else is another's: images, settings, the row's."""
+    rows = "rows=[{model: resnet, fusion: concatenation}, {model: resnet, fusion: concatenation"
+    found = executed(open_recipe(tmp_path, MODELS, f"{rows}, expert_seed: 43}}]"), ["resnet"])
+    assert len(found) == 6
+    row, other = found["resnet/concatenation"], found["resnet/concatenation-experts43"]
+    assert row.trainer.schedule.seed == other.trainer.schedule.seed
+    for k in range(2):
+        expert, another = found[f"resnet {k}"].trainer, found[f"resnet {k} of seed 43"].trainer
+        assert expert.schedule.seed == derive_seed(42, "resnet", k)
+        assert another.schedule.seed == derive_seed(43, "resnet", k)
+        assert another.begun == expert.begun
+        assert indices_of(row.context, another.loaders.train) == indices_of(
+            row.context, expert.loaders.train
+        )
+        started = [trunk_of(wired.parts[f"expert {k}"]) for wired in (row, other)]
+        trained = [trunk_of(trainer.model) for trainer in (expert, another)]
+        assert all(torch.equal(*pair) for pair in zip(started, trained, strict=True))
+        assert not torch.equal(*trained)
+
+
+def trunk_of(expert: nn.Module) -> Tensor:
+    """Its first weights, which no scripted epoch changes."""
+    return next(expert.parameters())
 
 
 def test_what_learns_and_in_which_mode(tasks: dict[str, Wired]) -> None:
@@ -422,7 +460,7 @@ def test_the_epoch_that_validation_selects_is_what_is_saved(tasks: dict[str, Wir
     for wired in (wired for wired in tasks.values() if wired.is_saved):
         study, task = wired.context.study, wired.task
         if isinstance(task, ExpertTask):
-            saved: nn.Module = load_expert(study.expert_file(task.model, task.expert))
+            saved: nn.Module = load_expert(study.expert_file(*task.member))
             assert epochs(saved) == {HEAD_BEST}, task.name
             continue
         best = HEAD_BEST
@@ -504,7 +542,7 @@ def test_an_experts_update(tmp_path: Path) -> None:
     """Cross-entropy with 5 % smoothing; SGD at 0.1, momentum 0.9, Nesterov, decay 5e-4, clip 1."""
     row = "rows=[{model: resnext, fusion: concatenation}]"
     context = open_recipe(tmp_path, MODELS, row, "experts.batch_size=16")
-    task = context.study.expert_task("resnext", 1)
+    task = context.study.expert_task(Member("resnext", 1))
     with reporter(context, task, tmp_path / "log") as said:
         assert_learns(
             expert_trainer(context, task, said),

@@ -158,7 +158,7 @@ def executed(context: RunContext, saved: Sequence[str]) -> dict[str, Wired]:
 def name_of(task: Task) -> str:
     if isinstance(task, RowTask):
         return f"{task.model}/{task.row.variant}"
-    return f"{task.model} {task.expert}"
+    return f"{task.model} {task.expert}" + (f" of seed {task.seed}" if task.seed else "")
 
 
 def execute(context: RunContext, task: Task, to_the_end: bool) -> Wired:
