@@ -19,6 +19,8 @@ from fusionrun.training.scores import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+STACKING = "stacking"  # key of a regression on the experts' answers
+
 # whose logits a method reads: all heads of the row (fusion), its tuned experts (after), the experts
 # as their own training left them (before), all heads of a row that is there to compare (control)
 Stage = Literal["fusion", "after", "before", "control"]
@@ -30,6 +32,8 @@ class Choice:
 
     best: int  # the most accurate; of equals the first
     weights: "Tensor | None" = None  # (E,) with the smallest loss; None: not fitted
+    stacking: "Callable[[Tensor], Tensor] | None" = None  # (N, E, C) -> (N, C) logits; likewise
+    held_out: "Tensor | None" = None  # (V, C) its log-probabilities on validation, out of fold
 
 
 NOTHING_CHOSEN = Choice(0)
@@ -41,7 +45,12 @@ class Formula:
 
     scores: Callable[["Tensor", Choice], "Tensor"]  # (N, C)
     has_logits: bool = True  # else the scores are log-probabilities already
-    chosen: Literal["nothing", "expert", "weights"] = "nothing"  # on validation
+    chosen: Literal["nothing", "expert", "weights", "stacking"] = "nothing"  # on validation
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it takes all the logits of validation, and not just how accurate experts are."""
+        return self.chosen in ("weights", "stacking")
 
     def log_probabilities(self, logits: "Tensor", choice: Choice) -> "Tensor":
         """(N, H, C) -> (N, C)."""
@@ -58,6 +67,12 @@ class Method:
     formula: Formula
 
 
+def stacked(logits: "Tensor", choice: Choice) -> "Tensor":
+    """(N, E, C) -> (N, C)."""
+    assert choice.stacking is not None, "it is left out where nothing was fitted"
+    return choice.stacking(logits)
+
+
 FIRST_HEAD = Formula(lambda logits, _: check_scores("logits", logits[:, 0], "NC"))
 OTHER_HEADS = Formula(lambda logits, _: mix_probabilities(logits[:, 1:]), has_logits=False)
 BEST_EXPERT = Formula(
@@ -70,6 +85,7 @@ WEIGHTED = Formula(
     has_logits=False,
     chosen="weights",
 )
+STACKED = Formula(stacked, chosen="stacking")
 
 FUSED = Method("fused", "fused", "fused", "fusion", FIRST_HEAD)
 
@@ -81,6 +97,7 @@ ALTERNATIVES = (
     ),
     Method("mean_logits", "mean of logits", "mean logits", "after", MEAN_LOGITS),
     Method("weighted", "weighted mean", "weighted", "after", WEIGHTED),
+    Method(STACKING, "stacking", "stacking", "after", STACKED),
     Method("before_best_expert", "before: best expert", "before: expert", "before", BEST_EXPERT),
     Method(
         "before_mean_probabilities",
@@ -91,6 +108,7 @@ ALTERNATIVES = (
     ),
     Method("before_mean_logits", "before: mean of logits", "before: logits", "before", MEAN_LOGITS),
     Method("before_weighted", "before: weighted mean", "before: weighted", "before", WEIGHTED),
+    Method("before_stacking", "before: stacking", "before: stacking", "before", STACKED),
 )
 
 # rows of their own, by what they control: each cost a training
@@ -114,11 +132,11 @@ def scores_by_method(
 ) -> dict[Method, "Tensor"]:
     """Scores (N, C) of the fused model and its alternatives at the stages that have `logits`.
 
-    `best` expert of each stage, by validation. Weighted means aren't among them: to fit weights
-    takes the logits of validation, too. Raises ValueError: not finite.
+    `best` expert of each stage, by validation. Fitted ones aren't among them: that takes the logits
+    of validation, too. Raises ValueError: not finite.
     """
     return {
         method: method.formula.scores(logits[method.stage], Choice(best.get(method.stage, 0)))
         for method in (FUSED, *ALTERNATIVES)
-        if method.stage in logits and method.formula.chosen != "weights"
+        if method.stage in logits and not method.formula.is_fitted
     }

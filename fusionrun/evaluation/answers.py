@@ -38,6 +38,10 @@ class Answers:
             partial(method.formula.log_probabilities, heads.of(method.stage), choice)
             for heads in (predictions.test, predictions.validation)
         )
+        held_out = choice.held_out
+        if method.formula.chosen == "stacking" and held_out is not None:
+            # what it was fitted on it would know by heart
+            return cls(method, test, lambda: held_out)
         return cls(method, test, validation)
 
 

@@ -26,6 +26,7 @@ from fusionrun.evaluation.statistics.metrics import (
     fit_mixture_weights,
     per_class_accuracy,
 )
+from fusionrun.evaluation.statistics.stacking import Stacking, fit_stacking, is_too_large
 from fusionrun.study.rows import Row
 
 
@@ -36,6 +37,7 @@ class Experts:
     accuracies: list[float]  # on the test set, E
     val_accuracies: list[float]
     weights: Tensor  # (E,)
+    stacking: Stacking | None  # None: that would take hours
 
     @classmethod
     def of(cls, predictions: Predictions, stage: Stage) -> Self:
@@ -44,12 +46,16 @@ class Experts:
             for answers in (predictions.test, predictions.validation)
         )
         validation = predictions.validation
-        weights = fit_mixture_weights(validation.of(stage), validation.labels)
-        return cls(accuracies, val_accuracies, weights)
+        given = validation.of(stage), validation.labels
+        stacking = None if is_too_large(*given[0].shape) else fit_stacking(*given)
+        return cls(accuracies, val_accuracies, fit_mixture_weights(*given), stacking)
 
     @property
     def choice(self) -> Choice:
-        return Choice(self.val_accuracies.index(max(self.val_accuracies)), self.weights)
+        best = self.val_accuracies.index(max(self.val_accuracies))
+        if self.stacking is None:
+            return Choice(best, self.weights)
+        return Choice(best, self.weights, self.stacking.scores, self.stacking.held_out)
 
 
 def compare_row(
@@ -68,9 +74,11 @@ def compare_row(
     labels = predictions.test.labels
     after, before = Experts.of(predictions, "after"), Experts.of(predictions, "before")
     fused = Answers.of(FUSED, predictions)
+    choices = {"after": after.choice, "before": before.choice}
     alternatives = [
-        Answers.of(method, predictions, (after if method.stage == "after" else before).choice)
+        Answers.of(method, predictions, choices[method.stage])
         for method in ALTERNATIVES
+        if method.formula.chosen != "stacking" or choices[method.stage].stacking
     ]
     best = best_on_validation(alternatives, predictions.validation.labels)
     scores = fused.test(), best.test()

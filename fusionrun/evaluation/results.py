@@ -20,7 +20,7 @@ from fusionrun.tables.headline import Margin
 from fusionrun.tables.table import NOT_KNOWN, Images
 from fusionrun.training.checkpoint import CheckpointError
 
-UNFITTED = tuple(m.key for m in ALTERNATIVES if m.formula.chosen != "weights")
+UNFITTED = tuple(m.key for m in ALTERNATIVES if not m.formula.is_fitted)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from rich.text import Text
 from fusionrun.common.atomic_files import write_json, write_text
 from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.common.typed_fields import plain
-from fusionrun.evaluation.alternatives import FUSED, METHODS
+from fusionrun.evaluation.alternatives import FUSED, METHODS, STACKING
 from fusionrun.evaluation.matrix import fusion_matrices
 from fusionrun.evaluation.row_names import members_of, mixed_notes
 from fusionrun.evaluation.schema import (
@@ -40,7 +40,10 @@ LEGEND = (
 )
 CONTROLS_TITLE = "Does fusion itself help? Fused models and their controls"
 SEEDS_TITLE = "Mean ± sample standard deviation over seeds"
-SUMMARISED = (FUSED.key, headline.AVERAGING, headline.BEST_EXPERT, "mean_logits", "weighted")
+SUMMARISED = (
+    *(FUSED.key, headline.AVERAGING, headline.BEST_EXPERT),
+    *("mean_logits", "weighted", STACKING),
+)
 MARGINS = {  # by their names in `numbers`
     headline.GAIN_KEY: headline.GAIN,
     "vs_best_expert": headline.VS_BEST_EXPERT,
@@ -253,6 +256,10 @@ def remarks(evaluation: Evaluation) -> list[str]:
         if row.contributions.alarm:
             lines.append(f"{row.task}: {row.contributions.alarm}")
     lines += [f"{row.task}: not evaluated: {row.problem}" for row in evaluation.failures]
+    if any(row.method(STACKING) is None for row in evaluation.rows):
+        lines.append(
+            "stacking isn't measured: fitting it for so many classes and images would take hours"
+        )
     lines += [f"note: {note}" for note in evaluation.data.notes]
     if evaluation.training:
         lines.append(evaluation.training.text())

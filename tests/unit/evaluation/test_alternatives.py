@@ -1,5 +1,7 @@
 """Fusion's alternatives against numpy, and operations counted by hand."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -38,6 +40,12 @@ def make_logits(seed: int) -> Tensor:
 
 def make_labels() -> Tensor:
     return torch.randint(0, C, (N,), generator=torch.Generator().manual_seed(7))
+
+
+def make_stacking(seed: int) -> Callable[[Tensor], Tensor]:
+    """With any weights."""
+    weights = torch.randn(E * C, C, generator=torch.Generator().manual_seed(seed)).double()
+    return lambda logits: logits.double().flatten(start_dim=1) @ weights
 
 
 def percent_right(scores: Floats) -> float:
@@ -137,7 +145,8 @@ def test_every_method_has_its_own_names() -> None:
 @pytest.mark.parametrize("method", ALTERNATIVES, ids=lambda method: method.key)
 def test_scores_and_log_probabilities_answer_alike(method: Method) -> None:
     """Those that average probabilities have no logits: theirs are normalised already."""
-    logits, choice = make_logits(0)[:, 1:], Choice(1, torch.tensor([0.5, 0.2, 0.3]))
+    logits = make_logits(0)[:, 1:]
+    choice = Choice(1, torch.tensor([0.5, 0.2, 0.3]), make_stacking(0))
     scores = method.formula.scores(logits, choice)
     found = method.formula.log_probabilities(logits, choice)
     torch.testing.assert_close(found.exp().sum(dim=-1), torch.ones(N).double())
@@ -151,8 +160,8 @@ def test_what_validation_chose_is_all_that_is_chosen() -> None:
         one, other = (
             method.formula.scores(logits, choice)
             for choice in (
-                Choice(0, torch.tensor([1.0, 0.0, 0.0])),
-                Choice(2, torch.tensor([0.0, 0.0, 1.0])),
+                Choice(0, torch.tensor([1.0, 0.0, 0.0]), make_stacking(0)),
+                Choice(2, torch.tensor([0.0, 0.0, 1.0]), make_stacking(1)),
             )
         )
         assert torch.equal(one, other) is (method.formula.chosen == "nothing"), method.key

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fusionrun.common.typed_fields import plain
 from fusionrun.evaluation.accuracies import accuracies_by_method
-from fusionrun.evaluation.alternatives import FUSED
+from fusionrun.evaluation.alternatives import FUSED, METHODS, Choice
 from fusionrun.evaluation.answers import Answers, best_on_validation
 from fusionrun.evaluation.comparison import compare_row
 from fusionrun.evaluation.predictions import HeadLogits, Origin, Predictions
@@ -29,7 +29,10 @@ from fusionrun.evaluation.schema import (
     PathGradients,
     RowResult,
 )
+from fusionrun.evaluation.statistics import stacking
+from fusionrun.evaluation.statistics.metrics import fit_temperature
 from fusionrun.evaluation.statistics.seeds import over_seeds
+from fusionrun.evaluation.statistics.stacking import fit_stacking
 from fusionrun.evaluation.tables import CSV_COLUMNS, long_rows, markdown, show
 from fusionrun.study.rows import Member, Row
 from fusionrun.training.scores import log_probabilities
@@ -228,6 +231,32 @@ def test_of_equally_accurate_alternatives_the_one_with_less_loss() -> None:
     assert best_on_validation([unsure, sure, overly], labels) is sure
     assert best_on_validation([overly, unsure], labels) is unsure
     assert best_on_validation([unsure, method("again", right / 2)], labels) is unsure
+
+
+def test_stacking_is_left_out_where_it_would_take_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And that is said, once; everything else is measured."""
+    whole = make_row(1)
+    assert {"stacking", "before_stacking"} <= by_key(whole).keys()
+    assert "stacking isn't measured" not in markdown(make_evaluation(whole))
+    monkeypatch.setattr(stacking, "MOST_WORK", V * E * C * C - 1)
+    rows = make_row(1), make_row(2)
+    assert by_key(whole).keys() - by_key(rows[0]).keys() == {"stacking", "before_stacking"}
+    assert markdown(make_evaluation(*rows)).count("stacking isn't measured") == 1
+
+
+def test_stacking_is_judged_on_images_that_it_was_not_fitted_on() -> None:
+    """Its temperature and its place among the alternatives would else be flattered."""
+    found = make_predictions()
+    fitted = fit_stacking(found.validation.of("after"), found.validation.labels)
+    answers = Answers.of(
+        METHODS["stacking"], found, Choice(0, None, fitted.scores, fitted.held_out)
+    )
+    assert torch.equal(answers.validation(), fitted.held_out)
+    by_heart = log_probabilities(fitted.scores(found.validation.of("after")))
+    assert not torch.allclose(answers.validation(), by_heart)
+    measured = by_key(compare(found))["stacking"]
+    assert measured.temperature == fit_temperature(fitted.held_out, found.validation.labels)
+    assert measured.top1 == accuracy(fitted.scores(found.test.of("after")), found.test.labels)
 
 
 def test_a_difference_has_the_fused_models_sign() -> None:

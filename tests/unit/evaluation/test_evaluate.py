@@ -26,6 +26,7 @@ from fusionrun.evaluation.predictions import (
 )
 from fusionrun.evaluation.schema import TrainingTime
 from fusionrun.evaluation.statistics.cost import logged_seconds, training_time
+from fusionrun.evaluation.statistics.stacking import fit_stacking
 from fusionrun.study.context import load_data
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
@@ -104,7 +105,7 @@ XRAY = {"disagreement", "oracle", "without_expert", "credit", "dominance", "atte
 XRAY |= {"fused_without_expert", "gradients"}
 COST = {"parameters", "macs", "train_seconds", "expert_seconds", "latency_ms", "latency_low"}
 COST |= {"latency_high", "images_per_second", "peak_memory_bytes"}
-KEYS = ["fused", "best_expert", "mean_probabilities", "mean_logits", "weighted"]
+KEYS = ["fused", "best_expert", "mean_probabilities", "mean_logits", "weighted", "stacking"]
 KEYS += [f"before_{key}" for key in KEYS[1:]]
 
 
@@ -125,7 +126,7 @@ def test_the_json_has_the_fixed_keys(evaluated: Path) -> None:
             for levels in (contender["reliability"], contender["calibrated"]["reliability"]):
                 assert len(levels) == 15
                 assert set(levels[0]) == {"samples", "confidence", "accuracy"}
-        stages = ["fusion", *["after"] * 4, *["before"] * 4]
+        stages = ["fusion", *["after"] * 5, *["before"] * 5]
         assert [contender["stage"] for contender in row["contenders"]] == stages
         assert row["contenders"][0]["difference"] is None
         assert all(set(c["difference"]) == DIFFERENCE for c in row["contenders"][1:])
@@ -282,7 +283,10 @@ def log_softmax(logits: npt.NDArray[Any]) -> Floats:
 
 
 def answers(row: dict[str, Any], saved: dict[str, Any], split: str) -> dict[str, Floats]:
-    """Log-probabilities (N, C) of every contender, from the file of predictions."""
+    """Log-probabilities (N, C) of every contender, from the file of predictions.
+
+    Stacking is fitted by the package's own code, which test_stacking.py compares with numpy's.
+    """
     heads, before = saved[f"{split}logits"], saved[f"{split}before"]
     found = {"fused": log_softmax(heads[:, 0])}
     stages = (("", heads[:, 1:], "weights", "logits"), ("before_", before, "before_weights", None))
@@ -297,6 +301,11 @@ def answers(row: dict[str, Any], saved: dict[str, Any], split: str) -> dict[str,
             f"{prefix}mean_logits": log_softmax(logits.astype(np.float64).mean(axis=1)),
             f"{prefix}weighted": np.logaddexp.reduce(each + shares, axis=1),
         }
+        fitted = fit_stacking(torch.from_numpy(of_val), torch.from_numpy(saved["val_labels"]))
+        stacked = fitted.held_out.numpy()
+        if not split:
+            stacked = log_softmax(fitted.scores(torch.from_numpy(logits)).numpy())
+        found[f"{prefix}stacking"] = stacked
     return found
 
 

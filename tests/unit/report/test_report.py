@@ -20,6 +20,7 @@ from fusionrun.report.load import ReportError
 from fusionrun.report.write import write_report
 from fusionrun.study.paths import Layout
 from fusionrun.tables.axis import round_ticks
+from fusionrun.tables.headline import signed
 
 CLASSES = ["airplane", "bird", "cat", "deer", "dog", "frog", "horse"]
 NASTY = '<b>&"x_%$#{}~^|\\ [é中'
@@ -29,10 +30,12 @@ CONTENDERS = (
     ("mean_probabilities", "mean of probabilities", "after"),
     ("mean_logits", "mean of logits", "after"),
     ("weighted", "weighted mean", "after"),
+    ("stacking", "stacking", "after"),
     ("before_best_expert", "before: best expert", "before"),
     ("before_mean_probabilities", "before: mean of probabilities", "before"),
     ("before_mean_logits", "before: mean of logits", "before"),
     ("before_weighted", "before: weighted mean", "before"),
+    ("before_stacking", "before: stacking", "before"),
 )
 # (points, low, high): fused over the best alternative
 GAINS = ((1.23, 0.41, 2.04), (-2.51, -3.43, -1.62), (0.32, -0.48, 1.11), (3.07, 2.2, 3.9))
@@ -408,7 +411,7 @@ def test_the_tables_say_what_was_measured(study: Path, page: Page) -> None:
     (_, *lines) = page.tables["Accuracy by class"]
     assert [line[1] for line in lines] == CLASSES * 4
     # about 1,400 test images a class
-    assert lines[0][4] == format(rows[0]["per_class"]["gain"][0], "+.1f")
+    assert lines[0][4] == signed(rows[0]["per_class"]["gain"][0], 1)
     assert lines[len(CLASSES) - 1][4] == "n/a"  # no test image of it
 
 
