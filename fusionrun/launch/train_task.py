@@ -97,14 +97,14 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Ite
     files = context.study.layout.row(row.model, row.variant)
     info = component_info(context, task, trainer, fusion=context.study.source(row.fusion))
     validation: dict[str, Any] = {"fused": best.val_accuracy, "images": len(splits.fusion_val)}
+    manifest |= {"experts_from": sources, "validation": validation, "test": results}
     if isinstance(trainer.model, FusionModel):
         averaged = trainer.history[best.epoch - 1].val_averaged
         validation |= {"experts": after, "before_experts": before, AVERAGING: averaged}
-        manifest |= {"experts_from": sources, "validation": validation, "test": results}
+        validation |= {"selected_by": AVERAGING} if trainer.schedule.by_averaging else {}
         of_experts = expert_infos(context.study, row, info, trainer.model, after)
         save_model(files, trainer.model, info, of_experts, manifest)
     else:
-        manifest |= {"validation": validation, "test": results}
         save_single(files, trainer.model, info, manifest)
     reporter.measured(results)
     trainer.checkpointing.file.previous.unlink(missing_ok=True)

@@ -168,7 +168,9 @@ def _trainer(
         every_minutes=often.every_minutes,
         launch=context.launch,
     )
-    schedule = Schedule(task.epochs, seed)
+    # what it reports is the mean of its experts' probabilities, and so selects its epoch
+    detached = isinstance(task, RowTask) and task.row.control == "detached"
+    schedule = Schedule(task.epochs, seed, by_averaging=detached)
     return Trainer(
         model, loaders, optimisation, schedule, checkpointing, reporter, context.stop_requested
     )

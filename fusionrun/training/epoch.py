@@ -41,6 +41,20 @@ class EpochMetrics:
         averaged = self.val_averaged
         return None if averaged is None else self.val_accuracies[0] - averaged
 
+    def is_better_than(self, other: "EpochMetrics", *, by_averaging: bool = False) -> bool:
+        """More accurate on validation, or as accurate with a smaller loss (small sets tie often).
+
+        Both of the first head or, `by_averaging`, of the experts: the accuracy of the mean of their
+        probabilities, and the sum of their losses.
+        """
+        return self._score(by_averaging) > other._score(by_averaging)
+
+    def _score(self, by_averaging: bool) -> tuple[float, float]:
+        if not by_averaging:
+            return self.val_accuracies[0], -self.val_losses[0]
+        averaged = self.val_averaged
+        return -1.0 if averaged is None else averaged, -sum(self.val_losses[1:])
+
     @property
     def validation_seconds(self) -> float:
         return self.seconds - self.train_seconds
@@ -66,7 +80,7 @@ class Progress:
 
 @dataclass
 class BestEpoch:
-    """The epoch that validation selects, with its weights.
+    """The epoch that validation selects, with its weights and its first head's numbers.
 
     They stay on the device that trains while it has room to spare, and there nobody waits for them.
     """
@@ -76,11 +90,6 @@ class BestEpoch:
     val_loss: float = float("inf")
     state: dict[str, Tensor] = field(default_factory=dict)
     has_place: bool = field(default=False, init=False)  # the weights; not when read from a file
-
-    def is_beaten_by(self, metrics: EpochMetrics) -> bool:
-        """More accurate, or as accurate with a smaller loss (small validation sets tie often)."""
-        accuracy, loss = metrics.val_accuracies[0], metrics.val_losses[0]
-        return (accuracy, -loss) > (self.val_accuracy, -self.val_loss)
 
     def become(self, metrics: EpochMetrics, model: nn.Module) -> None:
         """That epoch, with the model's weights as they are now.

@@ -36,10 +36,11 @@ class Loaders:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long it takes, and the seed from which everything random derives."""
+    """How long it takes, the seed from which everything random derives, and which epoch is best."""
 
     epochs: int
     seed: int
+    by_averaging: bool = False  # the experts' mean probability selects it, not the first head
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ class Trainer:
             timestamp=datetime.now(UTC).isoformat(timespec="milliseconds"),
             val_averaged=val_averaged,
         )
-        if self.best.is_beaten_by(metrics):
+        if not self.history or self._is_better(metrics, self.history[self.best.epoch - 1]):
             self._saver.release()
             self.best.become(metrics, self.model)
         self.history.append(metrics)
@@ -226,6 +227,9 @@ class Trainer:
         """
         validation, precision = self.loaders.validation, self.optimisation.precision
         return validation_scores(self.model, validation, precision, self.fitting.parts)
+
+    def _is_better(self, metrics: EpochMetrics, other: EpochMetrics) -> bool:
+        return metrics.is_better_than(other, by_averaging=self.schedule.by_averaging)
 
     def _check_finite(self) -> None:
         seen = self.step.guard.seen()
@@ -309,5 +313,11 @@ class Trainer:
         self.best = BestEpoch(**state["best"])
         self.history = [EpochMetrics.restored(metrics) for metrics in state["history"]]
         self.reporter.message(f"continues after epoch {state['epoch']}, step {state['step']}")
+        best, epochs = self.best.epoch, self.history
+        if any(self._is_better(metrics, epochs[best - 1]) for metrics in epochs):
+            self.reporter.message(
+                f"an older version selected epoch {best} by the fused head; the epochs to come are "
+                f"compared with it by the mean of the experts' probabilities"
+            )
         if self.history:
             self.reporter.resumed(self.history, self.best)

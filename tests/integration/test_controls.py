@@ -1,5 +1,6 @@
 """Control rows: the same row with one thing changed, so that what fusion does can be told."""
 
+import csv
 import dataclasses
 from pathlib import Path
 
@@ -215,6 +216,18 @@ def test_a_row_and_its_controls_begin_alike(folder: Path) -> None:
     assert row["train_loss"] != detached["train_loss"]
     assert float(row["train_loss"]) == pytest.approx(float(detached["train_loss"]), rel=0.01)
     assert detached["fusion_type"] == "concatenation-detached"
+
+
+def test_a_detached_row_is_of_the_epoch_that_averaging_selects(folder: Path) -> None:
+    """It reports the mean of its experts' probabilities; other rows report their fused head."""
+    for variant in ("concatenation", "concatenation-detached", "concatenation-frozen"):
+        manifest = read_manifest(row_dir(folder, variant) / "manifest.json")
+        path = folder / f"out/csv_logs/resnet_fusions/resnet_{variant}_training_log.csv"
+        lines = list(csv.DictReader(path.open()))
+        selected = lines[manifest.epoch - 1 if manifest.epoch else 0]
+        assert manifest.val_accuracy == pytest.approx(float(selected["val_accuracy"]))
+        known = manifest.validation.get("selected_by")
+        assert known == ("mean_probabilities" if "detached" in variant else None)
 
 
 def test_the_results_set_each_row_beside_its_controls(folder: Path) -> None:

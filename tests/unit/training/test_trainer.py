@@ -166,6 +166,7 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
         "compiles": True,
         "epochs": EPOCHS,
         "seed": 5,
+        "by_averaging": False,
         "identity": Identity(SETTINGS, {}),
         "every_epochs": 1,
         "every_minutes": 1e9,
@@ -189,7 +190,7 @@ def make_kit(path: Path, kind: str = "fusion", *, init: int = 0, **changes: Any)
             graphs=wanted["graphs"],
             compiles=wanted["compiles"],
         ),
-        Schedule(wanted["epochs"], wanted["seed"]),
+        Schedule(wanted["epochs"], wanted["seed"], wanted["by_averaging"]),
         Checkpointing(
             ResumeFile(path),
             wanted["identity"],
@@ -646,6 +647,78 @@ def test_validation_selects_the_best_epoch(
     assert found.val_loss == pytest.approx(loss, abs=1e-6)
     assert state_hash(found.state) == kit.diary.weights[best]
     assert len(set(kit.diary.weights.values())) == len(script)  # weights that tell epochs apart
+
+
+def epochs_of(*scores: tuple[float, float, float | None, float]) -> list[EpochMetrics]:
+    """Of each (fused accuracy, its loss, accuracy of the mean, each expert's loss) an epoch."""
+    return [
+        EpochMetrics(
+            epoch=epoch,
+            learning_rates={},
+            loss=1.0,
+            train_losses=[1.0] * 3,
+            train_accuracies=[50.0] * 3,
+            val_losses=[loss, experts, experts],
+            val_accuracies=[fused, 50.0, 50.0],
+            images=8,
+            train_seconds=1.0,
+            seconds=2.0,
+            timestamp="",
+            val_averaged=averaged,
+        )
+        for epoch, (fused, loss, averaged, experts) in enumerate(scores, start=1)
+    ]
+
+
+def test_a_row_that_reports_averaging_is_selected_by_it() -> None:
+    """By the accuracy of the mean of the experts' probabilities, then by the experts' losses."""
+    first, more, same, smaller, unknown = epochs_of(
+        (70, 1.0, 60, 1.0), (50, 2.0, 61, 3.0), (90, 0.1, 60, 1.0), (50, 2.0, 60, 0.9),
+        (99, 0.1, None, 0.1),
+    )  # fmt: skip
+    for better, worse in ((more, first), (smaller, first), (more, smaller), (first, unknown)):
+        assert better.is_better_than(worse, by_averaging=True)
+        assert not worse.is_better_than(better, by_averaging=True)
+    assert not same.is_better_than(first, by_averaging=True)  # of equals the first stays
+    assert first.is_better_than(more) and same.is_better_than(first)  # of the fused head
+
+
+def disagreeing(path: Path, **changes: Any) -> Kit:
+    """Fused accuracies 10, 30, 20 on validation, those of the mean of the experts 50, 40, 60."""
+    script = iter([(10.0, 50.0), (30.0, 40.0), (20.0, 60.0)])
+
+    def validate() -> tuple[list[float], list[float], float | None]:
+        fused, averaged = next(script)
+        return [1.0, 1.0, 1.0], [fused, 45.0, 45.0], averaged
+
+    kit = make_kit(path, **changes)
+    kit.trainer.validate = validate  # type: ignore[method-assign]
+    return kit
+
+
+@pytest.mark.parametrize(("by_averaging", "best"), [(False, 2), (True, 3)])
+def test_the_epoch_is_selected_by_the_head_that_is_reported(
+    path: Path, by_averaging: bool, best: int
+) -> None:
+    kit = disagreeing(path, by_averaging=by_averaging, epochs=3)
+    found = kit.trainer.run()
+    assert (found.epoch, found.val_accuracy) == (best, {2: 30.0, 3: 20.0}[best])
+    assert state_hash(found.state) == kit.diary.weights[best]
+    assert state_hash(load(path)["best"]["state"]) == kit.diary.weights[best]
+
+
+def test_a_row_that_an_older_version_selected_otherwise_says_so(path: Path) -> None:
+    """The weights of the epoch that averaging prefers are gone; the rest is compared by it."""
+    stop_after(disagreeing(path, epochs=3), 2 * STEPS + 1)  # by the fused head: epoch 2
+    kit = make_kit(path, by_averaging=True, epochs=3)
+    averaged = [40.0]
+    kit.trainer.validate = lambda: ([1.0] * 3, [5.0] * 3, averaged[0])  # type: ignore[method-assign]
+    assert kit.trainer.run().epoch == 2  # 40 again is no better
+    said = [text for text in kit.diary.messages if "selected epoch 2 by the fused head" in text]
+    assert len(said) == 1
+    again = make_kit(path, by_averaging=False, epochs=3)
+    again.trainer.run()
+    assert not [text for text in again.diary.messages if "selected" in text]
 
 
 def test_best_weights_are_a_copy(path: Path) -> None:
