@@ -16,6 +16,25 @@ def has_output(logits: Tensor) -> Tensor:
     return logits > NO_OUTPUT / 2
 
 
+def answered(head: nn.Module, features: Tensor) -> Tensor:
+    """Features (N, D) -> the head's logits (N, C); those that are measured in float32.
+
+    Under autocast the layers before it compute in half precision; with the three digits of
+    bfloat16 logits of several classes would be equal. Where gradients are made nothing differs.
+    """
+    device = features.device.type
+    if head.training or torch.is_grad_enabled() or not torch.is_autocast_enabled(device):
+        logits: Tensor = head(features)
+        return logits
+    # not torch.autocast, at whose end what was cast is forgotten, in all threads
+    torch.set_autocast_enabled(device, False)
+    try:
+        measured: Tensor = head(features.float())
+        return measured
+    finally:
+        torch.set_autocast_enabled(device, True)
+
+
 @dataclass(frozen=True)
 class TrainedOn:
     """The images that a network learned from."""

@@ -118,6 +118,9 @@ def train_fusion(given: Given, fusion: str, seed: int, epochs: int) -> tuple[flo
     read, judged = train.read_by(network.fusion), given.validation.read_by(network.fusion)
     if not groups:
         return accuracy(network.eval()(judged), given.validation.labels), 0
+    draws = None  # torch's own, which weights came from
+    if study.recipe.fusion.recipe == "shared":  # the same order for every type
+        draws = torch.Generator().manual_seed(derive_seed(seed, "preview", who))
     defaults = study.fusion_defaults(fusion)
     optimizer = adamw(groups, defaults.weight_decay)
     batch = study.recipe.fusion.batch_size
@@ -125,7 +128,7 @@ def train_fusion(given: Given, fusion: str, seed: int, epochs: int) -> tuple[flo
     for epoch in range(epochs):
         set_learning_rates(optimizer, groups, epoch, epochs)
         network.train()
-        order = torch.randperm(len(train.labels)).to(device)
+        order = torch.randperm(len(train.labels), generator=draws).to(device)
         for start in range(0, len(order), batch):
             index = order[start : start + batch]
             loss = F.cross_entropy(

@@ -77,6 +77,7 @@ def run_header(context: RunContext) -> dict[str, Any]:
         "device": str(context.device),
         "threads": context.threads,
         "versions": {"fusionrun": __version__, "torch": torch.__version__},
+        "fusion_recipe": study.recipe.fusion.recipe,
     }
 
 

@@ -54,7 +54,7 @@ def open_study(
         new_splits = False
     with room_for_data(device):
         context = open_context(study, device, threads, progress=progress, new_splits=new_splits)
-    if note := trained_elsewhere(study, device):
+    for note in filter(None, (trained_elsewhere(study, device), selected_otherwise(study))):
         progress(f"fusionrun: {note}")
         context = replace(context, data=replace(context.data, notes=(*context.data.notes, note)))
     return with_origin_notes(replace(context, progress=progress))
@@ -65,6 +65,18 @@ def finished_rows(study: Study) -> Iterator[Manifest]:
     for row in study.rows:
         with suppress(CheckpointError):
             yield read_manifest(study.layout.row(row.model, row.variant).manifest)
+
+
+def selected_otherwise(study: Study) -> str:
+    """What to say of detached rows that an older version trained; mostly ""."""
+    found = [m for m in finished_rows(study) if m.control == "detached"]
+    older = ", ".join(str(m.row) for m in found if "selected_by" not in m.validation)
+    if not older:
+        return ""
+    return (
+        f"{older}: an older version chose the epoch by the fused head, not by the mean of the "
+        f"experts' probabilities that the control reports"
+    )
 
 
 def trained_elsewhere(study: Study, device: torch.device) -> str:

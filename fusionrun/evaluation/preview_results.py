@@ -138,6 +138,9 @@ def lines(found: Preview) -> list[tuple[str | None, ...]]:
 def problems(found: Preview) -> list[str]:
     few = headline.too_few(found.data.val_images)
     said = [f"Warning: {few}."] if few else []
+    types = (of.fusion for m in found.models if isinstance(m, ModelPreview) for of in m.fusions)
+    if note := headline.types_note(types, found.fusion_recipe):
+        said.append(note)
     for model in found.models:
         if model.members:
             name = "" if isinstance(model, FailedModel) else model.best_expert_name

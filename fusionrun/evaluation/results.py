@@ -32,6 +32,7 @@ class Result(RowName):
     top1: Mapping[str, float] = field(default_factory=dict)  # by method's key, those measured
     differences: Mapping[str, Difference] = field(default_factory=dict)  # of fused to a method
     images: Images = NOT_KNOWN
+    fusion_recipe: str = "per_type"  # the study's
 
     @property
     def fused(self) -> float | None:
@@ -92,7 +93,7 @@ def collect_results(study: Study) -> list[Result]:
         try:
             manifest = read_manifest(path if path.is_file() else own)
         except CheckpointError:
-            results.append(Result(**name_row(row)))
+            results.append(Result(**name_row(row), fusion_recipe=study.recipe.fusion.recipe))
             continue
         results.append(
             Result(
@@ -103,6 +104,7 @@ def collect_results(study: Study) -> list[Result]:
                 top1={key: value for key, value in manifest.test.items() if key in METHODS},
                 differences=stored_differences(manifest),
                 images=Images(manifest.test.get("images"), manifest.validation.get("images")),
+                fusion_recipe=study.recipe.fusion.recipe,
             )
         )
     return results
@@ -150,8 +152,12 @@ def images_of(results: Sequence[Result]) -> Images:
 
 def gains_of(results: Sequence[Result]) -> list[tuple[str, Margin | None]]:
     """Of the rows that are asked whether fusion helps."""
-    asked = [each for each in results if not each.control and each.fusion != SINGLE]
-    return [(each.name, each.over(headline.AVERAGING)) for each in asked]
+    return [(each.name, each.over(headline.AVERAGING)) for each in in_question(results)]
+
+
+def in_question(results: Sequence[Result]) -> list[Result]:
+    """Controls, and networks without experts, are part of the answer."""
+    return [each for each in results if not each.control and each.fusion != SINGLE]
 
 
 def words_of(results: Sequence[Result]) -> list[str]:
@@ -161,4 +167,6 @@ def words_of(results: Sequence[Result]) -> list[str]:
     answer = headline.verdict(gains, headline.digits(images.test))
     if any(gain.low is None for gain in gains):
         answer += " An earlier version measured what has no interval; `evaluate` adds it."
-    return [answer, *([f"Warning: {few}."] if few else [])]
+    recipe = results[0].fusion_recipe if results else ""
+    types = headline.types_note((each.fusion for each in in_question(results)), recipe)
+    return [answer, *([types] if types else []), *([f"Warning: {few}."] if few else [])]

@@ -17,6 +17,7 @@ from fusionrun.tables.headline import (
     Margin,
     digits,
     signed,
+    types_note,
     verdict,
 )
 from fusionrun.tables.table import Images
@@ -310,6 +311,7 @@ class RunHeader:
     device: str
     threads: int | None
     versions: dict[str, str]
+    fusion_recipe: str = "per_type"  # the recipe's fusion.recipe; versions before had this one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,6 +341,11 @@ class Evaluation(RunHeader):
         """The answer in a sentence."""
         gains = [row.gain_over_averaging.margin for row in self.in_question]
         return verdict(gains, digits(self.data.test_images))
+
+    @property
+    def types_note(self) -> str:
+        """What the fusion types that are compared differ in; "": there is one."""
+        return types_note((row.fusion for row in self.in_question), self.fusion_recipe)
 
     @property
     def subtitle(self) -> str:

@@ -252,6 +252,7 @@ def remarks(evaluation: Evaluation) -> list[str]:
     """What a reader must not overlook."""
     few = headline.too_few(evaluation.data.val_images)
     lines = [f"Warning: {few}."] if few else []
+    lines += [note] if (note := evaluation.types_note) else []
     for row in evaluation.rows:
         if row.contributions.alarm:
             lines.append(f"{row.task}: {row.contributions.alarm}")

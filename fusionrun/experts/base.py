@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusionrun.common.image_classifier import NO_OUTPUT, ImageClassifier, TrainedOn
+from fusionrun.common.image_classifier import NO_OUTPUT, ImageClassifier, TrainedOn, answered
 
 from .stages import frozen_parts, stages_of
 
@@ -124,7 +124,7 @@ class Expert(ImageClassifier):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (N, 3, H, W) -> features (N, D) and this expert's own logits (N, C)."""
         features = self.features(images)
-        logits: Tensor = self.classifier(features)
+        logits = answered(self.classifier, features)
         if self.own_classes:
             around = self.own_classes[0], self.num_classes - 1 - self.own_classes[-1]
             logits = F.pad(logits, around, value=NO_OUTPUT)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fusionrun.common.image_classifier import ImageClassifier
+from fusionrun.common.image_classifier import ImageClassifier, answered
 
 from .base import FusionModule
 from .branches import Branches, in_turn
@@ -81,7 +81,8 @@ class FusionModel(ImageClassifier):
         outputs = (in_turn if self.recomputes else self.branches)(experts, images)
         expert_logits = torch.stack([logits for _, logits in outputs], dim=1)
         read = self.adapted([each[self.fusion.reads_logits] for each in outputs])
-        return FusionOutput(self.global_head(self.fusion(read)), expert_logits, read)
+        logits = answered(self.global_head, self.fusion(read))
+        return FusionOutput(logits, expert_logits, read)
 
     def adapted(self, features: Sequence[Tensor]) -> Tensor:
         """Every expert's features (N, D_k), or logits -> what the fusion reads (N, E, D)."""

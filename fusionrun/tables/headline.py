@@ -5,7 +5,7 @@ costs nothing and is hard to beat. Other comparisons stand beside it under their
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from fusionrun.common.text import plural
@@ -65,6 +65,21 @@ def too_few(images: int) -> str:
     return (
         f"validation has {images} images, one of them is {100 / max(images, 1):.2g} points: what "
         f"it chooses (epochs, best experts, weights) is partly luck with fewer than {ENOUGH}"
+    )
+
+
+def types_note(fusions: Iterable[str], recipe: str) -> str:
+    """What the fusion types that are compared differ in, by the recipe's fusion.recipe; "": one."""
+    if len({*fusions}) < 2:
+        return ""
+    if recipe == "shared":
+        return (
+            "The fusion types were trained by one shared recipe, on the same batches and "
+            "augmentation (fusion.recipe: shared): what differs is what they compute."
+        )
+    return (
+        "Each fusion type was trained by its own published recipe (fusion.recipe: per_type): types "
+        "differ in rates, augmentation and smoothing, too, where the study's recipe sets none."
     )
 
 

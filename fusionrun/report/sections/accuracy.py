@@ -4,7 +4,7 @@ from functools import partial
 
 from fusionrun.evaluation.schema import OverSeeds, RowResult
 from fusionrun.evaluation.tables import MARGINS, matrices
-from fusionrun.report.blocks import Block
+from fusionrun.report.blocks import Block, Text
 from fusionrun.report.load import StudyResults
 from fusionrun.report.sections.columns import DIFFERENCE, METHOD, ROW
 from fusionrun.tables.headline import GAIN, digits
@@ -34,7 +34,10 @@ def accuracy(study: StudyResults) -> list[Block]:
     pairs = [(row, m, m.difference) for row in rows for m in row.methods if m.difference]
     note = "Fused minus each alternative, image by image. No correction for many comparisons."
     every = Table("Every comparison", COMPARISON, pairs, note, folded=True, images=images)
-    return [*matrices(study.evaluation), main, every] if rows else []
+    if not rows:
+        return []
+    types = [Text(note)] if (note := study.evaluation.types_note) else []
+    return [*matrices(study.evaluation), *types, main, every]
 
 
 def top1(key: str, row: RowResult) -> float | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fusionrun.common.image_classifier import BATCH, TrainedOn
 from fusionrun.experts import Expert, build_expert
 from fusionrun.fusions import FusionModel, build_fusion
+from fusionrun.fusions.branches import in_threads
 
 CLASSES, SIZE = 5, 8
 KNOWN = TrainedOn(tuple("abcde"), (0.5, 0.4, 0.3), (0.25, 0.2, 0.3), SIZE)
@@ -38,6 +39,51 @@ def make_images(count: int = 6) -> Tensor:
 def by_hand(images: Tensor) -> Tensor:
     mean, std = (torch.tensor(of).view(1, 3, 1, 1) for of in (KNOWN.mean, KNOWN.std))
     return (images / 255 - mean) / std
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fusion", ["concatenation", "meanLogits"])
+def test_measured_logits_are_float32_under_autocast(fusion: str, half: torch.dtype) -> None:
+    """Of the global head and of every expert, from features in half precision; also in threads."""
+    experts = [make_expert(k) for k in range(2)]
+    model = FusionModel(experts, build_fusion(fusion, 2, 8), CLASSES).eval()
+    images = by_hand(make_images())
+    with torch.no_grad(), torch.autocast("cpu", half):
+        features = [expert.features(images) for expert in experts]
+        output = model(images)
+        assert torch.is_autocast_enabled("cpu")  # what comes after is as before
+        with in_threads(model, lambda: 2):
+            threaded = model(images)
+    assert all(each.dtype == half for each in features)
+    expected = [e.classifier(f.float()) for e, f in zip(experts, features, strict=True)]
+    assert torch.equal(output.expert_logits, torch.stack(expected, dim=1))
+    assert output.logits.dtype == output.expert_logits.dtype == torch.float32
+    assert all(map(torch.equal, output, threaded))
+    if fusion == "concatenation":
+        with torch.no_grad(), torch.autocast("cpu", half):
+            fused = model.fusion(output.features)
+        assert torch.equal(output.logits, model.global_head(fused.float()))
+
+
+def test_what_learns_is_computed_as_ever_under_autocast() -> None:
+    """In a training step, and of frozen experts, which are in evaluation mode during one."""
+    model, images = make_model(KNOWN, KNOWN), by_hand(make_images())
+    for mode in (True, False):
+        model.train(mode)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(images)
+        assert output.logits.dtype == output.expert_logits.dtype == torch.bfloat16
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # a first pass of two
+        assert model.train()(images).logits.dtype == torch.bfloat16
+
+
+def test_a_head_that_fails_leaves_autocast_on() -> None:
+    expert, images = make_expert(), by_hand(make_images())
+    expert.classifier = nn.Linear(3, CLASSES)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(RuntimeError):
+            expert.eval()(images)
+        assert torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize("kind", ["expert", "fused"])

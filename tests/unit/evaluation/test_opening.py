@@ -46,3 +46,29 @@ def test_a_gpu_that_torch_can_not_use_is_one_line(
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
     with pytest.raises(LaunchError, match=r"Tesla V100, compute capability 7\.0.*whl/cu126"):
         open_study(study, read_rank_info({}), print)
+
+
+@pytest.mark.parametrize(
+    ("control", "validation", "is_told"),
+    [
+        ("detached", {}, True),  # of an older version
+        ("detached", {"selected_by": "mean_probabilities"}, False),
+        ("frozen", {}, False),
+        (None, {}, False),
+    ],
+)
+def test_detached_rows_that_the_fused_head_selected_are_told(
+    trained_study: Path,
+    tmp_path: Path,
+    control: str | None,
+    validation: dict[str, str],
+    is_told: bool,
+) -> None:
+    out = copy_study(trained_study, tmp_path / "out")
+    path, *_ = sorted(out.glob("*_fusions/*/manifest.json"))
+    manifest = json.loads(path.read_text())
+    known = {**manifest["validation"], **validation}
+    path.write_text(json.dumps({**manifest, "control": control, "validation": known}))
+    context = open_study(stored_study(out, []), read_rank_info({}), lambda text: None)
+    told = [note for note in context.data.notes if "by the fused head" in note]
+    assert len(told) == is_told and all(manifest["row"] in note for note in told)

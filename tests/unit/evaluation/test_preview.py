@@ -274,6 +274,31 @@ def test_an_expert_looks_once_for_all_its_rows(
     assert sorted(loaded) == sorted([(model, k)] for model in MODELS for k in range(E))
 
 
+def test_types_of_a_shared_recipe_see_images_in_one_order(
+    given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same seed; and they are called so."""
+    orders: list[list[int]] = []
+    real = torch.randperm
+
+    def watched(count: int, **how: Any) -> Tensor:
+        order = real(count, **how)
+        orders.append(order.tolist())
+        return order
+
+    monkeypatch.setattr(torch, "randperm", watched)
+    recipe = given.context.study.recipe
+    for name, distinct in (("shared", 2), ("per_type", 4)):
+        study = replace(
+            given.context.study, recipe=replace(recipe, fusion=replace(recipe.fusion, recipe=name))
+        )
+        found = replace(given, context=replace(given.context, study=study))
+        orders.clear()
+        for fusion in ("concatenation", "multiplicative"):
+            train_fusion(found, fusion, seed=1, epochs=2)
+        assert len(orders) == 4 and len({*map(tuple, orders)}) == distinct
+
+
 def test_it_never_looks_at_the_test_set(
     previewed: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,6 +219,19 @@ def test_little_validation_is_warned_of(tmp_path: Path) -> None:
     assert "Warning" not in drawn([result()], 100)
 
 
+@pytest.mark.parametrize("recipe", ["per_type", "shared"])
+def test_types_side_by_side_say_by_whose_recipe(tmp_path: Path, recipe: str) -> None:
+    """A study of one type, with its controls and a single network, has none to compare."""
+    row = replace(result(), fusion_recipe=recipe)
+    control = replace(row, fusion="concatenation-frozen", control="frozen")
+    rows = [row, control, replace(row, fusion="single")]
+    assert "fusion.recipe" not in drawn(rows, 200)
+    rows.append(replace(row, fusion="multiplicative"))
+    write_results(Layout(tmp_path), rows)
+    for text in (drawn(rows, 400), Layout(tmp_path).results("md").read_text()):
+        assert text.count(f"(fusion.recipe: {recipe})") == 1
+
+
 def test_the_chart_says_what_the_table_says(tmp_path: Path) -> None:
     """Well-formed, each row with its number, those without one too; a control is no row of it."""
     layout = Layout(tmp_path)

@@ -133,6 +133,8 @@ def test_the_experts_of_a_mixed_row_belong_to_the_study(tmp_path: Path) -> None:
         ("models.resnet.width=9", r"models\.resnet\.width: 8 there, 9 in this recipe"),
         ("data.name=cifar10", r"data\.name: 'cifar100' there, 'cifar10' in this recipe"),
         ("seed=3", r"seed: 42 there, 3 in this recipe"),
+        ("fusion.recipe=shared", r"fusion\.recipe: 'per_type' there, 'shared' in this recipe"),
+        ("fusion.schedule=annealed", r"fusion\.schedule: 'restarts' there, 'annealed' in this"),
     ],
 )
 def test_another_study_is_refused(tmp_path: Path, change: str, said: str) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fusionrun.tables.headline import ENOUGH, Margin, digits, too_few
+from fusionrun.tables.headline import ENOUGH, Margin, digits, too_few, types_note
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,12 @@ def test_few_images_are_warned_of_with_what_one_of_them_weighs() -> None:
     assert too_few(ENOUGH) == ""
     assert "40 images" in too_few(40) and "2.5 points" in too_few(40)
     assert too_few(0)
+
+
+def test_types_that_are_compared_say_by_whose_recipe_they_were_trained() -> None:
+    both = ["multiplicative", "concatenation", "multiplicative"]
+    own, shared = types_note(both, "per_type"), types_note(both, "shared")
+    assert "fusion.recipe: per_type" in own and "augmentation" in own
+    assert "fusion.recipe: shared" in shared and "same batches" in shared
+    for recipe in ("per_type", "shared"):
+        assert types_note([], recipe) == types_note(both[::2], recipe) == ""
