@@ -18,6 +18,7 @@ from fusionrun.evaluation.evaluate import evaluate as evaluate_study
 from fusionrun.evaluation.results import Result, collect_results
 from fusionrun.evaluation.schema import Evaluation
 from fusionrun.experts import Expert
+from fusionrun.experts.ensemble import Ensemble
 from fusionrun.fusions import FusionModel
 from fusionrun.study.context import load_images
 from fusionrun.study.paths import Layout
@@ -56,10 +57,11 @@ class OpenStudy:
         """Each row's test accuracies in percent, None where not measured; read again each time."""
         return collect_results(self._study)
 
-    def load_model(self, row: Row | str) -> FusionModel | Expert:
+    def load_model(self, row: Row | str) -> FusionModel | Expert | Ensemble:
         """The trained model of a row, or of its name: resnet/concatenation, or as in results.
 
-        On the CPU, in evaluation mode; a row that is one network gives an Expert. Raises
+        On the CPU, in evaluation mode; a row that is one network gives an Expert, a full
+        ensemble its networks, which answer together. Raises
         ValueError for a row that isn't there, CheckpointError for one that isn't finished.
         """
         by_name = {f"{each.model}/{each.variant}": each for each in self.rows}

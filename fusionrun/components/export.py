@@ -128,7 +128,7 @@ def _write_program(parts: Mapping[str, Component], path: Path, format_name: str)
             f"{first.path} takes no images (found {first.info.component}); export its row's folder"
         )
     network = join(parts.items()) if others else load_expert(first.path)
-    info = parts["global_head"].info if others else first.info
+    info = parts["global_head"].info if "global_head" in parts else first.info
     size, classes = info.image_size, info.num_classes
     model = Deployed(network, info.mean, info.std).eval()
     generator = torch.Generator().manual_seed(SEED)

@@ -9,6 +9,7 @@ from typing import Any
 from fusionrun.common.atomic_files import write_json
 from fusionrun.common.typed_fields import FieldError, plain, read_json, require
 from fusionrun.study.paths import RowFiles
+from fusionrun.study.recipe import FULL_ENSEMBLE, SINGLE
 from fusionrun.training.checkpoint import CheckpointError
 
 FORMAT = 1  # of manifests, and of the component files beside them
@@ -127,12 +128,19 @@ def manifest_of(component: Path) -> Manifest | None:
     return None
 
 
-def component_paths(files: RowFiles, num_experts: int, *, adapted: bool = False) -> dict[str, Path]:
-    """{component's name in the manifest: its file}; `adapted` where experts have adapters."""
+def component_paths(
+    files: RowFiles, num_experts: int, *, adapted: bool = False, fusion: str = ""
+) -> dict[str, Path]:
+    """{component's name in the manifest: its file}; `adapted` where experts have adapters.
+
+    Networks in the place of a `fusion` have no heads beside them.
+    """
+    if fusion == SINGLE:
+        return {"network": files.network}
     experts = {f"expert_{k}": files.expert(k) for k in range(num_experts)}
     adapters = {"adapters": files.adapters} if adapted else {}
     heads = {"fusion_module": files.fusion_module, "global_head": files.global_head}
-    return {**experts, **adapters, **heads}
+    return experts if fusion == FULL_ENSEMBLE else {**experts, **adapters, **heads}
 
 
 def file_hash(path: Path) -> str:

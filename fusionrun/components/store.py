@@ -33,9 +33,9 @@ from fusionrun.components.manifest import (
 )
 from fusionrun.components.mismatch import unusable
 from fusionrun.experts import Expert, build_expert
+from fusionrun.experts.ensemble import Ensemble
 from fusionrun.fusions import FusionModel, FusionModule, build_fusion
 from fusionrun.study.paths import RowFiles
-from fusionrun.study.recipe import SINGLE
 from fusionrun.training.checkpoint import CheckpointError, load, peek, save, save_safetensors
 
 KINDS = ("expert", "adapters", "fusion_module", "global_head")
@@ -185,11 +185,12 @@ def load_global_head(path: str | Path) -> nn.Module:
     return head.eval()
 
 
-def load_model(path: str | Path, plugins: Collection[str] = ()) -> FusionModel:
+def load_model(path: str | Path, plugins: Collection[str] = ()) -> FusionModel | Ensemble:
     """The fusion model whose components lie in the folder `path`, verified against its manifest.
 
-    Or of the file `path` that `export --format safetensors` made of such a folder. Raises
-    CheckpointError when a file is missing, changed since it was saved, or doesn't fit.
+    Or of the file `path` that `export --format safetensors` made of such a folder. Of a full
+    ensemble, its networks as one model. Raises CheckpointError when a file is missing, changed
+    since it was saved, or doesn't fit.
     """
     return join(parts_of(Path(path)), plugins)
 
@@ -213,9 +214,7 @@ def parts_of(path: Path) -> Iterator[tuple[str, Component]]:
     files = RowFiles(path, csv=Path())
     manifest = read_manifest(files.manifest)
     adapted = "adapters" in manifest.components
-    paths = component_paths(files, manifest.num_experts, adapted=adapted)
-    if manifest.fusion == SINGLE:
-        paths = {"network": files.network}
+    paths = component_paths(files, manifest.num_experts, adapted=adapted, fusion=manifest.fusion)
     verify(files, manifest, paths)
     for name, component in paths.items():
         kind = name if name in KINDS else "expert"
@@ -269,7 +268,9 @@ def _prefix(name: str) -> str:
     return {"expert": f"experts.{k}.", "fusion": "fusion."}.get(kind, f"{name}.")
 
 
-def join(parts: Iterable[tuple[str, Component]], plugins: Collection[str] = ()) -> FusionModel:
+def join(
+    parts: Iterable[tuple[str, Component]], plugins: Collection[str] = ()
+) -> FusionModel | Ensemble:
     """The model of these components, in evaluation mode. Raises CheckpointError."""
     experts, others = [], {}
     for name, part in parts:  # one after the other: no second model's worth of weights is held
@@ -277,6 +278,8 @@ def join(parts: Iterable[tuple[str, Component]], plugins: Collection[str] = ()) 
             experts.append(_expert(part, plugins))
         else:
             others[name] = part
+    if len(experts) > 1 and not others:
+        return Ensemble(experts).eval()
     if not {"fusion_module", "global_head"} <= others.keys():
         found = f"a single network; load_expert({part.path})" if experts else "a part of a model"
         raise CheckpointError(f"{part.path}: holds {found}")
@@ -360,6 +363,19 @@ def save_single(
     """As `save_model` for a row that is one network; it loads as an expert."""
     save_component(files.network, network, replace(info, component="expert"))
     _vouch(files, info, manifest, {"network": files.network})
+
+
+def save_ensemble(
+    files: RowFiles,
+    ensemble: Ensemble,
+    networks: Sequence[ComponentInfo],
+    manifest: Mapping[str, Any],
+) -> None:
+    """As `save_model`, of networks that answer together; each is saved, and loads, as an expert."""
+    paths = component_paths(files, len(networks), fusion=networks[0].fusion)
+    for network, info, path in zip(ensemble.experts, networks, paths.values(), strict=True):
+        save_component(path, network, info)
+    _vouch(files, replace(networks[0], expert=None), manifest, paths)
 
 
 def _vouch(

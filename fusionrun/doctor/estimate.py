@@ -148,7 +148,7 @@ def _failed(task: Task, error: Exception) -> Finding:
 
 def _kind(task: Task) -> tuple[str, ...]:
     """Tasks of one kind take equally long steps."""
-    if isinstance(task, ExpertTask) or task.row.is_single:
+    if isinstance(task, ExpertTask) or not task.row.experts:
         return (task.model,)
     return task.model, task.row.method
 
@@ -166,6 +166,8 @@ def _images(context: RunContext, task: Task) -> tuple[int, int, int]:
     if isinstance(task, ExpertTask):
         return len(splits.expert_train[task.expert]), len(splits.expert_val[task.expert]), 0
     validation, test = len(splits.fusion_val), len(context.data.test_labels)
+    if task.row.is_full_ensemble:  # whose networks are other tasks'
+        return 0, 0, len(task.needs) * (validation + test)
     if task.row.is_single:
         return len(splits.everything), validation, test
     # the experts before fusion on validation and test set, the row on the test set

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fusionrun.study.recipe import SINGLE
+from fusionrun.study.recipe import FULL_ENSEMBLE, SINGLE
 from fusionrun.training.scores import (
     check_scores,
     log_probabilities,
@@ -122,6 +122,7 @@ CONTROLS = (
         OTHER_HEADS,
     ),
     Method(SINGLE, "control: one network", "one network", "control", FIRST_HEAD),
+    Method(FULL_ENSEMBLE, "control: full ensemble", "full ensemble", "control", FIRST_HEAD),
 )
 
 METHODS = {method.key: method for method in (FUSED, *ALTERNATIVES, *CONTROLS)}

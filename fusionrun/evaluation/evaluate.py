@@ -36,7 +36,8 @@ def evaluate(study: Study, rank_info: RankInfo, console: Console) -> int:
 def evaluate_rows(context: RunContext) -> Evaluation:
     """Every row of the study beside its alternatives; one with a problem is said at once.
 
-    A single network has no entry of its own: it stands in those of its architecture's rows.
+    Networks without experts have no entry of their own: they stand in those of their
+    architecture's rows.
     """
     measured: dict[str, RowResult] = {}
     failures: dict[str, FailedRow] = {}
@@ -44,11 +45,11 @@ def evaluate_rows(context: RunContext) -> Evaluation:
     latest: Predictions | None = None
     progress = Progress(len(context.study.rows), context.progress)
     # controls first: the rows are compared with them
-    for row in sorted(context.study.rows, key=lambda row: not (row.control or row.is_single)):
+    for row in sorted(context.study.rows, key=lambda row: not row.control and bool(row.experts)):
         with noted(row, failures):
             manifest, model = load_row(context, row)
             predictions = current_predictions(context, row, model, latest)
-            if row.control or row.is_single:
+            if row.control or not row.experts:
                 controls.add(row, predictions)
             if isinstance(model, FusionModel):
                 latest = predictions

@@ -6,7 +6,7 @@ from typing import Any
 
 from fusionrun.evaluation.row_names import RowName
 from fusionrun.evaluation.statistics.seeds import spread
-from fusionrun.study.recipe import SINGLE
+from fusionrun.study.recipe import WITHOUT_EXPERTS
 from fusionrun.tables.headline import GAIN, digits, signed
 from fusionrun.tables.table import Column, Images, Table
 
@@ -22,7 +22,9 @@ def fusion_matrices(cells: Iterable[Cell], images: Images) -> list[Table]:
     Rows that share neither are no grid. Controls are no part of it; where seeds differ, a cell is
     their mean ± standard deviation.
     """
-    asked = [cell for cell in cells if not cell[0].control and cell[0].fusion != SINGLE]
+    asked = [
+        cell for cell in cells if not cell[0].control and cell[0].fusion not in WITHOUT_EXPERTS
+    ]
     alphas = dict.fromkeys(row.alpha for row, *_ in asked)
     tables = []
     for alpha in alphas:

@@ -19,6 +19,7 @@ from fusionrun.evaluation.problems import in_a_line, problem_said, say
 from fusionrun.evaluation.row_names import name_row
 from fusionrun.evaluation.schema import FORMAT, DataInfo, FailedRow
 from fusionrun.experts import Expert
+from fusionrun.experts.ensemble import Ensemble
 from fusionrun.fusions import FusionModel
 from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
@@ -90,7 +91,7 @@ def noted(row: Row, failures: dict[str, FailedRow]) -> Iterator[None]:
         failures[row.name] = FailedRow(**name_row(row), problem=problem_said(row.name, error))
 
 
-def load_row(context: RunContext, row: Row) -> tuple[Manifest, FusionModel | Expert]:
+def load_row(context: RunContext, row: Row) -> tuple[Manifest, FusionModel | Expert | Ensemble]:
     """(manifest, model on the device) of a finished row of this study. Raises ROW_PROBLEMS."""
     files = context.study.layout.row(row.model, row.variant)
     manifest = read_manifest(files.manifest)

@@ -23,6 +23,7 @@ from fusionrun.evaluation.statistics.expert_contributions import (
     path_gradients,
 )
 from fusionrun.experts import Expert
+from fusionrun.experts.ensemble import Ensemble
 from fusionrun.fusions import FusionModel, FusionOutput
 from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
@@ -75,7 +76,7 @@ class Predictions:
     gradients: Tensor  # (E, 2) share of the fused path and cosine, or (0, 2): not two paths
 
 
-def find_origin(context: RunContext, row: Row, network: FusionModel | Expert) -> Origin:
+def find_origin(context: RunContext, row: Row, network: nn.Module) -> Origin:
     """Where answers of this row, as its files are now, come from. Raises CheckpointError."""
     paths = [context.study.expert_file(*member) for member in row.experts]
     for path in paths:
@@ -91,7 +92,10 @@ def find_origin(context: RunContext, row: Row, network: FusionModel | Expert) ->
 
 
 def current_predictions(
-    context: RunContext, row: Row, model: FusionModel | Expert, latest: Predictions | None
+    context: RunContext,
+    row: Row,
+    model: FusionModel | Expert | Ensemble,
+    latest: Predictions | None,
 ) -> Predictions:
     """The saved ones where they are still what the row's networks would answer.
 
@@ -122,7 +126,7 @@ def current_predictions(
 def predict(
     context: RunContext,
     row: Row,
-    model: FusionModel | Expert,
+    model: FusionModel | Expert | Ensemble,
     origin: Origin,
     known: Predictions | None,
 ) -> Predictions:

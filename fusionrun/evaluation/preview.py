@@ -54,7 +54,7 @@ def preview(
         numbers = tuple(study.recipe.seed + i for i in range(seeds))
         rows: dict[object, Row] = {}  # the first with these experts
         for row in study.rows:
-            if not row.is_single:
+            if row.experts:
                 rows.setdefault(row.experts, row)
         known: frozen_features.Known = {}
         models = tuple(preview_model(context, r, known, numbers, epochs) for r in rows.values())
@@ -87,7 +87,7 @@ def preview_model(
     images = len(train.labels) + len(validation.labels)
     say(f"[{row.model}] features of {images} images, took {time.monotonic() - started:.0f} s")
     rows = context.study.rows
-    wanted = dict.fromkeys([*FUSIONS, *(each.fusion for each in rows if not each.is_single)])
+    wanted = dict.fromkeys([*FUSIONS, *(each.fusion for each in rows if each.experts)])
     progress, fusions = Progress(len(wanted), say), []
     shown = headline.digits(len(validation.labels))
     for fusion in wanted:

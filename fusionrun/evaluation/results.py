@@ -13,7 +13,7 @@ from fusionrun.evaluation.predictions import Predictions
 from fusionrun.evaluation.problems import say
 from fusionrun.evaluation.row_names import RowName, members_of, name_row
 from fusionrun.evaluation.schema import Difference, RowResult
-from fusionrun.study.recipe import SINGLE
+from fusionrun.study.recipe import WITHOUT_EXPERTS
 from fusionrun.study.study import Study
 from fusionrun.tables import headline
 from fusionrun.tables.headline import Margin
@@ -157,7 +157,7 @@ def gains_of(results: Sequence[Result]) -> list[tuple[str, Margin | None]]:
 
 def in_question(results: Sequence[Result]) -> list[Result]:
     """Controls, and networks without experts, are part of the answer."""
-    return [each for each in results if not each.control and each.fusion != SINGLE]
+    return [each for each in results if not each.control and each.fusion not in WITHOUT_EXPERTS]
 
 
 def words_of(results: Sequence[Result]) -> list[str]:

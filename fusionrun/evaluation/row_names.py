@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fusionrun.study.recipe import SINGLE
+from fusionrun.study.recipe import WITHOUT_EXPERTS
 from fusionrun.study.rows import Row
 
 
@@ -39,10 +39,14 @@ class RowName:
 
     def is_control_of(self, row: "RowName") -> bool:
         """Whether this row differs from `row` in nothing but what it controls."""
-        if row.control or row.fusion == SINGLE or (self.model, self.seed) != (row.model, row.seed):
+        if row.control or row.fusion in WITHOUT_EXPERTS:
             return False
+        if (self.model, self.seed) != (row.model, row.seed):
+            return False
+        if self.fusion in WITHOUT_EXPERTS:
+            return True
         alike = (self.alpha, self.expert_seed) == (row.alpha, row.expert_seed)
-        return self.fusion == SINGLE or (self.fusion == f"{row.fusion}-{self.control}" and alike)
+        return self.fusion == f"{row.fusion}-{self.control}" and alike
 
 
 def row_name(row: Row) -> RowName:

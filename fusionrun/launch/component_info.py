@@ -11,7 +11,10 @@ from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import ExpertTask, RowTask
+from fusionrun.training.identity import Identity
 from fusionrun.training.trainer import Trainer
+
+SAID_OF_ROWS = ("variant", "control", "seed", "expert_seed", "alpha")  # in a manifest, as they are
 
 
 def component_info(
@@ -57,3 +60,21 @@ def expert_infos(
         )
         for member, expert, accuracy in zip(row.experts, experts, accuracies, strict=True)
     ]
+
+
+def row_manifest(
+    context: RunContext, task: RowTask, identity: Identity, weights: str
+) -> dict[str, Any]:
+    """Of a finished row's manifest, what no measurement adds to; `weights` is the hash of all."""
+    row = task.row
+    return {
+        "row": row.name,
+        "members": row.members.split(", ") if row.is_mixed else [],
+        **{name: getattr(row, name) for name in SAID_OF_ROWS},
+        "settings": dict(identity.fields),
+        "weights": weights,
+        "threads": context.threads,
+        "device": str(context.device),
+        "launch": {**context.launch, "earlier": []},
+        "notes": list(context.data.notes),
+    }

@@ -11,9 +11,9 @@ from pathlib import Path
 from fusionrun.common.atomic_files import sweep_temporaries
 from fusionrun.common.distributed import LaunchError, RankInfo
 from fusionrun.common.locks import Lock, lock_problem
-from fusionrun.study.paths import EXPERTS_LOCK, Layout, expert_file
+from fusionrun.study.paths import EXPERTS_LOCK, Layout, expert_file, label_of
 from fusionrun.study.study import Study
-from fusionrun.study.tasks import ExpertTask
+from fusionrun.study.tasks import ExpertTask, RowTask
 
 _OWNER = re.compile(r"host (\S+), pid (\d+), since [^,\n]*(?:, Slurm job (\S+))?$", re.MULTILINE)
 
@@ -47,8 +47,9 @@ def claim_rows(study: Study, done: Collection[str], rank_info: RankInfo) -> Clai
     layout = study.layout
     experts = [task for task in study.tasks if isinstance(task, ExpertTask)]
     wanted = [
-        (layout.lock(task.name), f"works here on {task.name}", "output_dir")
-        for task in study.row_tasks
+        (layout.lock(_lock_name(task)), f"works here on {task.name}", "output_dir")
+        for task in study.tasks
+        if isinstance(task, RowTask)
     ]
     for model in dict.fromkeys(task.model for task in experts if task.name not in done):
         path = expert_file(study.checkpoint_dir, model, 0).with_name(EXPERTS_LOCK)
@@ -80,6 +81,12 @@ def claim_rows(study: Study, done: Collection[str], rank_info: RankInfo) -> Clai
             lock.take(shared=True)
         undo.pop_all()
     return claim
+
+
+def _lock_name(task: RowTask) -> str:
+    """A single network may be a row of its own or a full ensemble's: one lock for both."""
+    row = task.row
+    return f"network-{label_of(row.model)}-{row.variant}" if row.is_single else task.name
 
 
 def _opened(path: Path, undo: ExitStack) -> Lock:

@@ -9,6 +9,7 @@ from torch import Tensor
 from fusionrun.common.image_classifier import has_output
 from fusionrun.common.memory import peak_memory
 from fusionrun.launch.checks.doubts import doubt
+from fusionrun.launch.resume import as_found
 from fusionrun.launch.run_logs import open_run_logs
 from fusionrun.logs.background import BackgroundLog
 from fusionrun.logs.csv import EXPERT_COLUMNS, EpochCsv, row_columns
@@ -63,7 +64,7 @@ class TaskReporter:
         """What comes when training is through."""
         record = self._record
         record.activity, record.eta_seconds = activity, None
-        if activity == "testing":
+        if activity == "testing" and self._history:
             record.eta_seconds = self.test_share * self._history[-1].validation_seconds
         record.progress_count += 1
 
@@ -161,6 +162,9 @@ class TaskReporter:
 
     def outcome(self, rank: int, together: int) -> Outcome:
         """How the finished task stands, for the table: every number is the saved epoch's."""
+        if not self._history:  # it trained nothing itself
+            found = Outcome("done", rank=rank, together=together)
+            return as_found(self._study, self._task, found)
         saved = self._history[self._best.epoch - 1]
         accuracy, *experts = saved.val_accuracies
         return Outcome(

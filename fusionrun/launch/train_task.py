@@ -18,9 +18,10 @@ from fusionrun.evaluation.accuracies import accuracies_by_method
 from fusionrun.evaluation.predictions import head_logits
 from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.fusions import FusionModel
-from fusionrun.launch.component_info import component_info, expert_infos
+from fusionrun.launch import trainers
+from fusionrun.launch.component_info import component_info, expert_infos, row_manifest
+from fusionrun.launch.full_ensemble import join_networks
 from fusionrun.launch.task_reporter import TaskReporter
-from fusionrun.launch.trainers import expert_trainer, network_trainer, row_trainer
 from fusionrun.study.context import RunContext
 from fusionrun.study.paths import expert_file
 from fusionrun.study.tasks import ExpertTask, RowTask, Task
@@ -28,19 +29,19 @@ from fusionrun.tables.headline import AVERAGING
 from fusionrun.training.identity import HASH_DIGITS
 from fusionrun.training.inference import collect_logits
 
-SAID_OF_ROWS = ("variant", "control", "seed", "expert_seed", "alpha")  # in a manifest, as they are
-
 
 def train(context: RunContext, task: Task, reporter: TaskReporter) -> Iterator[None]:
     """The steps that execute `task`."""
     if isinstance(task, ExpertTask):
         return train_expert(context, task, reporter)
+    if task.row.is_full_ensemble:
+        return join_networks(context, task, reporter)
     return train_row(context, task, reporter)
 
 
 def train_expert(context: RunContext, task: ExpertTask, reporter: TaskReporter) -> Iterator[None]:
     """Train one expert on its part of the data, step by step, and save its best epoch."""
-    trainer = expert_trainer(context, task, reporter)
+    trainer = trainers.expert_trainer(context, task, reporter)
     yield from trainer.steps()
     best = trainer.best
     reporter.begin("saving")
@@ -61,13 +62,13 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Ite
     sources, before = list[str](), list[float]()
     if row.is_single:
         images = splits.everything, splits.fusion_val
-        trainer = network_trainer(context, task, reporter, *images, seed)
+        trainer = trainers.network_trainer(context, task, reporter, *images, seed)
     else:
         torch.manual_seed(derive_seed(seed, "weights"))
         experts, sources = load_experts(context, row.experts)
         for member, source in zip(row.experts, sources, strict=True):
             reporter.message(f"{member.words} starts from {source}")
-        trainer = row_trainer(context, task, reporter, experts, sources)
+        trainer = trainers.row_trainer(context, task, reporter, experts, sources)
         # read before training changes them: the alternative that costs no fusion training at all
         logits, labels = collect_logits(experts, trainer.loaders.validation, context.precision)
         for source, of_expert in zip(sources, logits.unbind(dim=1), strict=True):
@@ -83,17 +84,9 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Ite
         after = trainer.history[best.epoch - 1].val_accuracies[1:]
         results = evaluate_row_once(context, task, trainer.model, after, before)
     reporter.begin("saving")
-    manifest: dict[str, Any] = {
-        "row": row.name,
-        "members": row.members.split(", ") if row.is_mixed else [],
-        **{name: getattr(row, name) for name in SAID_OF_ROWS},
-        "settings": dict(trainer.checkpointing.identity.fields),
-        "weights": state_hash(best.state),
-        "threads": context.threads,
-        "device": str(context.device),
-        "launch": {**context.launch, "earlier": trainer.launches},
-        "notes": list(context.data.notes),
-    }
+    weights = state_hash(best.state)
+    manifest = row_manifest(context, task, trainer.checkpointing.identity, weights)
+    manifest["launch"] |= {"earlier": trainer.launches}
     files = context.study.layout.row(row.model, row.variant)
     info = component_info(context, task, trainer, fusion=context.study.source(row.fusion))
     validation: dict[str, Any] = {"fused": best.val_accuracy, "images": len(splits.fusion_val)}
@@ -108,7 +101,7 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Ite
         save_single(files, trainer.model, info, manifest)
     reporter.measured(results)
     trainer.checkpointing.file.previous.unlink(missing_ok=True)
-    reporter.message(f"saved {files.directory} (weights {manifest['weights'][:HASH_DIGITS]})")
+    reporter.message(f"saved {files.directory} (weights {weights[:HASH_DIGITS]})")
 
 
 def evaluate_row_once(

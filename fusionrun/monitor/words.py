@@ -86,13 +86,11 @@ def what_it_needs(task: TaskStatus, snapshot: Snapshot) -> str:
     if task.state == "queued":
         return "for a free rank"
     needed = task.note.removeprefix("for ").split(", ")  # of a mixed row, of any model
-    missing = sum(
-        other.kind == "expert"
-        and (other.model == task.model or other.name in needed)
-        and other.state not in ("done", "failed")
-        for other in snapshot.tasks
-    )
-    return f"for {plural(missing, 'expert')}" if missing else printable_line(task.note)
+    named = [other for other in snapshot.tasks if other.name in needed]
+    experts = [each for each in snapshot.tasks if (each.kind, each.model) == ("expert", task.model)]
+    missing = [other for other in named or experts if other.state not in ("done", "failed")]
+    word = "network" if any(other.kind == "row" for other in missing) else "expert"
+    return f"for {plural(len(missing), word)}" if missing else printable_line(task.note)
 
 
 def counts(snapshot: Snapshot) -> list[str]:

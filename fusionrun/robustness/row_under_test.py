@@ -50,7 +50,7 @@ class RowUnderTest:
         """A finished row, on the device. Raises ROW_PROBLEMS."""
         manifest, model = load_row(context, row)
         best = best_expert(manifest)
-        if best is None and not row.is_single:
+        if best is None and row.experts:
             found = f"found {manifest.validation.get('experts')!r}, expected numbers"
             raise CheckpointError(f"the manifest's validation.experts: {found}")
         assert manifest.epoch is not None  # only an assembled model has none, which is no row's
@@ -61,14 +61,14 @@ class RowUnderTest:
         scores = method_scores(logits, self.best)
         self.accuracies[condition] = {key: accuracy(each, labels) for key, each in scores.items()}
         if condition == CLEAN:
-            self.confidences = confidences(scores)
+            self.confidences = self._confidences(scores)
 
     def measure_ood(self, name: str, logits: Tensor) -> None:
         """Note how well confidence tells the OOD set `name` from the clean test images.
 
         An entry for each method and score. Raises ValueError: answers (N, H, C) aren't finite.
         """
-        unknown = confidences(method_scores(logits, self.best))
+        unknown = self._confidences(method_scores(logits, self.best))
         for key in dict.fromkeys(key for key, _ in unknown):
             for score in CONFIDENCES:
                 place = key, score
@@ -90,10 +90,15 @@ class RowUnderTest:
             ood=tuple(self.ood),
         )
 
+    def _confidences(self, scores: Mapping[str, Tensor]) -> Confidences:
+        found = confidences(scores)
+        averaged = self.row.is_full_ensemble
+        return {k: each for k, each in found.items() if not (averaged and k[1] == "energy")}
+
     def _method(self, key: str) -> CorruptionResult:
         top1 = {condition: found[key] for condition, found in self.accuracies.items()}
         if key in METHODS:
-            label = METHODS[self.row.fusion].heading if self.row.is_single else METHODS[key].label
+            label = METHODS[self.row.fusion].heading if not self.row.experts else METHODS[key].label
         else:
             label = row_name(self.row).expert_name(int(key.rpartition("_")[2]))
         noise = ((sigma, top1[ImageCondition("noise", level=sigma)]) for sigma in NOISE_SIGMAS)

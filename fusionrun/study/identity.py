@@ -25,6 +25,7 @@ RECIPE_DEFAULTS: Mapping[str, Any] = {
     **flatten(FusionConfig(), "fusion"),
     "control": None,
     "expert_seed": None,  # the recipe's
+    "network": 0,
 }
 
 
@@ -43,10 +44,14 @@ def identity_of_task(
         "experts.classes": recipe.experts.classes,
         "model": row.members if row and row.is_mixed else task.model,  # not by its given name
     }
-    if row is None or row.is_single:
+    if row is None or not row.experts:
         fields |= flatten(recipe.experts, "experts")
         seed = task.row.seed if isinstance(task, RowTask) else task.seed
         fields["seed"] = recipe.seed if seed is None else seed
+        if row and row.network:
+            fields["network"] = row.network
+        if row and row.is_full_ensemble:
+            fields["fusion"] = row.fusion
     else:
         fields |= flatten(recipe.fusion, "fusion")
         del fields["fusion.alpha"]  # the row has its own

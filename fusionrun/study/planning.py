@@ -14,7 +14,7 @@ from fusionrun.experts import BUILDERS, Expert
 from fusionrun.fusions import FUSIONS, FusionModule
 from fusionrun.study.models import known_names, settings_of
 from fusionrun.study.paths import Layout
-from fusionrun.study.recipe import SINGLE, Recipe, RecipeError
+from fusionrun.study.recipe import WITHOUT_EXPERTS, Recipe, RecipeError
 from fusionrun.study.rows import Row, rows_of
 from fusionrun.study.study import Study
 from fusionrun.study.tasks import make_tasks
@@ -41,6 +41,8 @@ def plan_study(recipe: Recipe, name: str) -> Study:
     def row_cost(row: Row) -> float:
         if row.is_single:
             return (pool_share + fusion_share) * experts.epochs * work[row.model]
+        if row.is_full_ensemble:  # its networks are there: they answer images, say as many again
+            return data.holdout_fraction * experts.count * work[row.model]
         each_image = sum(work[member.model] for member in row.experts)
         return fusion_share * fusion.epochs * each_image
 
@@ -75,7 +77,7 @@ def _check_names(recipe: Recipe, name: str) -> None:
     for index, row in enumerate(recipe.rows):
         for place, model in _each(f"rows.{index}.model", row.model):
             check_model(place, model)
-        check(f"rows.{index}.fusion", row.fusion, [*fusions, SINGLE])
+        check(f"rows.{index}.fusion", row.fusion, [*fusions, *WITHOUT_EXPERTS])
     if recipe.grid is not None:
         for place, model in _each("grid.models", recipe.grid.models):
             check_model(place, model)
@@ -100,7 +102,8 @@ def _known_names(recipe: Recipe, name: str) -> tuple[list[str], list[str], list[
     models, fusions, datasets = list(BUILDERS), list(FUSIONS), list(DATASETS)
     for plugin, source in recipe.plugins.items():
         place = f"{name}: plugins.{plugin}"
-        if not re.fullmatch(r"\w+", plugin) or plugin in (*models, *fusions, *datasets, SINGLE):
+        taken = (*models, *fusions, *datasets, *WITHOUT_EXPERTS)
+        if not re.fullmatch(r"\w+", plugin) or plugin in taken:
             raise RecipeError(f"{place}: expected a new name, of letters, digits and _")
         with errors_at(place):
             found = load_plugin(source)

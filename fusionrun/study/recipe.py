@@ -21,7 +21,10 @@ from fusionrun.study.members import Members, expanded_members, mixed_label
 from fusionrun.study.runtime import RuntimeConfig
 
 DATA = FilePath("data")
-SINGLE = "single"  # in place of a fusion type: one network on all that experts and fusion see
+# in place of a fusion type: one network on all that experts and fusion see, or as many as a row has
+# experts, each with a seed of its own
+SINGLE, FULL_ENSEMBLE = "single", "full_ensemble"
+WITHOUT_EXPERTS = (SINGLE, FULL_ENSEMBLE)
 MEAN_LOGITS = "meanLogits"  # a fusion without weights
 
 
@@ -36,11 +39,13 @@ class RowConfig:
     # densenet, resnet, improved_wide_resnet, resnext; a list for different experts in one row:
     # [densenet, resnet] has expert 0 of the one and 1 of the other; {resnet: 2, densenet: 2}
     model: Members
-    fusion: str  # multiplicative, multiplicativeAddition, TransformerBase, ..., or single
+    # multiplicative, multiplicativeAddition, TransformerBase, ..., or single, full_ensemble
+    fusion: str
     seed: int | None = None  # of the fusion training; null: the recipe's seed
     alpha: float | None = None  # null: fusion.alpha
-    # frozen: the experts stay as they are; detached: they learn without gradients of the fusion
-    control: Literal["frozen", "detached"] | None = None
+    # frozen: the experts stay as they are; detached: they learn without gradients of the fusion;
+    # single, full_ensemble: as in the place of fusion
+    control: Literal["frozen", "detached", "single", "full_ensemble"] | None = None
     # different experts are called mixed-<name>; null: as another row calls them, else by a hash
     name: str | None = None
     expert_seed: int | None = None  # that its experts are trained with; null: the recipe's seed
@@ -54,12 +59,17 @@ class RowConfig:
             )
             fits = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", self.name) is not None
             require(fits, "name", self.name, "letters, digits, _, - and ., at most 64")
-        if self.fusion == SINGLE:
-            one = f"one architecture: {SINGLE} is one network on all the images"
+        contrary = {*WITHOUT_EXPERTS} - {self.control}
+        if self.control in WITHOUT_EXPERTS and self.fusion not in contrary:
+            object.__setattr__(self, "fusion", self.control)
+            object.__setattr__(self, "control", None)
+        if self.fusion in WITHOUT_EXPERTS:
+            what = "one network" if self.fusion == SINGLE else "networks of one architecture"
+            one = f"one architecture: {self.fusion} is {what} on all the images"
             require(not self.is_mixed, "model", list(self.model), one)
             for name in ("alpha", "control", "expert_seed"):
                 value = getattr(self, name)
-                require(value is None, name, value, f"null: {SINGLE} has no experts")
+                require(value is None, name, value, f"null: {self.fusion} has no experts")
 
     @property
     def is_mixed(self) -> bool:
@@ -290,7 +300,7 @@ class Recipe:
     rows: tuple[RowConfig, ...] = ()
     grid: GridConfig | None = None  # more rows, after those: all combinations not listed there
     # more rows: these controls of every row so far, see a row's control
-    controls: tuple[Literal["frozen", "detached", "single"], ...] = ()
+    controls: tuple[Literal["frozen", "detached", "single", "full_ensemble"], ...] = ()
     seed: int = 42  # of initialisation, order of batches, augmentation and dropout
     data: DataConfig = field(default_factory=DataConfig)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)  # architecture: arguments
@@ -357,10 +367,10 @@ class Recipe:
 
     def _control_rows(self, rows: Iterable[RowConfig]) -> Iterator[RowConfig]:
         for row, control in itertools.product(rows, self.controls):
-            if control == "single":
-                if not row.is_mixed:  # no one network stands beside different ones
-                    yield RowConfig(row.model, SINGLE, row.seed)
-            elif row.fusion != SINGLE and row.control is None:
+            if control in WITHOUT_EXPERTS:
+                if not row.is_mixed:  # networks of which architecture would stand beside it?
+                    yield RowConfig(row.model, control, row.seed)
+            elif row.fusion not in WITHOUT_EXPERTS and row.control is None:
                 if (row.fusion, control) == (MEAN_LOGITS, "frozen"):
                     continue  # nothing would learn: it's the alternative before_mean_logits
                 yield dataclasses.replace(row, control=control)

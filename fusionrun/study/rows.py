@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from fusionrun.study.paths import label_of
-from fusionrun.study.recipe import SINGLE, Recipe, RowConfig
+from fusionrun.study.recipe import FULL_ENSEMBLE, SINGLE, WITHOUT_EXPERTS, Recipe, RowConfig
 
 
 class Member(NamedTuple):
@@ -27,22 +27,32 @@ class Row:
 
     index: int
     model: str  # the architecture; mixed-... where its experts are of different ones
-    fusion: str  # or SINGLE: one network on everything that experts and fusion see
+    fusion: str  # or SINGLE, FULL_ENSEMBLE: networks on everything that experts and fusion see
     seed: int
     alpha: float
     # the method, with -seed<n>, -experts<n> or -alpha<x> where they depart from the recipe's
     variant: str
     control: str | None = None  # frozen, detached
-    experts: tuple[Member, ...] = ()  # in the fusion's order; none of a single network
+    experts: tuple[Member, ...] = ()  # in the fusion's order; none of what has no fusion
     expert_seed: int | None = None  # of its experts' training; None: the recipe's
+    networks: int = 0  # of a full ensemble
+    # the how-manieth of those, which is no row of the table but trains as a single one
+    network: int | None = None
 
     @property
     def name(self) -> str:
+        if self.network is not None:
+            _, seed, number = self.variant.partition("-seed")
+            return f"network-{label_of(self.model)}-{self.network}{seed}{number}"
         return f"task-{self.index}-{label_of(self.model)}-{self.variant}"
 
     @property
     def is_single(self) -> bool:
         return self.fusion == SINGLE
+
+    @property
+    def is_full_ensemble(self) -> bool:
+        return self.fusion == FULL_ENSEMBLE
 
     @property
     def is_mixed(self) -> bool:
@@ -51,7 +61,7 @@ class Row:
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        """Each once: those of its experts, or the single network's."""
+        """Each once: those of its experts, or that of the networks in their place."""
         return tuple(dict.fromkeys(member.model for member in self.experts)) or (self.model,)
 
     @property
@@ -103,7 +113,24 @@ def make_rows(
         models = (entry.model,) * num_experts if isinstance(entry.model, str) else entry.model
         experts = tuple(Member(model, k, expert_seed) for k, model in enumerate(models))
         row = Row(index, entry.label, entry.fusion, own_seed, own_alpha, variant, entry.control)
-        if entry.fusion != SINGLE:
+        if entry.fusion not in WITHOUT_EXPERTS:
             row = replace(row, experts=experts, expert_seed=expert_seed)
+        if row.is_full_ensemble:
+            row = replace(row, networks=num_experts)
         rows.append(row)
     return tuple(rows)
+
+
+def networks_of(row: Row, rows: Sequence[Row] = ()) -> tuple[Row, ...]:
+    """The networks of a full ensemble, each as a single row with a seed of its own; else none.
+
+    The first is what a single row of the same seed trains: that of `rows`, where it is there.
+    """
+    found = []
+    for k in range(row.networks):
+        called = f"{SINGLE}-network{k}" if k else SINGLE
+        variant = row.variant.replace(FULL_ENSEMBLE, called, 1)
+        network = replace(row, fusion=SINGLE, variant=variant, networks=0, network=k)
+        same = (each for each in rows if each.experiment == network.experiment)
+        found.append(next(same, network))
+    return tuple(found)

@@ -7,9 +7,9 @@ from pathlib import Path
 from fusionrun.study.identity import identity_of_study
 from fusionrun.study.paths import Layout
 from fusionrun.study.planning import plan_study
-from fusionrun.study.recipe import SINGLE, Recipe, RecipeError, RowConfig, named
+from fusionrun.study.recipe import WITHOUT_EXPERTS, Recipe, RecipeError, RowConfig, named
 from fusionrun.study.recipe_yaml import load_stored
-from fusionrun.study.rows import rows_of
+from fusionrun.study.rows import networks_of, rows_of
 from fusionrun.study.study import Study
 from fusionrun.training.identity import IdentityError
 
@@ -60,7 +60,9 @@ def _architectures(recipe: Recipe) -> set[str]:
 
 def has_results(recipe: Recipe, layout: Layout) -> bool:
     """Whether anything was trained for a row of `recipe`, or is half-done."""
-    files = [layout.row(row.model, row.variant) for row in rows_of(recipe)]
+    rows = rows_of(recipe)
+    networks = [network for row in rows for network in networks_of(row)]
+    files = [layout.row(row.model, row.variant) for row in (*rows, *networks)]
     if any(each.manifest.exists() or each.checkpoint.exists() for each in files):
         return True
     folders = (layout.expert_checkpoints, layout.state / "experts")
@@ -93,7 +95,7 @@ def _joined(stored: Recipe, recipe: Recipe) -> Recipe:
 
 def _explicit(row: RowConfig, recipe: Recipe) -> RowConfig:
     """The row with nothing left to its recipe."""
-    if row.fusion == SINGLE:
+    if row.fusion in WITHOUT_EXPERTS:
         return replace(row, seed=recipe.seed if row.seed is None else row.seed)
     return replace(
         row,

@@ -56,8 +56,9 @@ class Study:
 
     @property
     def row_tasks(self) -> list[RowTask]:
-        """The launch's tasks that are rows."""
-        return [task for task in self.tasks if isinstance(task, RowTask)]
+        """The launch's tasks that are rows of the table, which networks of an ensemble aren't."""
+        tasks = (task for task in self.tasks if isinstance(task, RowTask))
+        return [task for task in tasks if task.row.network is None]
 
     def matching(self, patterns: Sequence[str]) -> "Study":
         """The same study for a launch of the rows whose model/fusion fits one of the patterns.
@@ -176,7 +177,9 @@ class Study:
         """
         who = row.members if row.is_mixed else row.model  # not by its given name
         fusion = row.fusion if row.is_single else self._published(row.fusion)
-        return derive_seed(row.seed, who, *([] if fusion is None else [fusion]))
+        # of a full ensemble the first network is the single one
+        which = [part for part in (fusion, row.network) if part]
+        return derive_seed(row.seed, who, *which)
 
     def row_rate(self, model: str, experts_lr: float) -> float:
         """Of experts of `model` in rows: the architecture's own, else `experts_lr`."""

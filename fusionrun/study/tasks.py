@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fusionrun.study.paths import label_of
-from fusionrun.study.rows import Member, Row
+from fusionrun.study.rows import Member, Row, networks_of
 
 TaskKind = Literal["expert", "row"]
 
@@ -38,7 +38,10 @@ class ExpertTask:
 
 @dataclass(frozen=True)
 class RowTask:
-    """One row's training: of its experts with a fusion module, or of a single network."""
+    """One row's training: of its experts with a fusion module, or of a single network.
+
+    A full ensemble trains nothing: it needs the tasks of its networks.
+    """
 
     index: int  # position in the launch's list of tasks, the same on every rank
     row: Row
@@ -58,8 +61,8 @@ class RowTask:
 
     @property
     def trains_alone(self) -> bool:
-        """Whether it trains one network by itself, as an expert's task does."""
-        return self.row.is_single
+        """Whether its networks train by themselves, as an expert does."""
+        return not self.row.experts
 
 
 Task = ExpertTask | RowTask
@@ -73,19 +76,23 @@ def make_tasks(
     expert_cost: Callable[[str], float],
     row_cost: Callable[[Row], float],
 ) -> tuple[Task, ...]:
-    """A task for each of `rows`, the i-th being rank i's own, then one for each expert."""
+    """A task for each of `rows`, the i-th being rank i's own, then one for each expert.
+
+    Between them one for each network of a full ensemble that is no row.
+    """
+    networks = {row: networks_of(row, rows) for row in rows}
+    more = [each for found in networks.values() for each in found if each not in rows]
     members = dict.fromkeys(member for row in rows for member in row.experts)
     experts = {
         member: ExpertTask(
             index, member.model, member.k, expert_cost(member.model), expert_epochs, member.seed
         )
-        for index, member in enumerate(members, start=len(rows))
+        for index, member in enumerate(members, start=len(rows) + len(more))
     }
     tasks = []
-    for index, row in enumerate(rows):
-        if row.is_single:
-            tasks.append(RowTask(index, row, row_cost(row), expert_epochs))
-        else:
-            needs = tuple(experts[member].name for member in row.experts)
-            tasks.append(RowTask(index, row, row_cost(row), fusion_epochs, needs))
+    for index, row in enumerate([*rows, *more]):
+        needs = tuple(experts[member].name for member in row.experts)
+        needs += tuple(network.name for network in networks.get(row, ()))
+        epochs = fusion_epochs if row.experts else expert_epochs
+        tasks.append(RowTask(index, row, row_cost(row), epochs, needs))
     return (*tasks, *experts.values())

@@ -51,7 +51,7 @@ def _try_fusions(
         place = f"rows.{row.index}" if row.index < len(recipe.rows) else f"grid: {row.name}"
         size = recipe.fusion.dim or max(feature_dims[model] for model in row.architectures)
         kind = (row.fusion, len(row.experts), size, row.control)
-        if row.is_single or kind in built:
+        if not row.experts or kind in built:
             continue
         source = recipe.plugins.get(row.fusion, row.fusion)
         with torch.device("meta"), errors_at(f"{name}: {place}.fusion"):

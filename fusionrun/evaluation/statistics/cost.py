@@ -21,6 +21,7 @@ from fusionrun.fusions import FusionModel
 from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
 from fusionrun.study.study import Study
+from fusionrun.study.tasks import RowTask
 from fusionrun.training.fitting import Parts
 
 BATCH = 512  # images of a timed pass, whatever the device
@@ -120,7 +121,8 @@ def logged_training(study: Study) -> TrainingTime | None:
     """What the training of every expert and every row took, by its table of epochs."""
     members = dict.fromkeys(member for row in study.rows for member in row.experts)
     logs = [study.layout.expert_csv(*member) for member in members]
-    logs += [study.layout.row(row.model, row.variant).csv for row in study.rows]
+    rows = [task.row for task in study.tasks if isinstance(task, RowTask)]
+    logs += [study.layout.row(row.model, row.variant).csv for row in rows]
     try:
         return training_time(logs)
     except ValueError as error:  # the rows that it belongs to have said so, too

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 
 from fusionrun.launch.checks.finding import Finding
-from fusionrun.study.recipe import SINGLE
+from fusionrun.study.recipe import WITHOUT_EXPERTS
 from fusionrun.study.study import Study
 
 
 def check_controls(study: Study) -> Iterator[Finding]:
-    """A single network is the control of rows of one architecture alone."""
+    """Networks on all the images are the control of rows of one architecture alone."""
     mixed = dict.fromkeys(row.model for row in study.rows if row.is_mixed)
-    if SINGLE in study.recipe.controls and mixed:
-        found = (
-            f"{SINGLE} is left out of {', '.join(mixed)}: its experts are of no one architecture"
-        )
-        yield Finding("controls", "warn", found)
+    for control in WITHOUT_EXPERTS if mixed else ():
+        if control in study.recipe.controls:
+            of = ", ".join(mixed)
+            found = f"{control} is left out of {of}: its experts are of no one architecture"
+            yield Finding("controls", "warn", found)

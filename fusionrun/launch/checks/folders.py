@@ -129,6 +129,8 @@ def expected_bytes(study: Study, ranks: int) -> dict[Path, int]:
             state = 2 * everything + learning  # SGD keeps one number a weight
             passing.append(max(0, 2 * state - present))
             experts += everything
+        elif task.row.is_full_ensemble:
+            kept += len(task.needs) * everything
         else:
             state = 2 * everything + 2 * learning  # AdamW keeps two
             kept += everything + max(0, state - present)
@@ -145,7 +147,7 @@ def weight_bytes(study: Study) -> dict[str, tuple[int, int]]:
     with torch.device("meta"):
         build = cache(lambda model: study.build_expert(model, classes))
         for task in study.tasks:
-            if isinstance(task, ExpertTask) or task.row.is_single:
+            if isinstance(task, ExpertTask) or not task.row.experts:
                 expert = build(task.model)
                 sizes[task.name] = (_bytes(expert), _bytes(expert) - _frozen_bytes(expert))
                 continue

@@ -667,7 +667,10 @@ def test_four_free_ranks_each_run_their_own_row(monkeypatch: pytest.MonkeyPatch)
 
 def test_everybody_can_know_what_a_rank_does() -> None:
     (single,) = rows_of("resnet")
-    tasks = (*tasks_of(rows_of("densenet")), RowTask(9, replace(single, fusion="single"), 1, 1))
+    tasks = (
+        *tasks_of(rows_of("densenet")),
+        RowTask(9, replace(single, fusion="single", experts=()), 1, 1),
+    )
     first, second = queues_of(tasks, ranks=2)
     assert second.work_of(0) == ""
     seen = []
