@@ -55,10 +55,12 @@ def load_experts(context: RunContext, members: Sequence[Member]) -> tuple[list[E
         expert = context.build_expert(member.model, k=member.k)
         file = load_expert_weights(expert, path)
         identity = context.identity(context.study.expert_task(member))
-        require_origin(context.study, identity, path, file.about)
+        require_origin(identity, path, file.about, may_differ=True)  # a launch has looked at it
         experts.append(expert)
+        other = "" if file.about is None else departure(identity, file.about)
+        said = ", ".join(filter(None, (file.origin, other)))
         weights = state_hash(expert.state_dict())[:HASH_DIGITS]
-        sources.append(f"{path} ({file.origin}, weights {weights})")
+        sources.append(f"{path} ({said}, weights {weights})")
     return experts, sources
 
 
@@ -79,12 +81,10 @@ def with_origin_notes(context: RunContext) -> RunContext:
         paths = {member.k: study.expert_file(*member) for member in needed}
         for member, path in zip(needed, paths.values(), strict=True):
             file = peek_expert(expert, path)
-            if file is not None and file.notes:
-                told[file.origin] += 1
-            elif file is not None and file.about is not None and file.about.settings:
+            if file is not None:
                 identity = context.identity(study.expert_task(member))
-                if others := identity.differences(file.about.settings):
-                    told[f"trained with other settings ({'; '.join(others)})"] += 1
+                told[departure(identity, file.about) if file.about else file.origin] += 1
+        told.pop("", None)
         named = foreign_names(paths)
         folder = paths[needed[0].k].parent
         place = f"{folder}: {named}" if named else folder
@@ -109,23 +109,36 @@ def foreign_names(paths: Mapping[int, Path]) -> str:
     return " to ".join(dict.fromkeys([there[0], there[-1]])) if there else ""
 
 
-def require_origin(
-    study: Study,
-    identity: Identity,
-    path: Path,
-    about: ComponentInfo | None,
-    *,
-    trains_some: bool = False,
-) -> None:
-    """Raise IdentityError for an expert of ours that isn't the one this recipe would train.
+def departure(identity: Identity, about: ComponentInfo | None) -> str:
+    """In what an expert isn't the one of this `identity`, in words; "" where nothing differs."""
+    if about is None:
+        return "not saved by fusionrun"
+    if about.fusion:
+        return f"tuned in a row ({about.fusion})"
+    if not about.settings:
+        return "saved without the settings of their training"
+    others = identity.differences(about.settings)
+    return f"trained with other settings ({'; '.join(others)})" if others else ""
 
-    In the study's own folder, and where it `trains_some` of the others, nothing may differ. In a
-    folder of the user's choice experts are free to be trained otherwise, but not on other data:
-    they could have seen this holdout.
+
+def require_origin(
+    identity: Identity, path: Path | str, about: ComponentInfo | None, *, may_differ: bool
+) -> None:
+    """Raise IdentityError for an expert of ours that isn't the one of this `identity`.
+
+    It `may_differ` in how it was trained where somebody chose it, but not in its data: it could
+    have seen this holdout.
     """
     if about is None or not about.settings:
         return  # somebody else's expert; what it saw is its owner's business
-    settings = about.settings
-    if study.recipe.experts.checkpoint_dir is not None and not trains_some:
-        identity, settings = identity.of_data, of_data(settings)
-    identity.require_same(path, settings)
+    if may_differ:
+        identity.of_data.require_same(path, of_data(about.settings))
+        return
+    pattern = f"{{model}}/expert_{{k}}_best{Path(path).suffix}"
+    identity.require_same(
+        path,
+        about.settings,
+        f"Set them back; or have others trained, in another experts.checkpoint_dir (without one: "
+        f"output_dir); or, if rows are to start from these all the same, say so with "
+        f"'experts.pattern={pattern}', and it is told wherever those rows are shown",
+    )

@@ -141,6 +141,7 @@ def problems(found: Preview) -> list[str]:
     types = (of.fusion for m in found.models if isinstance(m, ModelPreview) for of in m.fusions)
     if note := headline.types_note(types, found.fusion_recipe):
         said.append(note)
+    said += [f"note: {note}" for note in found.data.notes]
     for model in found.models:
         if model.members:
             name = "" if isinstance(model, FailedModel) else model.best_expert_name

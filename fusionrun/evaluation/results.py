@@ -19,6 +19,7 @@ from fusionrun.tables import headline
 from fusionrun.tables.headline import Margin
 from fusionrun.tables.table import NOT_KNOWN, Images
 from fusionrun.training.checkpoint import CheckpointError
+from fusionrun.training.identity import others_in
 
 UNFITTED = tuple(m.key for m in ALTERNATIVES if not m.formula.is_fitted)
 
@@ -33,6 +34,7 @@ class Result(RowName):
     differences: Mapping[str, Difference] = field(default_factory=dict)  # of fused to a method
     images: Images = NOT_KNOWN
     fusion_recipe: str = "per_type"  # the study's
+    other_experts: tuple[str, ...] = ()  # that its recipe didn't train, and whose they are
 
     @property
     def fused(self) -> float | None:
@@ -80,6 +82,7 @@ def csv_line(result: Result) -> dict[str, object]:
         "best_expert_name": result.best_expert_name,
         "members": members_of([result]).get(result.model, ""),
         "expert_seed": "" if result.expert_seed is None else result.expert_seed,
+        "other_experts": "; ".join(result.other_experts),
     }
     return {key: NOT_AVAILABLE if value is None else value for key, value in line.items()}
 
@@ -105,6 +108,7 @@ def collect_results(study: Study) -> list[Result]:
                 differences=stored_differences(manifest),
                 images=Images(manifest.test.get("images"), manifest.validation.get("images")),
                 fusion_recipe=study.recipe.fusion.recipe,
+                other_experts=others_in(row.members, manifest.experts_from or ()),
             )
         )
     return results

@@ -1,5 +1,6 @@
 """The final table: every row's fusion beside the cheap alternatives, on the test set."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -160,6 +161,16 @@ def names_of(results: Sequence[Result]) -> list[Column]:
     return [*NAMES, *([EXPERT_SEED] if varied else [])]
 
 
+def notes_of(results: Sequence[Result]) -> list[str]:
+    """On mixed rows, and on experts that the recipe didn't train."""
+    rows = Counter(other for result in results for other in result.other_experts)
+    others = [
+        f"Experts that this recipe didn't train, of {count} of {len(results)} rows: {other}"
+        for other, count in rows.items()
+    ]
+    return [*mixed_notes(results), *others]
+
+
 def more_tables(results: Sequence[Result]) -> list[tuple[Table, str]]:
     """Those that the study gives rise to, each with its legend in Markdown."""
     cells = [(each, each.fused, each.gain) for each in results]
@@ -172,7 +183,7 @@ def more_tables(results: Sequence[Result]) -> list[tuple[Table, str]]:
 def results_tables(results: Sequence[Result], width: int) -> Group:
     """For people: every row; the matrix of a grid, means over seeds, controls; the answer."""
     main = Table(TITLE, [STACKED, *NUMBERS], results, CAPTION, images=images_of(results))
-    notes = (Text(note, "dim") for note in mixed_notes(results))
+    notes = (Text(note, "dim") for note in notes_of(results))
     more = (terminal_table(table, width) for table, _ in more_tables(results))
     words = (Text(f"\n{line}") for line in words_of(results))
     return Group(terminal_table(main, width), *notes, *more, *words)
@@ -184,7 +195,7 @@ def write_results(layout: Layout, results: Sequence[Result]) -> None:
     images = images_of(results)
     main = Table(TITLE, [*names_of(results), *NUMBERS], results, images=images)
     sentence, *warnings = words_of(results)
-    notes = (escape(note) for note in mixed_notes(results))
+    notes = (escape(note) for note in notes_of(results))
     parts = [sentence, markdown_table(main).rstrip("\n"), *notes, *warnings, LEGEND]
     for table, legend in more_tables(results):
         parts += [markdown_table(table).rstrip("\n"), legend]

@@ -20,7 +20,7 @@ from fusionrun.launch.company import Company
 from fusionrun.launch.crashes import count_start
 from fusionrun.launch.failures import USER_ERRORS, in_words
 from fusionrun.launch.reading import read_context
-from fusionrun.launch.resume import ended_before, is_done
+from fusionrun.launch.resume import ended_before, require_own_task
 from fusionrun.launch.shutdown import StopSignals
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.train_task import train
@@ -134,7 +134,7 @@ class ClaimLoop:
                 log.line(f"starts on rank {rank}, {self.device}, {how}")
                 try:
                     self._require_needs(task)
-                    is_done(self.study, task)  # raises for the result of another experiment
+                    require_own_task(self.study, task)
                     count_start(self.study, task, rank)
                     for attempt in attempts(context, reporter, self._company):
                         while self._company.is_full:

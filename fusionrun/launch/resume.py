@@ -1,6 +1,6 @@
 """What an earlier launch left of a task: its result, or a state that training resumes from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -11,7 +11,7 @@ import torch
 
 from fusionrun.components.manifest import Manifest, read_manifest
 from fusionrun.components.read_checkpoint import peek_expert
-from fusionrun.components.starting_experts import require_origin
+from fusionrun.components.starting_experts import departure, require_origin
 from fusionrun.components.store import peek_info, state_hash
 from fusionrun.data.split_files import stored_split
 from fusionrun.monitor.record import Outcome, read_outcome
@@ -82,18 +82,43 @@ def require_own(study: Study) -> None:
             study.identity(task, {**data, **known}).require_same(path, fields)
 
 
-def require_own_experts(study: Study) -> None:
-    """As `require_own`, of the experts' files.
+def require_own_task(study: Study, task: Task) -> None:
+    """As `require_own`, of what the task would replace or begin with, when its turn has come."""
+    is_done(study, task)
+    if isinstance(task, RowTask):
+        require_own_experts(study, task.row.experts)
 
-    A set of experts of the user's choice may have been trained otherwise. One that this study
-    trains a part of must be its own: no row starts from some of its experts and some of another's.
+
+def require_own_experts(study: Study, members: Collection[Member] | None = None) -> None:
+    """As `require_own`, of the files of the experts that rows begin with, or of `members` alone.
+
+    They are what this recipe would train, but for a set that experts.pattern names and experts
+    that rows of this study have begun with. One of which this study trains a part must be its own:
+    no row starts from some of its experts and some of another's.
     """
     data = _known_of_data(study)
+    open_rows = [task for task in study.row_tasks if not is_reusable(study, task)]
+    needed = {member for task in open_rows for member in task.row.experts}
     for task in study.tasks:
-        if isinstance(task, ExpertTask):
-            path = study.expert_file(*task.member)
-            identity, trains_some = study.identity(task, data), _trains_some(study, task)
-            require_origin(study, identity, path, peek_info(path), trains_some=trains_some)
+        if isinstance(task, ExpertTask) and (members is None or task.member in members):
+            path, identity = study.expert_file(*task.member), study.identity(task, data)
+            about, is_own_folder = peek_info(path), study.recipe.experts.checkpoint_dir is None
+            is_free = task.member not in needed and not is_own_folder
+            may_differ = (is_free or study.is_given(task.member)) and not _trains_some(study, task)
+            if not may_differ and about and about.settings and departure(identity, about):
+                may_differ = _has_rows_of(study, task.member)
+            require_origin(identity, path, about, may_differ=may_differ)
+
+
+def _has_rows_of(study: Study, member: Member) -> bool:
+    """Whether rows of the study have begun with this expert as it is."""
+    weights = expert_weights(study, member)
+    return any(
+        weights in fields.get(WEIGHTS, ())
+        for task in study.row_tasks
+        if member in task.row.experts
+        for _, fields in _left_behind(study, task)
+    )
 
 
 def _trains_some(study: Study, expert: ExpertTask) -> bool:
@@ -129,9 +154,10 @@ def as_found(study: Study, task: Task, before: Outcome | None) -> Outcome:
 
     The numbers are the saved epoch's, which older versions' outcomes don't hold.
     """
-    before = before or Outcome("done")
+    before, note = before or Outcome("done"), ""
     if isinstance(task, ExpertTask):
         saved = peek_info(study.expert_file(*task.member))
+        note = departure(study.identity(task, _known_of_data(study)), saved)
         epoch, accuracy = (saved.epoch, saved.val_accuracy) if saved else (None, None)
         experts, averaging, images = None, None, None
     else:
@@ -141,7 +167,7 @@ def as_found(study: Study, task: Task, before: Outcome | None) -> Outcome:
         experts, averaging, images = (manifest.validation.get(key) for key in told)
     return replace(
         before,
-        note="",
+        note=note,
         epoch=task.epochs,
         val_accuracy=accuracy,
         best=accuracy,

@@ -45,6 +45,13 @@ def expert_lines(snapshot: Snapshot, width: int, *, folded: bool = False) -> lis
             parts.append(Text.assemble(("✓ ", "green")).append(f"{len(tasks)} {model}{mean}"))
     if len(parts) > 1:
         lines += flow(parts, width, "  ")
+    others: dict[str, Counter[str]] = {}  # of another recipe, or of somebody else: by what they are
+    for task in (task for each in by_model.values() for task in each):
+        if task.state == "done" and task.note:
+            others.setdefault(task.note, Counter())[task.model] += 1
+    for note, models in others.items():
+        which = ", ".join(f"{count} {model}" for model, count in models.items())
+        lines += wrapped(f"! experts: {which}: {note}", width, "yellow")
     told = failures([task for task in snapshot.tasks if task.kind == "row"])
     for reason, failed in failures([t for each in by_model.values() for t in each]).items():
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""

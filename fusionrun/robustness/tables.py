@@ -228,4 +228,5 @@ def _remarks(results: Robustness) -> list[str]:
     ood = [f"{of.name}: {of.images} images: {of.about}" for of in results.ood_sets]
     problems = [f"{row.task}: not measured: {row.problem}" for row in results.failures]
     mixed = mixed_notes(results.entries)
-    return [*mixed, *([verdict] if pairs else []), *ood, *results.notes, *problems]
+    notes = [*(f"note: {note}" for note in results.data.notes), *results.notes]
+    return [*mixed, *([verdict] if pairs else []), *ood, *notes, *problems]

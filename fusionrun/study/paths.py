@@ -222,6 +222,7 @@ class ExpertFiles:
     paths: dict[int, Path]  # by the number in their name
     count: int  # of the study's experts
     is_ours: bool  # where the study itself writes such files too
+    is_given: bool = False  # experts.pattern names them: used as they are, whatever trained them
 
     @property
     def first(self) -> int:
@@ -272,4 +273,6 @@ def expert_sets(
             there = {number: path for number, path in paths.items() if os.path.lexists(path)}
             if there:
                 is_ours = expert_file(checkpoint_dir, model, 0, seed) == paths[0]
-                yield ExpertFiles(there, count, is_ours)
+                given = pattern if pattern is not None and seed is None else ""
+                is_given = checkpoint_dir / given.format(model=called, k=0) == paths[0]
+                yield ExpertFiles(there, count, is_ours, is_given)

@@ -89,6 +89,11 @@ class Study:
         found = (files.expert(k) for files in self.expert_sets(model, seed))
         return next((path for path in found if path is not None), ours)
 
+    def is_given(self, member: Member) -> bool:
+        """Whether experts.pattern names its file: it is used as it is, whatever trained it."""
+        sets = self.expert_sets(member.model, member.seed)
+        return next((files.is_given for files in sets if files.expert(member.k)), False)
+
     def expert_sets(self, model: str, seed: int | None = None) -> Iterator[paths.ExpertFiles]:
         """All that may be the architecture's experts before fusion, what is taken first."""
         own = self.recipe.experts

@@ -15,6 +15,12 @@ EVIDENCE = (FINGERPRINT, SPLIT, WEIGHTS)
 HASH_DIGITS = 12  # of the weights' hash, where people read it
 THREADS = "runtime.threads"  # recorded: they decide the order of sums on a CPU
 
+# what `starting experts` say of one, behind its path
+_SOURCE = re.compile(
+    r" \((?:epoch \d+, validation [\d.]+ %(?:, )?|(?=not saved by fusionrun))"
+    r"(.*?)(?:, )?weights \w+\)$"
+)
+
 
 class IdentityError(TaskError):
     """A result stands there that another experiment made."""
@@ -49,12 +55,16 @@ class Identity:
             for name in names
         ]
 
-    def require_same(self, source: object, found: Mapping[str, Any]) -> None:
+    def require_same(
+        self,
+        source: object,
+        found: Mapping[str, Any],
+        advice: str = "Set them back, or choose another output_dir",
+    ) -> None:
         """Raise IdentityError, naming every field, when `source` was made with others."""
         differing = self.differences(found)
         if not differing:
             return
-        advice = "Set them back, or choose another output_dir"
         if any(text.split(":")[0].endswith(".epochs") for text in differing):
             advice = (
                 f"The learning rates of a task are scheduled over all its epochs, so it can't be "
@@ -81,6 +91,18 @@ class Identity:
 def of_data(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that say which data, and which of them for whom."""
     return {name: value for name, value in fields.items() if name.startswith("data.")}
+
+
+def others_in(members: str, sources: Sequence[str]) -> tuple[str, ...]:
+    """Which of a row's `members`, by their `starting experts`, its recipe didn't train.
+
+    By what they are instead, a text for each: "resnet 0, resnet 1: not saved by fusionrun".
+    """
+    found: dict[str, list[str]] = {}
+    for member, text in zip(members.split(", "), sources, strict=False):
+        if (said := _SOURCE.search(text)) and said[1]:
+            found.setdefault(said[1], []).append(member)
+    return tuple(f"{', '.join(each)}: {other}" for other, each in found.items())
 
 
 def weights_in(sources: Sequence[str]) -> list[str]:

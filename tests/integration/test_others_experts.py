@@ -132,4 +132,31 @@ def test_experts_with_outputs_for_their_own_classes_alone(folder: Path) -> None:
     scores = (folder / "out/evaluation.json").read_text()
     assert "NaN" not in scores and "Infinity" not in scores
     other = alone("train", "recipe.yaml", "output_dir=all", OWN[0], cwd=folder)
-    assert other.returncode == 1 and "experts.classes=own" in other.stderr
+    assert other.returncode == 2
+    assert "experts.classes: 'own' there, 'all' in this recipe" in other.stderr
+
+
+def test_a_quick_try_never_becomes_what_a_real_launch_begins_with(folder: Path) -> None:
+    """Its experts lie where the real ones would; to use them takes a word, and it is told."""
+    row = "rows=[{model: resnet, fusion: simpleAddition}]"
+    tried = alone(
+        "train", "recipe.yaml", row, "output_dir=try", "experts.epochs=1", "data.splits_dir=splits",
+        cwd=folder,
+    )  # fmt: skip
+    assert tried.returncode == 0, tried.stdout + tried.stderr
+    real = ("train", "recipe.yaml", row, "data.splits_dir=splits")
+    refused = alone(*real, cwd=folder)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    other = "experts.epochs: 1 there, 3 in this recipe"
+    assert other in refused.stderr and not (folder / "out").exists()
+    done = alone(*real, "experts.pattern={model}/expert_{k}_best.pth", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = f"trained with other settings ({other})"
+    assert f"note: given/resnet: 2 experts {told}" in done.stdout
+    assert told in (folder / "out/results.md").read_text()
+    manifest = json.loads((folder / "out/resnet_fusions/simpleAddition/manifest.json").read_text())
+    assert told in manifest["notes"][0] and all(told in each for each in manifest["experts_from"])
+    assert alone(*real, cwd=folder).returncode == 0  # its rows have begun with them
+    measured = alone("evaluate", "out", cwd=folder)
+    assert measured.returncode == 0, measured.stdout + measured.stderr
+    assert told in (folder / "out/evaluation.md").read_text()
