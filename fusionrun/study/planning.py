@@ -20,6 +20,9 @@ from fusionrun.study.study import Study
 from fusionrun.study.tasks import make_tasks
 from fusionrun.study.trial import errors_at, work_per_image
 
+# fusion types of later versions: a study may have called a part of its own so, which is meant then
+LATER = ("alignedMultiplicative", "alignedAddition", "gated", "meanLogits")
+
 
 def plan_study(recipe: Recipe, name: str) -> Study:
     """Check every name of the recipe against the tables, then lay out its rows and tasks.
@@ -100,9 +103,9 @@ def _check_names(recipe: Recipe, name: str) -> None:
 def _known_names(recipe: Recipe, name: str) -> tuple[list[str], list[str], list[str]]:
     """(architectures, fusion types, data sets): ours, and those of the recipe's plug-ins."""
     models, fusions, datasets = list(BUILDERS), list(FUSIONS), list(DATASETS)
+    taken = {*models, *fusions, *datasets, *WITHOUT_EXPERTS}.difference(LATER)
     for plugin, source in recipe.plugins.items():
         place = f"{name}: plugins.{plugin}"
-        taken = (*models, *fusions, *datasets, *WITHOUT_EXPERTS)
         if not re.fullmatch(r"\w+", plugin) or plugin in taken:
             raise RecipeError(f"{place}: expected a new name, of letters, digits and _")
         with errors_at(place):

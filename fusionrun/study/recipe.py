@@ -371,7 +371,8 @@ class Recipe:
                 if not row.is_mixed:  # networks of which architecture would stand beside it?
                     yield RowConfig(row.model, control, row.seed)
             elif row.fusion not in WITHOUT_EXPERTS and row.control is None:
-                if (row.fusion, control) == (MEAN_LOGITS, "frozen"):
+                own = MEAN_LOGITS in self.plugins
+                if (row.fusion, control) == (MEAN_LOGITS, "frozen") and not own:
                     continue  # nothing would learn: it's the alternative before_mean_logits
                 yield dataclasses.replace(row, control=control)
 

@@ -144,7 +144,7 @@ class Study:
 
     def fusion_defaults(self, fusion: str) -> FusionDefaults:
         """Settings of a row's training but for its rates: the recipe's, else the published ones."""
-        own, base = self.recipe.fusion, fusion_defaults(self._published(fusion))
+        own, base = self.recipe.fusion, fusion_defaults(self._published(self.source(fusion)))
         return FusionDefaults(
             experts_lr=base.experts_lr,
             head_lr=base.head_lr,
@@ -165,7 +165,7 @@ class Study:
     def rates(self, fusion: str, feature_dim: int) -> tuple[float, float, float]:
         """Rates of (experts, fusion module, global head): the recipe's, else adapted ones."""
         own = self.recipe.fusion
-        experts, heads = adapted_rates(self._published(fusion), feature_dim)
+        experts, heads = adapted_rates(self._published(self.source(fusion)), feature_dim)
         fusion_lr = first_set(own.fusion_lr, heads)
         head_lr = first_set(own.global_head_lr, fusion_lr)
         return first_set(own.experts_lr, experts), fusion_lr, head_lr

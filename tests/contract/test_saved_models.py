@@ -30,8 +30,8 @@ from tests.contract.test_expert_fusion import (
     tiny_model,
 )
 
-# each kind and each fusion once: an export takes seconds
-SAMPLED = list(zip(KINDS, cycle(FUSIONS), strict=False))
+# each kind and each fusion, once or twice: an export takes seconds
+SAMPLED = list(zip(cycle(KINDS), FUSIONS, strict=False))
 
 
 def save_row(directory: Path, kind: str, fusion: str) -> RowFiles:
@@ -82,7 +82,8 @@ def test_a_saved_row_answers_as_before(tmp_path: Path, expert: str, fusion: str)
     for k, own in enumerate(model.experts):
         assert isinstance(own, Expert)
         assert torch.equal(load_expert(files.expert(k)).predict(images), own.predict(images))
-    assert files.adapters.exists() == (expert == "mixed")
+    assert files.adapters.exists() == (expert == "mixed" and model.is_adapted)
+    assert model.is_adapted == (expert == "mixed" and fusion != "meanLogits")
 
 
 @pytest.mark.parametrize("format_name", ["torch_export", "onnx"])

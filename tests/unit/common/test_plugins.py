@@ -40,6 +40,50 @@ def test_their_arguments_are_checked_and_part_of_the_settings(parts: Path) -> No
         plan(parts.parent, *own, "models.patches={widht: 8}")
 
 
+LATER = ("alignedMultiplicative", "alignedAddition", "gated", "meanLogits")
+
+
+@pytest.mark.parametrize("fusion", LATER)
+def test_a_name_that_the_package_has_by_now_is_still_the_plug_ins(parts: Path, fusion: str) -> None:
+    """A study that called its own fusion so trains on with it, and as it did."""
+
+    def planned(name: str) -> Study:
+        rows = f"rows=[{{model: resnet, fusion: {name}, control: frozen}}]"
+        return plan(parts.parent, f"plugins={{{name}: my_parts.py:Gated}}", rows)
+
+    study, other = planned(fusion), planned("mine")
+    experts = [study.build_expert("resnet", 4) for _ in range(2)]
+    assert type(study.build_fusion(fusion, experts)) is load_plugin("my_parts.py:Gated")
+    assert study.fusion_defaults(fusion) == other.fusion_defaults("mine")
+    assert study.rates(fusion, 64) == other.rates("mine", 64)
+    assert study.rates(fusion, 64) == pytest.approx((1.3e-4, 1.2e-3, 1.2e-3))
+
+
+NOTHING_TO_LEARN = """
+from fusionrun import FusionModule
+
+
+class Largest(FusionModule):
+    reads_logits = True
+
+    def fuse(self, logits):
+        return logits.amax(dim=1)
+"""
+
+
+@pytest.mark.parametrize("fusion", ["meanLogits", "largest"])
+def test_a_row_of_which_nothing_would_learn_is_refused(parts: Path, fusion: str) -> None:
+    (parts.parent / "largest.py").write_text(NOTHING_TO_LEARN)
+    words = ["plugins={largest: largest.py:Largest}", f"rows=[{{model: resnet, fusion: {fusion}}}]"]
+    study = plan(parts.parent, *words)
+    experts = [study.build_expert("resnet", 4) for _ in range(2)]
+    assert study.build_fusion(fusion, experts).reads_logits
+    words[1] = words[1].replace("}]", ", control: frozen}]")
+    expected = f"rows.0.control: found frozen, expected null or detached: {fusion} has no weights"
+    with pytest.raises(RecipeError, match=re.escape(expected)):
+        plan(parts.parent, *words)
+
+
 def test_comments_and_folders_are_no_part_of_a_plug_in(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("# mine\nx = 1\n")
     (tmp_path / "b.py").write_text("x = 1  \n\n# yours\n")

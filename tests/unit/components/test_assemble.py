@@ -172,6 +172,29 @@ def test_every_component_can_come_from_its_own_place(tmp_path: Path, a: Saved, b
     torch.testing.assert_close(load_model(out)(make_images()).logits, expected)
 
 
+def test_a_mean_of_logits_takes_experts_of_any_size_and_no_head(
+    tmp_path: Path, a: Saved, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = dataclasses.replace(ABOUT, fusion="meanLogits")
+    mean = make_row(tmp_path / "mean", 3, about)
+    wide = make_row(
+        tmp_path / "wide", 4, dataclasses.replace(ABOUT, model="densenet", feature_dim=24),
+        models=["densenet"] * ABOUT.num_experts,
+    )  # fmt: skip
+    experts = [str(a.files.expert(0)), str(wide.files.expert(1))]
+    model = load_model(assembled(tmp_path, experts=experts, fusion=mean.folder))
+    images = make_images()
+    by_hand = [a.model.experts[0](images)[1], wide.model.experts[1](images)[1]]
+    torch.testing.assert_close(model(images).logits, torch.stack(by_hand).mean(dim=0))
+    for fusion, head, problem in (
+        (mean, a, "has unknown bias"),
+        (a, mean, "lacks bias"),
+    ):
+        plan = write_plan(tmp_path, experts=a.folder, fusion=fusion.folder, global_head=head.folder)
+        text = refused(tmp_path, capsys, plan)
+        assert "global_head: " in text and problem in text
+
+
 def test_architectures_mix_where_features_fit(tmp_path: Path, a: Saved) -> None:
     name = "improved_wide_resnet"
     wide = make_row(

@@ -22,6 +22,7 @@ from fusionrun.evaluation.alternatives import (
 from fusionrun.evaluation.predictions import HeadLogits
 from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.experts import build_expert
+from fusionrun.fusions import FUSIONS, FusionModel, build_fusion
 from fusionrun.training.scores import mean_logits, mix_probabilities
 
 N, E, C = 300, 3, 5
@@ -191,6 +192,30 @@ def test_operations_are_counted_as_by_hand() -> None:
     )
     expected = 8 * 256 * 27 + 12 * 64 * 18 + 6 * 64 * 12 + 60
     assert multiply_accumulates(network.to("meta"), 16) == expected
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_operations_are_those_that_hooks_count(fusion: str) -> None:
+    """As counters for PyTorch do it, by the layers' outputs; attention's four maps and products."""
+    experts = [build_expert("resnet", 5, blocks=(1,), width=16) for _ in range(3)]
+    model = FusionModel(experts, build_fusion(fusion, 3, 16), 5).eval()
+    counts: list[int] = []
+
+    def count(layer: nn.Module, given: object, output: Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        counts.append(output.numel() * layer.weight[0].numel())
+
+    for layer in model.modules():
+        if type(layer).__name__ != "NonDynamicallyQuantizableLinear" and isinstance(
+            layer, nn.Conv2d | nn.Linear
+        ):  # that one is attention's own
+            layer.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 16, 16))
+    attention = 4 * 3 * 16**2 + 2 * 3 * 3 * 16 if fusion == "TransformerBase" else 0
+    for layer in model.modules():
+        layer._forward_hooks.clear()
+    assert multiply_accumulates(model.to("meta"), 16) == sum(counts) + attention
 
 
 def test_operations_of_a_published_network() -> None:

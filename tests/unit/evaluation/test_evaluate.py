@@ -26,7 +26,9 @@ from fusionrun.evaluation.predictions import (
 )
 from fusionrun.evaluation.schema import TrainingTime
 from fusionrun.evaluation.statistics.cost import logged_seconds, training_time
+from fusionrun.evaluation.statistics.expert_contributions import expert_weights
 from fusionrun.evaluation.statistics.stacking import fit_stacking
+from fusionrun.fusions import build_fusion
 from fusionrun.study.context import load_data
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
@@ -215,6 +217,28 @@ def test_predictions_name_what_they_belong_to(evaluated: Path) -> None:
         assert str(saved["weights"]) == manifest.weights
         hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
         assert saved["experts"].tolist() == hashes
+
+
+def test_a_gates_weights_are_each_images_own_and_a_mean_of_logits_has_none() -> None:
+    features = torch.randn(5, E, 8, generator=torch.Generator().manual_seed(0))
+    gated = build_fusion("gated", E, 8)
+    gate, norms = (gated.get_submodule(name) for name in ("gate", "norms"))
+    assert isinstance(gate, torch.nn.Linear)
+    with torch.no_grad():
+        torch.nn.init.normal_(gate.weight)
+        found = expert_weights(gated, features)
+        scores = norms(features).flatten(start_dim=1) @ gate.weight.T
+    assert found is not None and found.std(dim=0).min() > 0.01
+    torch.testing.assert_close(found, scores.exp() / scores.exp().sum(dim=1, keepdim=True))
+    aligned = build_fusion("alignedAddition", E, 8)
+    with torch.no_grad():
+        aligned.get_parameter("weights").copy_(torch.arange(E))
+        found = expert_weights(aligned, features)
+    powers = torch.arange(E).exp()
+    assert found is not None
+    torch.testing.assert_close(found, (powers / powers.sum()).expand(5, E))
+    for name in ("alignedMultiplicative", "meanLogits"):
+        assert expert_weights(build_fusion(name, E, 8), features) is None
 
 
 def test_weights_inside_the_fusion(evaluated: Path) -> None:

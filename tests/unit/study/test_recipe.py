@@ -407,6 +407,17 @@ def test_a_grid_trains_the_experts_once_more_with_each_of_their_seeds(tmp_path: 
     assert "rows.0.expert_seed: found -1" in message
 
 
+def test_a_fusion_without_weights_has_no_row_of_frozen_experts(tmp_path: Path) -> None:
+    """Nothing of it would learn; its other controls, and other fusions' rows, are as ever."""
+    text = text_of(rows="[]", grid="{models: [a], fusions: [gated, meanLogits]}")
+    found = load(tmp_path, text, "controls=[frozen, detached, single]").all_rows()
+    assert [(row.fusion, row.control) for row in found[2:]] == [
+        *(("gated", "frozen"), ("gated", "detached"), ("single", None), ("meanLogits", "detached")),
+    ]
+    own = "plugins={meanLogits: mine.py:MeanLogits}"  # a study's own, which may have weights
+    assert len(load(tmp_path, text, "controls=[frozen]", own).all_rows()) == 4
+
+
 def test_different_experts_have_one_name_wherever_they_stand(tmp_path: Path) -> None:
     rows = "rows=[{model: {resnet: 2, densenet: 1}, fusion: concatenation, name: three}]"
     grid = "grid={models: [[resnet, resnet, densenet], [densenet, resnet]], "

@@ -115,6 +115,11 @@ ADAPTED = {
     ("TransformerBase", 64): (6.5e-5, 2.4e-4),
     # between the limits, and on them: "more than" and "less than" leave the limits themselves out
     ("multiplicative", 499): (1.1e-4, 5e-4),
+    ("alignedMultiplicative", 499): (1.1e-4, 5e-4),
+    ("alignedMultiplicative", 500): (1e-4, 5e-4),
+    ("alignedAddition", 499): (1e-4, 1e-3),
+    ("gated", 64): (1.3e-4, 1.2e-3),
+    ("meanLogits", 1024): (7e-5, 8e-4),
     ("multiplicative", 500): (1e-4, 5e-4),
     ("multiplicative", 100): (1.1e-4, 5e-4),
     ("concatenation", 100): (1e-4, 1e-3),
