@@ -48,4 +48,6 @@ def accuracies_by_method(
         for key in (AVERAGING, BEST_EXPERT)
         if key in right
     }
+    for difference in differences.values():
+        del difference["p_holm"]  # other rows are not known here
     return {**found, "images": len(answers.labels), "differences": differences}

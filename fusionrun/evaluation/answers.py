@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Self
+from typing import NamedTuple, Self
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from fusionrun.evaluation.statistics.metrics import (
 )
 from fusionrun.evaluation.statistics.significance import bootstrap_difference, mcnemar
 from fusionrun.study.rows import Row
+from fusionrun.tables.headline import AVERAGING, BEST_EXPERT, GAIN_KEY
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,35 @@ class Controls:
         """Of those that differ from `row` in nothing but what they control."""
         name = row_name(row)
         return [answers for other, answers in self._answers if other.is_control_of(name)]
+
+
+class Right(NamedTuple):
+    """Which test images a row gets right, and those that it is compared with; each (N,) bool."""
+
+    fused: Tensor
+    others: dict[str, Tensor]  # by the difference's name in `numbers`
+    validation: float  # the fused model's accuracy there
+
+    @classmethod
+    def of(
+        cls,
+        predictions: Predictions,
+        fused: Answers,
+        alternatives: Sequence[Answers],
+        best: Answers,
+    ) -> Self:
+        by_key = {answers.method.key: answers for answers in alternatives}
+        others = {
+            GAIN_KEY: by_key[AVERAGING],
+            "vs_best_expert": by_key[BEST_EXPERT],
+            "vs_best_alternative": best,
+        }
+        labels = predictions.test.labels
+        return cls(
+            correct(fused.test(), labels),
+            {name: correct(answers.test(), labels) for name, answers in others.items()},
+            accuracy(fused.validation(), predictions.validation.labels),
+        )
 
 
 def best_on_validation(alternatives: Sequence[Answers], labels: Tensor) -> Answers:

@@ -6,13 +6,14 @@ on validation; the test set is only measured. Accuracies and calibration errors 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from torch import Tensor
 
 from fusionrun.evaluation.alternatives import ALTERNATIVES, FUSED, Choice, Stage
 from fusionrun.evaluation.answers import (
     Answers,
+    Right,
     best_on_validation,
     measure_method,
 )
@@ -58,6 +59,13 @@ class Experts:
         return Choice(best, self.weights, self.stacking.scores, self.stacking.held_out)
 
 
+class Compared(NamedTuple):
+    """What is said of a row, and what comparing it with other rows takes."""
+
+    result: RowResult
+    right: Right
+
+
 def compare_row(
     row: Row,
     predictions: Predictions,
@@ -65,7 +73,7 @@ def compare_row(
     *,
     epoch: int,
     cost: Cost,
-) -> RowResult:
+) -> Compared:
     """A row beside its alternatives and its controls; its seed is also the bootstrap's.
 
     `controls` cost a training of their own, so none of them can be the best alternative. Raises
@@ -82,7 +90,7 @@ def compare_row(
     ]
     best = best_on_validation(alternatives, predictions.validation.labels)
     scores = fused.test(), best.test()
-    return RowResult(
+    result = RowResult(
         **name_row(row),
         best_expert=after.choice.best,
         epoch=epoch,
@@ -113,3 +121,4 @@ def compare_row(
         contributions=expert_contributions(row_name(row), predictions),
         cost=cost,
     )
+    return Compared(result, Right.of(predictions, fused, alternatives, best))

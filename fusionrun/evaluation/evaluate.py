@@ -9,13 +9,13 @@ from fusionrun.common.distributed import RankInfo
 from fusionrun.common.progress import Progress
 from fusionrun.components.manifest import Manifest
 from fusionrun.evaluation import results, results_tables, tables
+from fusionrun.evaluation.across_rows import across_rows
 from fusionrun.evaluation.answers import Controls
-from fusionrun.evaluation.comparison import compare_row
+from fusionrun.evaluation.comparison import Compared, compare_row
 from fusionrun.evaluation.measuring import load_row, measure_study, noted, run_header
 from fusionrun.evaluation.predictions import Predictions, current_predictions
-from fusionrun.evaluation.schema import Evaluation, FailedRow, RowResult
+from fusionrun.evaluation.schema import Evaluation, FailedRow
 from fusionrun.evaluation.statistics.cost import logged_training, measure_cost
-from fusionrun.evaluation.statistics.seeds import over_seeds
 from fusionrun.fusions import FusionModel
 from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
@@ -39,7 +39,7 @@ def evaluate_rows(context: RunContext) -> Evaluation:
     Networks without experts have no entry of their own: they stand in those of their
     architecture's rows.
     """
-    measured: dict[str, RowResult] = {}
+    measured: dict[str, Compared] = {}
     failures: dict[str, FailedRow] = {}
     controls = Controls()
     latest: Predictions | None = None
@@ -57,15 +57,11 @@ def evaluate_rows(context: RunContext) -> Evaluation:
                     context, row, manifest, model, predictions, controls
                 )
         progress.done_with(row.name)
-    entries: dict[str, RowResult | FailedRow] = {**measured, **failures}
-    tasks = [row.name for row in context.study.rows]
+    found: dict[str, Compared | FailedRow] = {**measured, **failures}
     return Evaluation(
         **run_header(context),
         training=logged_training(context.study),
-        entries=tuple(entries[task] for task in tasks if task in entries),
-        over_seeds=over_seeds(
-            (measured[task], measured[task].numbers) for task in tasks if task in measured
-        ),
+        **across_rows([found[row.name] for row in context.study.rows if row.name in found]),
     )
 
 
@@ -76,17 +72,18 @@ def evaluate_row(
     model: FusionModel,
     predictions: Predictions,
     controls: Controls,
-) -> RowResult:
+) -> Compared:
     """The row's entry. The manifest's test numbers are brought up to date. Raises ROW_PROBLEMS."""
     started = time.monotonic()
     cost = measure_cost(context, row, model)
     assert manifest.epoch is not None  # only an assembled model has none, which is no row's
-    result = compare_row(row, predictions, controls.of(row), epoch=manifest.epoch, cost=cost)
+    compared = compare_row(row, predictions, controls.of(row), epoch=manifest.epoch, cost=cost)
+    result = compared.result
     path = context.study.layout.measured_row(row.model, row.variant) / "manifest.json"
     results.update_manifest(path, manifest, predictions, result)
     seconds, shown = time.monotonic() - started, digits(len(predictions.test.labels))
     context.progress(f"[{row.name}] fused {result.fused.top1:.{shown}f} %, took {seconds:.0f} s")
-    return result
+    return compared
 
 
 def write(study: Study, evaluation: Evaluation) -> Path:

@@ -9,6 +9,7 @@ from fusionrun.common.typed_fields import FieldError, build
 from fusionrun.components.manifest import Manifest, read_manifest, write_manifest
 from fusionrun.evaluation.accuracies import accuracies_by_method
 from fusionrun.evaluation.alternatives import ALTERNATIVES, FUSED, METHODS
+from fusionrun.evaluation.many_comparisons import holm
 from fusionrun.evaluation.predictions import Predictions
 from fusionrun.evaluation.problems import say
 from fusionrun.evaluation.row_names import RowName, members_of, name_row
@@ -165,10 +166,15 @@ def in_question(results: Sequence[Result]) -> list[Result]:
 
 
 def words_of(results: Sequence[Result]) -> list[str]:
-    """The answer in a sentence, then what a reader must not overlook."""
+    """The answer in a sentence and after correction, then what a reader must not overlook."""
     images, gains = images_of(results), [gain for _, gain in gains_of(results) if gain]
     few = "" if images.validation is None else headline.too_few(images.validation)
     answer = headline.verdict(gains, headline.digits(images.test))
+    known = [each.differences.get(headline.AVERAGING) for each in in_question(results)]
+    found = [difference for difference in known if difference]
+    p_values = holm([difference.p_value for difference in found])
+    pairs = zip((difference.points for difference in found), p_values, strict=True)
+    answer = " ".join(filter(None, [answer, headline.after_correction(list(pairs))]))
     if any(gain.low is None for gain in gains):
         answer += " An earlier version measured what has no interval; `evaluate` adds it."
     recipe = results[0].fusion_recipe if results else ""

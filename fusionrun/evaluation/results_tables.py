@@ -10,6 +10,7 @@ from rich.text import Text
 from fusionrun.common.atomic_files import write_text
 from fusionrun.evaluation.alternatives import CONTROLS, FIRST_HEAD, FUSED, METHODS
 from fusionrun.evaluation.matrix import fusion_matrices
+from fusionrun.evaluation.over_seeds import OverSeeds
 from fusionrun.evaluation.results import (
     UNFITTED,
     Result,
@@ -19,7 +20,6 @@ from fusionrun.evaluation.results import (
     words_of,
 )
 from fusionrun.evaluation.row_names import members_of, mixed_notes
-from fusionrun.evaluation.schema import OverSeeds
 from fusionrun.evaluation.statistics.seeds import over_seeds
 from fusionrun.study.paths import Layout
 from fusionrun.tables import headline
@@ -50,18 +50,24 @@ LEGEND = (
     f"`{headline.GAIN}`, declared beforehand as the answer: fused minus `mean prob.` in points, "
     "with the 95 % interval of a paired bootstrap over the test images. "
     f"`{headline.VS_BEST_EXPERT}`: likewise, over the expert that is best on validation. Nothing "
-    "is chosen on the test set. The intervals say nothing of other seeds."
+    "is chosen on the test set. The intervals speak of other test images, not of training again "
+    "with other seeds."
 )
 CHART_NOTE = (
     "Fused minus the mean of its experts' probabilities on the same test images; bars: 95 % "
-    "intervals of a paired bootstrap over these images. They say nothing of other seeds."
+    "intervals of a paired bootstrap over these images. They say nothing of training again."
 )
 
 SEEDS_TITLE = "Mean ± standard deviation over seeds"
-SEEDS_CAPTION = "seeds of fusion training; the experts before it are the same"
+SEEDS_CAPTION = (
+    "how far training again moves a row; seeds of: whose differ. Other test images are another "
+    "luck: the intervals above"
+)
 SEEDS_LEGEND = (
-    "Mean ± sample standard deviation over rows that differ in the seed of their fusion training "
-    "alone. They start from the same experts."
+    "Mean ± sample standard deviation over rows that differ in nothing but their seeds: how far "
+    "training again moves a row. `seeds of` says whose differ; rows whose fusion training has "
+    "another seed start from the same experts. It says nothing of other test images; for the "
+    "mean's interval over these: `evaluate`."
 )
 
 CONTROLS_TITLE = "Does fusion itself help?"
@@ -122,17 +128,18 @@ def seeds_table(results: Sequence[Result]) -> Table:
 
         return of
 
-    measured = [(each, each.numbers) for each in results if each.fused is not None]
+    groups = over_seeds((each, each.numbers) for each in results if each.fused is not None)
     columns = [
         Column("model", "name", lambda group: group.model),
         Column("fusion", "name", lambda group: group.fusion),
         Column("alpha", "plain", lambda group: group.alpha),
         Column("seeds", "whole", lambda group: group.seeds),
+        Column("seeds of", "text", lambda group: group.seeds_of),
         *(Column(METHODS[key].heading, "written", spread(key)) for key in SUMMARISED[:2]),
         Column(headline.GAIN, "written", spread(headline.GAIN_KEY, points=True)),
         *(Column(METHODS[key].heading, "written", spread(key)) for key in SUMMARISED[2:]),
     ]
-    return Table(SEEDS_TITLE, columns, over_seeds(measured), SEEDS_CAPTION, images=images)
+    return Table(SEEDS_TITLE, columns, groups, SEEDS_CAPTION, images=images)
 
 
 def controls_table(results: Sequence[Result]) -> Table:

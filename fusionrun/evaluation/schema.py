@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 
 from fusionrun.common.typed_fields import require
 from fusionrun.evaluation.alternatives import FUSED, Stage
+from fusionrun.evaluation.over_seeds import OverSeeds, TypeComparison
 from fusionrun.evaluation.row_names import RowName
 from fusionrun.tables.headline import (
     AVERAGING,
     BEST_EXPERT,
     GAIN_KEY,
+    SIGNIFICANT,
     Margin,
+    after_correction,
+    beats_every,
     digits,
-    signed,
     types_note,
     verdict,
 )
@@ -36,7 +39,11 @@ class Bin:
 
 @dataclass(frozen=True)
 class Difference:
-    """Fused minus another method in points, with its 95 % interval and McNemar's p-value."""
+    """Fused minus another method in points, with its 95 % interval and McNemar's p-value.
+
+    `p_holm`: corrected over all methods of all rows in question; None: it isn't one of these, or
+    an older version wrote it.
+    """
 
     points: float
     low: float
@@ -44,6 +51,12 @@ class Difference:
     only_fused: int  # images that it alone gets right
     only_other: int
     p_value: float
+    p_holm: float | None = None
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the fused model is better after the correction."""
+        return self.points > 0 and self.p_holm is not None and self.p_holm < SIGNIFICANT
 
     @property
     def margin(self) -> Margin:
@@ -181,6 +194,8 @@ class RowResult(RowName):
     contributions: Contributions = field(metadata={"key": "xray"})
     cost: Cost
     problem: str = ""
+    # McNemar's p of the gain over averaging, corrected over rows alone: it was declared beforehand
+    gain_p_holm: float | None = None
 
     def __post_init__(self) -> None:
         keys = [method.key for method in self.methods]
@@ -217,6 +232,11 @@ class RowResult(RowName):
         return self.against(AVERAGING)
 
     @property
+    def compared(self) -> tuple[Difference, ...]:
+        """Fused minus every other method."""
+        return tuple(method.difference for method in self.methods if method.difference)
+
+    @property
     def vs_best_expert(self) -> Difference:
         """Fused minus the expert that is best on validation."""
         return self.against(BEST_EXPERT)
@@ -239,32 +259,6 @@ class RowResult(RowName):
     def best_alternative(self) -> MethodResult:
         """The cheap alternative with the highest validation accuracy."""
         return next(m for m in self.methods if m.key == self.best_alternative_key)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation (n - 1) over seeds; a single value has none."""
-
-    mean: float
-    deviation: float | None
-
-    def text(self, digits: int, *, points: bool = False) -> str:
-        """As people read it; `points` have a sign."""
-        deviation = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
-        mean = signed(self.mean, digits) if points else f"{self.mean:.{digits}f}"
-        return f"{mean}{deviation}"
-
-
-@dataclass(frozen=True)
-class OverSeeds:
-    """Rows that differ in nothing but their seed, by column of numbers."""
-
-    model: str
-    fusion: str
-    alpha: float
-    seeds: int
-    columns: dict[str, Spread]  # `numbers` of a RowResult
-    expert_seed: int | None = None  # of the experts that all of them start from; None: the study's
 
 
 @dataclass(frozen=True)
@@ -321,6 +315,7 @@ class Evaluation(RunHeader):
     training: TrainingTime | None
     entries: tuple[FailedRow | RowResult, ...] = field(metadata={"key": "rows"})
     over_seeds: tuple[OverSeeds, ...]
+    fusion_types: tuple[TypeComparison, ...] = ()  # where there are several of one architecture
 
     @property
     def rows(self) -> tuple[RowResult, ...]:
@@ -338,9 +333,17 @@ class Evaluation(RunHeader):
 
     @property
     def verdict(self) -> str:
-        """The answer in a sentence."""
-        gains = [row.gain_over_averaging.margin for row in self.in_question]
-        return verdict(gains, digits(self.data.test_images))
+        """The answer in a sentence, and what is left of it after Holm's correction."""
+        rows = self.in_question
+        gains = [row.gain_over_averaging.margin for row in rows]
+        said = [verdict(gains, digits(self.data.test_images))]
+        known = [(r.gain_over_averaging.points, r.gain_p_holm) for r in rows]
+        said.append(after_correction([(points, p) for points, p in known if p is not None]))
+        corrected = [row for row in rows if row.gain_p_holm is not None]
+        ahead = [row.name for row in corrected if all(d.is_ahead for d in row.compared)]
+        comparisons = sum(len(row.compared) for row in corrected)
+        said.append(beats_every(ahead, len(corrected), comparisons))
+        return " ".join(sentence for sentence in said if sentence)
 
     @property
     def types_note(self) -> str:

@@ -1,6 +1,6 @@
 """evaluation.json for people: a main table in Markdown and on the terminal, a long one as CSV."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from rich.console import Group
@@ -11,13 +11,13 @@ from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.common.typed_fields import plain
 from fusionrun.evaluation.alternatives import FUSED, METHODS, STACKING
 from fusionrun.evaluation.matrix import fusion_matrices
+from fusionrun.evaluation.over_seeds import TRAINING, OverSeeds
 from fusionrun.evaluation.row_names import members_of, mixed_notes
 from fusionrun.evaluation.schema import (
     Difference,
     Evaluation,
     FailedRow,
     MethodResult,
-    OverSeeds,
     RowResult,
 )
 from fusionrun.logs.csv import write_csv
@@ -33,13 +33,34 @@ TITLE = "Fused models and the mean of their experts' probabilities"
 LEGEND = (
     f"Test accuracy in percent. {headline.GAIN}: fused minus the mean of the experts' "
     "probabilities in points, with its 95 % interval (paired bootstrap over test images) and "
-    f"McNemar's p. Beside it likewise {headline.VS_BEST_EXPERT} and "
+    "McNemar's p, then corrected over the rows (Holm). Both speak of other test images, not of "
+    f"training again. Beside it likewise {headline.VS_BEST_EXPERT} and "
     f"{headline.VS_BEST_ALTERNATIVE}: the expert and the alternative with the highest validation "
     "accuracy; nothing is chosen on the test set. NLL (nats) and ECE (percent) of fused and of the "
     "mean, each after a temperature fitted on validation."
 )
 CONTROLS_TITLE = "Does fusion itself help? Fused models and their controls"
+CONTROLS_NOTE = (
+    "In brackets 95 % intervals over test images; p: McNemar's, then corrected over all "
+    "alternatives and controls of all rows (Holm)."
+)
 SEEDS_TITLE = "Mean ± sample standard deviation over seeds"
+TWO_LUCKS = (
+    "±: sample standard deviation over seeds, how far training again moves a row. In brackets the "
+    "mean's 95 % interval over test images, how far other images would move it; it takes the seeds "
+    "as they are."
+)
+SEEDS_NOTE = (
+    f"{TWO_LUCKS} `seeds of`: whose differ; rows whose {TRAINING} has another seed start from the "
+    "same experts."
+)
+TYPES_TITLE = "Fusion types against each other"
+TYPES_NOTE = (
+    f"{TWO_LUCKS} `best other`: of the same architecture and alpha the type with the highest mean "
+    "validation accuracy; the difference is over the seeds that both have. p: exact sign-flip test "
+    "over test images of the means over seeds (with one seed McNemar's), then corrected over all "
+    "lines (Holm)."
+)
 SUMMARISED = (
     *(FUSED.key, headline.AVERAGING, headline.BEST_EXPERT),
     *("mean_logits", "weighted", STACKING),
@@ -78,6 +99,7 @@ CSV_COLUMNS = (
     "p_value",
     "members",
     "expert_seed",
+    "p_holm",
 )
 
 
@@ -115,7 +137,7 @@ def markdown(evaluation: Evaluation) -> str:
         "".join(f"- {line}\n" for line in remarks(evaluation)),
     ]
     for table in more_tables(evaluation):
-        parts += [f"## {table.title}\n", markdown_table(table)]
+        parts += [f"## {table.title}\n", markdown_table(table), f"{table.note}\n"]
     return "\n".join(part for part in parts if part)
 
 
@@ -124,8 +146,11 @@ def more_tables(evaluation: Evaluation) -> list[Table]:
     images = evaluation.data.images
     tables = [
         *matrices(evaluation),
-        Table(CONTROLS_TITLE, CONTROLS, controls(evaluation), images=images),
-        Table(SEEDS_TITLE, seeds_columns(evaluation), evaluation.over_seeds, images=images),
+        types_table(evaluation),
+        Table(CONTROLS_TITLE, CONTROLS, controls(evaluation), CONTROLS_NOTE, images=images),
+        Table(
+            SEEDS_TITLE, seeds_columns(evaluation), evaluation.over_seeds, SEEDS_NOTE, images=images
+        ),
     ]
     return [table for table in tables if table.items]
 
@@ -170,6 +195,7 @@ def ece(method: MethodResult) -> str:
 GAINS = (
     Column(headline.GAIN, "margin", measured(lambda row: row.gain_over_averaging.margin)),
     Column("p", "p", measured(lambda row: row.gain_over_averaging.p_value), dispensable=2),
+    Column("p (Holm)", "p", measured(lambda row: row.gain_p_holm), dispensable=3),
 )
 VS_EXPERT = Column(
     headline.VS_BEST_EXPERT, "margin", measured(lambda row: row.vs_best_expert.margin)
@@ -212,6 +238,7 @@ CONTROLS = (  # of (row, control, difference)
     Column("its", "accuracy", lambda item: item[1].top1),
     Column("fused minus it", "margin", lambda item: item[2].margin),
     Column("p", "p", lambda item: item[2].p_value, dispensable=1),
+    Column("p (Holm)", "p", lambda item: item[2].p_holm, dispensable=2),
 )
 
 
@@ -230,12 +257,46 @@ def seeds_columns(evaluation: Evaluation) -> list[Column]:
         Column("fusion", "name", lambda group: group.fusion),
         Column("alpha", "written", lambda group: group.alpha),
         Column("seeds", "whole", lambda group: group.seeds),
+        seeds_of(evaluation.over_seeds),
         *(
             Column(heading, "written", partial(spread, key))
             for key, heading in named.items()
             if key in known
         ),
     ]
+
+
+def seeds_of(groups: Sequence[OverSeeds]) -> Column:
+    """Whose seeds differ; always shown where that isn't the same of all."""
+    same = len({group.seeds_of for group in groups}) < 2
+    return Column("seeds of", "text", lambda group: group.seeds_of, dispensable=int(same))
+
+
+def types_table(evaluation: Evaluation) -> Table:
+    """Of the fusion types of one architecture and alpha; no lines where there is one alone."""
+    images = evaluation.data.images
+    shown = headline.digits(images.test)
+
+    columns = [
+        Column("model", "name", lambda each: each.model),
+        Column("fusion", "name", lambda each: each.fusion),
+        Column("alpha", "plain", lambda each: each.alpha, dispensable=1),
+        Column("seeds", "whole", lambda each: each.seeds),
+        Column("seeds of", "text", lambda each: each.varied, dispensable=2),
+        Column("val.", "validation", lambda each: each.validation, dispensable=3),
+        Column("fused", "written", lambda each: each.fused.text(shown)),
+        Column(headline.GAIN, "written", lambda each: each.gain.text(shown, points=True)),
+        Column("best other", "name", lambda each: each.best_other),
+        Column(
+            "vs best other",
+            "written",
+            lambda each: each.difference and each.difference.text(shown, points=True),
+        ),
+        Column("p", "p", lambda each: each.p_value, dispensable=4),
+        Column("p (Holm)", "p", lambda each: each.p_holm),
+    ]
+    note = f"{TYPES_NOTE} {evaluation.types_note}"
+    return Table(TYPES_TITLE, columns, evaluation.fusion_types, note, images=images)
 
 
 def controls(evaluation: Evaluation) -> list[tuple[RowResult, MethodResult, Difference]]:

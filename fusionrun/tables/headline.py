@@ -17,6 +17,7 @@ GAIN_KEY = "gain_over_averaging"  # in files
 VS_BEST_EXPERT = "vs best expert"  # the best on validation
 VS_BEST_ALTERNATIVE = "vs best alternative"  # likewise
 ENOUGH = 500  # validation images that choices can rest on
+SIGNIFICANT = 0.05  # a p-value below it, after correction
 
 
 def digits(images: int | None) -> int:
@@ -100,4 +101,29 @@ def verdict(gains: Sequence[Margin], digits: int) -> str:
         f"{GAIN.capitalize()}: the 95 % interval lies above zero in {ahead} of "
         f"{plural(len(known), 'row')}, below in {behind}, and holds zero in {still}; "
         f"from {lowest} to {highest} points."
+    )
+
+
+def after_correction(gains: Sequence[tuple[float, float]]) -> str:
+    """What of the rows' (gain over averaging, corrected p) remains; nothing of a single row."""
+    if len(gains) < 2:
+        return ""
+    found = [points for points, p in gains if p < SIGNIFICANT]
+    ahead, behind = sum(points > 0 for points in found), sum(points < 0 for points in found)
+    return (
+        f"After Holm's correction over {len(gains):,} rows (p below {SIGNIFICANT}) it is ahead in "
+        f"{ahead} and behind in {behind}."
+    )
+
+
+def beats_every(ahead: Sequence[str], rows: int, comparisons: int) -> str:
+    """The rows that are `ahead` of every alternative and control after correction, by name."""
+    if not rows:
+        return ""
+    family = f"after Holm's correction over all {plural(comparisons, 'comparison')}"
+    if not ahead:
+        return f"No row beats every alternative and control that it is compared with, {family}."
+    return (
+        f"{plural(len(ahead), 'row')} of {rows:,} {'beats' if len(ahead) == 1 else 'beat'} every "
+        f"alternative and control compared with, {family}: {', '.join(ahead)}."
     )

@@ -2,10 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
+from fusionrun.evaluation.over_seeds import EXPERTS, TRAINING, OverSeeds, Spread
 from fusionrun.evaluation.row_names import RowName
-from fusionrun.evaluation.schema import OverSeeds, Spread
+
+T = TypeVar("T")
+Intervals = Callable[[Sequence[RowName]], Mapping[str, Spread]]
+Group = tuple[str, str, float]  # model, fusion, alpha
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -16,17 +21,42 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), deviation)
 
 
+def by_seeds(rows: Iterable[tuple[RowName, T]]) -> dict[Group, list[tuple[RowName, T]]]:
+    """Rows that differ in nothing but their seeds, together, with what belongs to each."""
+    groups: dict[Group, list[tuple[RowName, T]]] = {}
+    for row, of in rows:
+        groups.setdefault((row.model, row.fusion, row.alpha), []).append((row, of))
+    return groups
+
+
+def varied(rows: Iterable[RowName]) -> str:
+    """Whose seeds differ between rows: of the fusion training, of the experts, or of both."""
+    seeds, experts = map(set, zip(*((row.seed, row.expert_seed) for row in rows), strict=True))
+    found = [TRAINING] * (len(seeds) > 1) + [EXPERTS] * (len(experts) > 1)
+    return " and ".join(found) or TRAINING
+
+
 def over_seeds(
     rows: Iterable[tuple[RowName, Mapping[str, float]]],
+    intervals: Intervals = lambda rows: {},
 ) -> tuple[OverSeeds, ...]:
-    """The columns of numbers of rows that differ in nothing but their seed, where all have them."""
-    groups: dict[tuple[str, str, float, int | None], list[Mapping[str, float]]] = {}
-    for row, columns in rows:
-        of_experts = row.expert_seed
-        groups.setdefault((row.model, row.fusion, row.alpha, of_experts), []).append(columns)
+    """The columns of numbers of rows that differ in nothing but their seeds, where all have them.
+
+    Those that start from the same experts together, then all. `intervals` gives of such rows the
+    spreads that it knows more of.
+    """
     found = []
-    for (model, fusion, alpha, of_experts), group in groups.items():
-        known = [key for key in group[0] if all(key in columns for columns in group)]
-        spreads = {key: spread([columns[key] for columns in group]) for key in known}
-        found.append(OverSeeds(model, fusion, alpha, len(group), spreads, of_experts))
-    return tuple(each for each in found if each.seeds > 1)
+    for (model, fusion, alpha), group in by_seeds(rows).items():
+        experts = dict.fromkeys(row.expert_seed for row, _ in group)
+        parts = [(seed, [of for of in group if of[0].expert_seed == seed]) for seed in experts]
+        parts += [(None, group)] if len(parts) > 1 else []
+        for seed, part in parts:
+            if len(part) < 2:
+                continue
+            names, columns = [row for row, _ in part], [of for _, of in part]
+            known = [key for key in columns[0] if all(key in each for each in columns)]
+            spreads = {key: spread([each[key] for each in columns]) for key in known}
+            spreads |= intervals(names)
+            whose = varied(names)
+            found.append(OverSeeds(model, fusion, alpha, len(part), spreads, seed, whose))
+    return tuple(found)

@@ -1,5 +1,6 @@
 """Is a difference more than luck? Two models on the same samples."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,31 @@ def mcnemar(first: Tensor, second: Tensor) -> McNemar:
     difference = _differences(first, second)
     only_first, only_second = int((difference > 0).sum()), int((difference < 0).sum())
     return McNemar(only_first, only_second, _coin_test(only_first, only_second))
+
+
+def sign_flip_test(differences: Tensor) -> float:
+    """Exact two-sided randomisation test of whole differences (N,), by chance as often + as -.
+
+    How often coins for their signs give a sum at least as far from zero (Fisher, "The design of
+    experiments", 1935, section 21). Of +1 and -1 it is McNemar's; of samples' differences summed
+    over several trainings it speaks of other samples, not of training again. Raises ValueError.
+    """
+    if differences.is_floating_point() or differences.dim() != 1 or not len(differences):
+        raise ValueError(
+            "expected whole numbers, at least one, found "
+            f"{tuple(differences.shape)} of {differences.dtype}"
+        )
+    sizes, counts = np.unique(differences.abs().numpy(), return_counts=True)
+    chances = np.ones(1)  # of each sum of what falls on +, from 0
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        if size:
+            tosses = np.zeros(size * count + 1)
+            ways = [math.lgamma(k + 1) + math.lgamma(count - k + 1) for k in range(count + 1)]
+            tosses[::size] = np.exp(math.lgamma(count + 1) - np.array(ways) - count * math.log(2))
+            chances = np.convolve(chances, tosses)
+    total, found = len(chances) - 1, int(differences.sum())
+    least = (total - abs(found)) // 2  # on +, so that the sum is as far below zero
+    return float(min(1.0, 2 * chances[: least + 1].sum()))
 
 
 def _coin_test(heads: int, tails: int) -> float:

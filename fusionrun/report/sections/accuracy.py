@@ -2,8 +2,9 @@
 
 from functools import partial
 
-from fusionrun.evaluation.schema import OverSeeds, RowResult
-from fusionrun.evaluation.tables import MARGINS, matrices
+from fusionrun.evaluation.over_seeds import OverSeeds
+from fusionrun.evaluation.schema import RowResult
+from fusionrun.evaluation.tables import MARGINS, SEEDS_NOTE, matrices, seeds_of, types_table
 from fusionrun.report.blocks import Block, Text
 from fusionrun.report.load import StudyResults
 from fusionrun.report.sections.columns import DIFFERENCE, METHOD, ROW
@@ -17,6 +18,7 @@ COMPARISON = (
     Column("only fused right", "count", lambda pair: pair[2].only_fused),
     Column("only other right", "count", lambda pair: pair[2].only_other),
     Column("p", "p", lambda pair: pair[2].p_value),
+    Column("p (Holm)", "p", lambda pair: pair[2].p_holm),
 )
 
 
@@ -32,12 +34,16 @@ def accuracy(study: StudyResults) -> list[Block]:
     images = study.evaluation.data.images
     main = Table("Top-1 accuracy", [ROW, *methods], rows, note, images=images)
     pairs = [(row, m, m.difference) for row in rows for m in row.methods if m.difference]
-    note = "Fused minus each alternative, image by image. No correction for many comparisons."
+    note = (
+        "Fused minus each alternative, image by image; low, high: 95 % over test images; p: "
+        "McNemar's, then corrected over all lines but those of controls' own rows (Holm)."
+    )
     every = Table("Every comparison", COMPARISON, pairs, note, folded=True, images=images)
     if not rows:
         return []
-    types = [Text(note)] if (note := study.evaluation.types_note) else []
-    return [*matrices(study.evaluation), *types, main, every]
+    types = types_table(study.evaluation)
+    said = [Text(note)] if (note := study.evaluation.types_note) else []
+    return [*matrices(study.evaluation), *said, *([types] if types.items else []), main, every]
 
 
 def top1(key: str, row: RowResult) -> float | None:
@@ -57,14 +63,14 @@ def over_seeds(study: StudyResults) -> list[Block]:
         Column("fusion", "text", lambda group: group.fusion),
         Column("alpha", "plain", lambda group: group.alpha),
         Column("seeds", "count", lambda group: group.seeds),
+        seeds_of(groups),
         *(
             Column(f"{labels.get(name, name)} ±", "written", partial(spread, name, shown))
             for name in names
         ),
     ]
     note = (
-        "Mean ± sample standard deviation of rows that differ in the seed of their fusion training "
-        f"alone; they start from the same experts. Percent; {GAIN} and the like in points."
+        f"Rows that differ in nothing but their seeds. {SEEDS_NOTE} {GAIN} and the like in points."
     )
     return [Table("Means over seeds", columns, groups, note)] if groups else []
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from fusionrun.common.text import plural
 from fusionrun.evaluation.schema import Evaluation, RowResult
+from fusionrun.evaluation.tables import CONTROLS_NOTE
 from fusionrun.report import charts
 from fusionrun.report.blocks import Block, Text, Verdict, Verdicts
 from fusionrun.report.load import StudyResults
@@ -29,7 +30,9 @@ HOW_TO_READ = (
 BESIDE = (
     f"{VS_BEST_EXPERT}: the expert that is best on validation. {VS_BEST_ALTERNATIVE}: the cheap "
     "alternative that is best on validation. Nothing is chosen on the test set. In brackets 95 % "
-    "intervals, without correction for many comparisons."
+    "intervals over test images, each for itself; many comparisons are corrected in their p-values "
+    "(Holm), above for the gain over the rows, and for every alternative and control of every row "
+    "where one is said to beat them all."
 )
 COMPARED = (
     ROW,
@@ -54,6 +57,7 @@ COLUMNS = (
     Column("low", "points", lambda row: row.gain_over_averaging.low),
     Column("high", "points", lambda row: row.gain_over_averaging.high),
     Column("p", "p", lambda row: row.gain_over_averaging.p_value),
+    Column("p (Holm)", "p", lambda row: row.gain_p_holm),
 )
 CONTROLS = (
     OF_ROW,
@@ -62,6 +66,7 @@ CONTROLS = (
     Column("its accuracy", "accuracy", lambda pair: pair[1].top1),
     *DIFFERENCE,
     Column("p", "p", lambda pair: pair[2].p_value),
+    Column("p (Holm)", "p", lambda pair: pair[2].p_holm),
 )
 
 
@@ -87,10 +92,13 @@ def answer(study: StudyResults) -> list[Block]:
     if len(rows) > 1:
         reading += (
             f" Of {len(rows)} rows without any real difference, {0.05 * len(rows):.1f} would be "
-            "expected to stand out by luck alone."
+            "expected to stand out by luck alone; Holm's correction over the rows accounts for it."
         )
     few = too_few(of.data.val_images)
-    note = f"{GAIN} in points; low, high: its 95 % interval."
+    note = (
+        f"{GAIN} in points; low, high: its 95 % interval over test images; p: McNemar's, then "
+        "corrected over the rows (Holm)."
+    )
     return [
         Verdicts(summary(of), verdicts, charts.interval_axis(ticks)),
         *([Text(f"{few[0].upper()}{few[1:]}.", True)] if few else []),
@@ -117,7 +125,7 @@ def against_controls(evaluation: Evaluation) -> list[Block]:
         f"{plural(len(margins), 'row')}, below in {_count(margins, 'behind')}."
         for label, margins in found.items()
     ]
-    images, note = evaluation.data.images, " ".join(sentences)
+    images, note = evaluation.data.images, " ".join([*sentences, CONTROLS_NOTE])
     return [Table("Against its controls", CONTROLS, pairs, note, images=images)] if pairs else []
 
 
@@ -131,5 +139,7 @@ def verdict(row: RowResult, ticks: Ticks, digits: int) -> Verdict:
     found, p = of.margin.outcome, p_value(of.p_value)
     numbers = of.margin.text(digits).replace("\n", " ")
     finding = f"{numbers} points over averaging, p {p if p.startswith('<') else f'= {p}'}"
+    if row.gain_p_holm is not None:
+        finding += f", corrected {p_value(row.gain_p_holm)}"
     picture = charts.interval(ticks, found, of.low, of.points, of.high, f"{row.name}: {finding}")
     return Verdict(found, row.name, finding, picture)

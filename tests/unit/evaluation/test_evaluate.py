@@ -87,7 +87,7 @@ def npz(out: Path, fusion: str) -> dict[str, npt.NDArray[Any]]:
 METRICS = {"nll", "ece", "brier"}
 CONTENDER = {"key", "label", "stage", "top1", "top5", *METRICS, "temperature", "calibrated"}
 CONTENDER |= {"reliability", "difference"}
-DIFFERENCE = {"points", "low", "high", "only_fused", "only_other", "p_value"}
+DIFFERENCE = {"points", "low", "high", "only_fused", "only_other", "p_value", "p_holm"}
 ROW = {
     "task",
     "model",
@@ -100,7 +100,7 @@ ROW = {
     "problem",
     "contenders",
 }
-ROW |= {"gain_over_averaging", "members", "best_expert"}
+ROW |= {"gain_over_averaging", "gain_p_holm", "members", "best_expert", "expert_seed"}
 ROW |= {"weights", "before_weights", "experts", "per_class", "best_alternative", "xray", "cost"}
 EXPERT = {"expert", "top1", "before_top1", "validation", "before_validation"}
 XRAY = {"disagreement", "oracle", "without_expert", "credit", "dominance", "attention", "alarm"}
@@ -114,7 +114,10 @@ KEYS += [f"before_{key}" for key in KEYS[1:]]
 def test_the_json_has_the_fixed_keys(evaluated: Path) -> None:
     tree = read_tree(evaluated)
     top = {"format", "study", "output_dir", "evaluated", "data", "device", "threads", "versions"}
-    assert set(tree) == {*top, "training", "rows", "over_seeds"} and tree["format"] == 1
+    assert (
+        set(tree) == {*top, "training", "rows", "over_seeds", "fusion_types"}
+        and tree["format"] == 1
+    )
     data = tree["data"]
     assert (data["test_images"], data["image_size"], len(data["classes"])) == (N, 16, C)
     assert set(data) == {"name", "classes", "test_images", "val_images", "image_size", "notes"}
@@ -629,7 +632,7 @@ def test_a_broken_row_is_said_and_the_others_go_on(
     broken, whole = read_tree(out)["rows"]
     assert message in broken["problem"] and broken["epoch"] is None
     about = {"task", "model", "fusion", "variant", "control", "seed", "alpha", "epoch", "problem"}
-    assert set(broken) == {*about, "members", "best_expert"}
+    assert set(broken) == {*about, "members", "best_expert", "expert_seed"}
     assert whole["contenders"] == read_tree(evaluated)["rows"][1]["contenders"]
     assert message in (out / "evaluation.md").read_text()
     with (out / "evaluation.csv").open(newline="") as file:

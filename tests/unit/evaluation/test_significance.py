@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fusionrun.evaluation.schema import Spread
+from fusionrun.evaluation.over_seeds import Spread
 from fusionrun.evaluation.statistics.seeds import spread
 from fusionrun.evaluation.statistics.significance import (
     Interval,
     bootstrap_difference,
     mcnemar,
+    sign_flip_test,
 )
 
 
@@ -139,6 +140,43 @@ def test_a_hopeless_case_is_no_overflow() -> None:
     first = torch.ones(10_000, dtype=torch.bool)
     assert mcnemar(first, ~first) == (10_000, 0, 0.0)  # 2 ** -9999 is below the smallest double
     assert mcnemar(first[:1000], ~first[:1000]).p_value == pytest.approx(2.0**-999)
+
+
+# --- several trainings ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("plus", "minus"), [(0, 0), (1, 0), (8, 2), (3, 3), (300, 251), (40, 95)])
+def test_of_one_training_it_is_mcnemars(plus: int, minus: int) -> None:
+    differences = torch.tensor([1] * plus + [-1] * minus + [0] * 5)
+    expected = scipy.stats.binomtest(plus, plus + minus).pvalue if plus + minus else 1.0
+    assert sign_flip_test(differences) == pytest.approx(expected, rel=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=9))
+def test_signs_are_coins(differences: list[int]) -> None:
+    """Against every outcome of the coins, one by one."""
+    far = abs(sum(differences))
+    signs = list(itertools.product((1, -1), repeat=len(differences)))
+    sums = [sum(s * d for s, d in zip(each, differences, strict=True)) for each in signs]
+    expected = sum(abs(total) >= far for total in sums) / len(sums)
+    assert sign_flip_test(torch.tensor(differences)) == pytest.approx(expected)
+
+
+def test_many_images_and_seeds_are_tested_exactly() -> None:
+    """Ten thousand images, five seeds; the normal approximation is close, but not at the tails."""
+    generator = torch.Generator().manual_seed(0)
+    differences = torch.randint(-5, 6, (10_000,), generator=generator)
+    z = abs(int(differences.sum())) / math.sqrt(int((differences**2).sum()))
+    expected = 2 * scipy.stats.norm.sf(z)
+    assert sign_flip_test(differences) == pytest.approx(expected, rel=0.02)
+    assert 0 < sign_flip_test(torch.full((1000,), 3)) == pytest.approx(2.0**-999)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3), torch.zeros(0).long(), torch.zeros(2, 2).long()])
+def test_sums_of_whole_numbers_alone_are_tested(wrong: Tensor) -> None:
+    with pytest.raises(ValueError, match="expected whole numbers, at least one, found"):
+        sign_flip_test(wrong)
 
 
 # --- over seeds ----------------------------------------------------------------------------------

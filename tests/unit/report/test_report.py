@@ -108,6 +108,7 @@ def make_row(
             "only_other": draw.randrange(200, 300),
             "p_value": (0.0031, 0.0004, 0.4417, 0.00002)[index] if best else draw.random(),
         }
+        difference["p_holm"] = min(1.0, 9 * float(difference["p_value"]))
         contenders.append(
             {
                 "key": key,
@@ -378,9 +379,11 @@ def test_the_tables_say_what_was_measured(study: Path, page: Page) -> None:
     others = [c for row in rows for c in row["contenders"] if c["difference"]]
     for line, other in zip(lines, others, strict=True):
         d = other["difference"]
-        p = "< 0.001" if d["p_value"] < 0.001 else format(d["p_value"], ".3f")
+        p = [
+            "< 0.001" if d[key] < 0.001 else format(d[key], ".3f") for key in ("p_value", "p_holm")
+        ]
         numbers = [format(d[key], "+.2f") for key in ("points", "low", "high")]
-        assert line[4:] == [*numbers, str(d["only_fused"]), str(d["only_other"]), p]
+        assert line[4:] == [*numbers, str(d["only_fused"]), str(d["only_other"]), *p]
 
     (_, *lines) = page.tables["Quality of the probabilities"]
     everybody = [c for row in rows for c in row["contenders"]]
@@ -672,6 +675,69 @@ def test_many_classes_are_shown_from_both_ends(tmp_path: Path) -> None:
     assert drawn == ranked[:10] + ranked[-10:]
     assert "The 10 highest and lowest of 100 classes." in page.text
     assert len(page.tables["Accuracy by class"]) == 401
+
+
+def test_what_beats_every_alternative_is_said_after_correction(tmp_path: Path) -> None:
+    tree = make_evaluation(CLASSES)
+    for row in tree["rows"]:
+        row["gain_p_holm"] = 0.25
+    for index, p in ((0, 0.049), (1, 0.05)):
+        for contender in tree["rows"][index]["contenders"][1:]:
+            contender["difference"] |= {"points": 2.0, "p_holm": p}
+    tree["rows"][3]["contenders"][4]["difference"]["p_holm"] = 1.0
+    write_report([write_study(tmp_path, tree)])
+    text = Page(tmp_path / "report.html").text
+    assert (
+        "1 row of 4 beats every alternative and control compared with, after Holm's correction "
+        f"over all {4 * (len(CONTENDERS) - 1)} comparisons: densenet + multiplicative."
+    ) in text
+    assert "over 4 rows (p below 0.05) it is ahead in 0 and behind in 0." in text
+    assert "averaging, p = 0.003, corrected 0.250" in text
+
+
+def test_an_evaluation_of_an_older_version_has_nothing_corrected(tmp_path: Path) -> None:
+    tree = make_evaluation(CLASSES)
+    for row in tree["rows"]:
+        for contender in row["contenders"][1:]:
+            del contender["difference"]["p_holm"]
+    write_report([write_study(tmp_path, tree)])
+    page = Page(tmp_path / "report.html")
+    assert "After Holm" not in page.text and "beat every" not in page.text
+    assert "averaging, p = 0.003" in page.text and "corrected 0" not in page.text
+    assert page.tables["Every comparison"][1][-1] == "n/a"
+    assert "Fusion types against each other" not in page.tables
+
+
+def test_fusion_types_stand_against_each_other(tmp_path: Path) -> None:
+    tree = make_evaluation(CLASSES)
+    tree["fusion_types"] = [
+        {
+            "model": "resnet",
+            "fusion": fusion,
+            "alpha": 1.0,
+            "seeds": 3,
+            "varied": "fusion training",
+            "validation": 61.0,
+            "fused": {"mean": 60.5, "deviation": 0.25},
+            "gain": {"mean": -1.5, "deviation": 0.5, "low": -2.25, "high": -0.75},
+            "best_other": other,
+            "difference": difference,
+            "p_value": p,
+            "p_holm": p,
+        }
+        for fusion, other, difference, p in (
+            ("a", "b", {"mean": 1.5, "deviation": None, "low": 0.5, "high": 2.5}, 0.0004),
+            ("b", "a", None, None),
+        )
+    ]
+    write_report([write_study(tmp_path, tree)])
+    header, first, second = Page(tmp_path / "report.html").tables["Fusion types against each other"]
+    line = dict(zip(header, first, strict=True))
+    assert line["fused"] == "60.50 ± 0.25"
+    assert " ".join(line["gain over averaging"].split()) == "-1.50 ± 0.50 (-2.25 to -0.75)"
+    assert " ".join(line["vs best other"].split()) == "+1.50 (+0.50 to +2.50)"
+    assert (line["p (Holm)"], line["best other"]) == ("< 0.001", "b")
+    assert second[-3:] == ["n/a"] * 3
 
 
 def test_missing_curves_leave_out_their_section(tmp_path: Path) -> None:
