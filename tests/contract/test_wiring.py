@@ -44,6 +44,7 @@ from tests.contract.wiring import (
     Wired,
     executed,
     heads,
+    name_of,
     open_recipe,
     validated,
 )
@@ -164,14 +165,14 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Wired]:
     """Every architecture's experts, its rows of every fusion type, and all their controls."""
     grid = f"{{models: [{', '.join(TINY)}], fusions: [{', '.join(FUSIONS)}], alphas: [{ALPHA}]}}"
     folder = tmp_path_factory.mktemp("wiring")
-    controls = f"controls=[{', '.join(CONTROLS)}, single]"
+    controls = f"controls=[{', '.join(CONTROLS)}, single, full_ensemble]"
     return executed(open_recipe(folder, MODELS, f"grid={grid}", controls), saved=["resnet"])
 
 
 def alone(tasks: dict[str, Wired]) -> Iterator[tuple[Alone, Wired]]:
-    """Networks that train by themselves: experts and single ones."""
+    """Networks that train by themselves: experts, single ones, and those of full ensembles."""
     for model, expected in ALONE.items():
-        for name in (f"{model} 0", f"{model} 1", f"{model}/single"):
+        for name in (f"{model} 0", f"{model} 1", f"{model}/single", f"{model}/single-network1"):
             yield expected, tasks[name]
 
 
@@ -412,6 +413,28 @@ def test_a_row_and_its_controls_draw_the_same(tasks: dict[str, Wired]) -> None:
     assert seeds[0] == derive_seed(42, "densenet", 0)  # of all that trained since 0.1.0
 
 
+def test_a_full_ensemble_has_networks_of_their_own(tasks: dict[str, Wired]) -> None:
+    """The first is the single one; the mean of their probabilities is what it answers."""
+    one, another = (tasks[f"resnet/{name}"].trainer for name in ("single", "single-network1"))
+    assert one.schedule.seed == derive_seed(42, "resnet", "single")  # as since 0.1.0
+    assert another.schedule.seed not in {
+        wired.trainer.schedule.seed for wired in tasks.values()
+    } - {another.schedule.seed}
+    assert not torch.equal(trunk_of(one.model), trunk_of(another.model))
+    context = tasks["resnet/single"].context
+    names = {name_of(task): task for task in context.study.tasks}
+    needs = names["resnet/full_ensemble"].needs
+    assert set(needs) == {names[f"resnet/{n}"].name for n in ("single", "single-network1")}
+    folder = context.study.layout.row("resnet", "single").directory.parent
+    whole = load_model(folder / "full_ensemble").eval()
+    networks = [load_single(folder / name).eval() for name in ("single", "single-network1")]
+    images = next(context.test_loader().evaluation_batches()).images
+    with torch.no_grad():
+        found = whole.class_logits(images).softmax(dim=1)
+        each = [network.class_logits(images).softmax(dim=1) for network in networks]
+    torch.testing.assert_close(found, torch.stack(each).mean(dim=0))
+
+
 def test_experts_of_another_seed(tmp_path: Path) -> None:
     """They draw their own numbers, and nothing else is another's: images, settings, the row's."""
     rows = "rows=[{model: resnet, fusion: concatenation}, {model: resnet, fusion: concatenation"
@@ -480,14 +503,16 @@ def test_the_epoch_that_validation_selects_is_what_is_saved(tasks: dict[str, Wir
                 assert epochs(expert) == {best}, task.name
 
 
-@pytest.mark.parametrize("control", [*CONTROLS, "single"])
+@pytest.mark.parametrize("control", [*CONTROLS, "single", "full_ensemble"])
 def test_which_heads_a_control_reports(tasks: dict[str, Wired], control: str) -> None:
     """The fused one; without gradients of the fusion the experts', averaged as alternatives are."""
     own = tasks["resnet/concatenation-alpha15"].task
-    method = "single" if control == "single" else f"concatenation-{control}-alpha15"
-    task = tasks[f"resnet/{method}"].task
-    assert isinstance(task, RowTask) and isinstance(own, RowTask)
-    logits = torch.randn(6, 1 if control == "single" else 3, CLASSES)
+    is_row = control in CONTROLS
+    variant = f"concatenation-{control}-alpha15" if is_row else control
+    context = tasks["resnet/single"].context
+    (task,) = (t for t in context.study.row_tasks if name_of(t) == f"resnet/{variant}")
+    assert isinstance(own, RowTask)
+    logits = torch.randn(6, 3 if is_row else 1, CLASSES)
     answers = HeadLogits(torch.arange(6) % CLASSES, logits, logits[:, 1:])
     inside = torch.empty(6, 0), torch.empty(0), torch.empty(0, 2)
     controls = Controls()

@@ -37,7 +37,7 @@ CLASSES = 4
 # neither is the last one, and the next one is as accurate with a larger loss
 HEAD_BEST, MEAN_BEST = 4, 6
 
-CONTROLS = ("frozen", "detached", "single")
+CONTROLS = ("frozen", "detached", "single", "full_ensemble")
 
 RECIPE = f"""
 output_dir: out
@@ -143,16 +143,18 @@ def open_recipe(folder: Path, *overrides: str) -> RunContext:
 
 
 def executed(context: RunContext, saved: Sequence[str]) -> dict[str, Wired]:
-    """Every task of the study, experts' first, as a rank executes them: "resnet 0" of experts,
+    """Every task of the study that trains, as a rank executes them: "resnet 0" of experts,
 
-    "resnet/concatenation-frozen" of rows. Those of the architectures `saved` and all experts are
-    executed to the end, the other rows until they are trained.
+    "resnet/concatenation-frozen" of rows, "resnet/single-network1" of a full ensemble's networks.
+    What rows need and those of the architectures `saved` are executed to the end, the other rows
+    until they are trained.
     """
-    tasks = sorted(context.study.tasks, key=lambda task: task.kind)
-    return {
-        name_of(task): execute(context, task, task.kind == "expert" or task.model in saved)
-        for task in tasks
-    }
+    found = {}
+    for task in sorted(context.study.tasks, key=lambda task: bool(task.needs)):
+        ends = not task.needs or task.model in saved
+        for trainer in trainers_of(context, task, ends):  # a full ensemble has none of its own
+            found[name_of(task)] = Wired(context, task, trainer, ends)
+    return found
 
 
 def name_of(task: Task) -> str:
@@ -161,8 +163,8 @@ def name_of(task: Task) -> str:
     return f"{task.model} {task.expert}" + (f" of seed {task.seed}" if task.seed else "")
 
 
-def execute(context: RunContext, task: Task, to_the_end: bool) -> Wired:
-    """From new or loaded weights to saved files, or to trained ones."""
+def trainers_of(context: RunContext, task: Task, to_the_end: bool) -> list[Scripted]:
+    """Execute it, from new or loaded weights to saved files, or to trained ones."""
     made = list[Scripted]()
 
     def scripted(*arguments: Any, **more: Any) -> Scripted:
@@ -173,12 +175,10 @@ def execute(context: RunContext, task: Task, to_the_end: bool) -> Wired:
     with TaskLog(path, task.name) as log, patch("fusionrun.launch.trainers.Trainer", scripted):
         device = context.device
         with closing(TaskReporter(context.study, task, Record(), log, device)) as reporter:
-            steps = train(context, task, reporter)
-            next(steps)
-            if to_the_end:
-                assert next(steps, "ended") == "ended"
-    (trainer,) = made
-    return Wired(context, task, trainer, to_the_end)
+            for _ in train(context, task, reporter):
+                if not to_the_end:
+                    break
+    return made
 
 
 def cells(name: str, wired: Wired) -> dict[str, str]:
