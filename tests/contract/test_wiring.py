@@ -730,3 +730,34 @@ def test_a_shared_recipe_is_the_same_for_every_fusion(tmp_path: Path) -> None:
         assert torch.equal(batch.images, batches[0].images)
     single = tasks["densenet/single"]
     assert single.trainer.begun[0] == {"expert": 0.1} and single.augmentation == RANDOM
+
+
+def test_a_row_of_different_experts(tmp_path: Path) -> None:
+    """Adapters learn as the fusion does, an architecture's own rate and frozen stages hold."""
+    resnet = "resnet: {width: 8, blocks: [1], frozen_stages: 1}"
+    models = f"models={{densenet: {{growth: 4, blocks: [2], stem: 8, row_lr: 0.002}}, {resnet}}}"
+    row = "rows=[{model: [densenet, resnet], fusion: concatenation, name: pair}]"
+    tasks = executed(open_recipe(tmp_path, models, row), [])
+    wired = tasks["mixed-pair/concatenation"]
+    factors = dict.fromkeys(("experts", "experts_0.002"), RESTARTS)
+    factors |= dict.fromkeys(("adapters", "fusion", "global_head"), TO_TENTH)
+    rates = {"experts": 1.3e-4, "experts_0.002": 2e-3}
+    limits = {"experts": 5.0, "experts_0.002": 5.0}
+    groups = {group.name: group for group in wired.trainer.optimisation.groups}
+    assert groups.keys() == factors.keys()
+    for name, group in groups.items():
+        wanted = [rates.get(name, 1.2e-3) * factor for factor in factors[name]]
+        assert [epoch[name] for epoch in wired.trainer.begun] == pytest.approx(wanted, rel=1e-4)
+        assert group.clip == limits.get(name, 1.0)
+    densenet, resnet_expert = wired.parts["expert 0"], wired.parts["expert 1"]
+    assert {*groups["experts_0.002"].parameters} == {*densenet.parameters()}
+    assert {*groups["experts"].parameters} < {*resnet_expert.parameters()}
+    assert wired.augmentation == RANDOM_STRONG
+    for network in (resnet_expert, tasks["resnet 1"].trainer.model):
+        fixed = [p for p in network.parameters() if not p.requires_grad]
+        assert fixed and fixed[0] is trunk_of(network)
+    for each in (wired, tasks["resnet 1"]):
+        asleep = [m for m, training in each.trainer.training.items() if not training]
+        assert asleep and {*asleep} == {
+            m for f in each.trainer.optimisation.frozen for m in f.modules()
+        }
