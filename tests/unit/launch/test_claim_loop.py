@@ -170,6 +170,8 @@ def test_one_that_fails_takes_nobody_with_it(
     outcomes = [read_outcome(study.layout.outcome(task.name)) for task in study.tasks]
     assert [each and each.state for each in outcomes] == ["failed", "done", "failed", "done"]
     assert log(study, EXPERTS[1]).endswith("failed: a bad day\n")
+    said = f"failed: can't start: {EXPERTS[1]} failed; see {study.layout.task_log(EXPERTS[1])}"
+    assert said in log(study, study.rows[0].name)
     assert (record.state, record.in_hand) == ("finished", [])
     for k in (0, 2):
         assert expert_weights(study, Member("improved_wide_resnet", k)) == alone[EXPERTS[k]][0]

@@ -12,7 +12,13 @@ from pytest import approx
 from fusionrun.common.atomic_files import write_json
 from fusionrun.common.typed_fields import plain
 from fusionrun.components.manifest import read_manifest
-from fusionrun.launch.resume import as_found, require_own, require_own_task
+from fusionrun.launch.resume import (
+    as_found,
+    is_done,
+    is_reusable,
+    require_own,
+    require_own_task,
+)
 from fusionrun.monitor.record import Outcome, read_outcome
 from fusionrun.study.paths import expert_file
 from fusionrun.study.planning import plan_study
@@ -20,7 +26,7 @@ from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.stored import stored_study
 from fusionrun.study.study import Study
 from fusionrun.tables.headline import AVERAGING
-from fusionrun.training.checkpoint import load, save
+from fusionrun.training.checkpoint import CheckpointError, load, save
 from fusionrun.training.identity import IdentityError
 from tests.tiny import copy_study
 
@@ -79,6 +85,29 @@ def test_a_manifest_of_an_older_version_has_no_mean_of_probabilities(
         *(None, 7.0),
         len(validation) - 1 and 2,
     )
+
+
+@pytest.mark.parametrize(
+    ("field", "other"), [("alpha", 3.0), ("fusion.epochs", 7), ("data.train_images", 99)]
+)
+def test_a_result_of_other_settings_is_nobodys_here(
+    trained_study: Path, tmp_path: Path, field: str, other: object
+) -> None:
+    study = stored_study(copy_study(trained_study, tmp_path / "out"))
+    task = study.row_tasks[0]
+    path = study.layout.row(task.model, task.row.variant).manifest
+    assert is_done(study, task) and is_reusable(study, task)
+    manifest = read_manifest(path)
+    write_json(path, plain(replace(manifest, settings={**manifest.settings, field: other})))
+    with pytest.raises(IdentityError, match=rf"{path}: .*\({field}: {other} there, .* in this"):
+        is_done(study, task)
+    assert not is_reusable(study, task)
+    path.write_text("{")
+    with pytest.raises(CheckpointError, match=str(path)):
+        is_done(study, task)
+    assert not is_reusable(study, task)
+    path.unlink()
+    assert not is_done(study, task)
 
 
 # ------------------------------------------------------------------ experts of another recipe

@@ -137,3 +137,14 @@ def test_how_ranks_end_decides_where_not_all_is_done(
     for task in study.tasks:
         queue.close(task, "done")
     assert exit_status(study, queue, records) == (expected and ExitStatus.DONE)
+
+
+def test_one_row_that_failed_fails_the_launch(trained_study: Path) -> None:
+    study = stored_study(trained_study)
+    queue = Queue(study.tasks, HashStore(), 0, 2)
+    failed, *others = study.tasks
+    queue.close(failed, "loss or gradient was not finite")
+    for task in others:
+        queue.close(task, "done")
+    records = [Record("finished", busy_seconds=1.0) for _ in range(2)]
+    assert exit_status(study, queue, records) == ExitStatus.ROW_FAILED

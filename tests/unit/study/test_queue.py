@@ -636,24 +636,15 @@ def test_ranks_that_grab_the_same_task_at_once(no_reserve: None) -> None:
         assert Counter(name for _, name in claims) == Counter(task.name for task in tasks)
 
 
-def test_one_claim_wins_where_all_saw_the_task_open() -> None:
-    tasks = tasks_of(rows_of("resnet"), experts=1)
-    for _ in range(50):
-        queues = queues_of(tasks, 4)
-        winners: list[int] = []
-        start = threading.Barrier(4)
-
-        def grab(queue: Queue, start: threading.Barrier, winners: list[int]) -> None:
-            start.wait()
-            if queue.next() is not None:
-                winners.append(queue.rank)
-
-        threads = [threading.Thread(target=grab, args=(q, start, winners)) for q in queues]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=30)
-        assert len(winners) == 1
+def test_one_claim_wins_where_all_saw_the_task_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank looks before another's claim is there: alone, and for what to do beside it."""
+    monkeypatch.setattr(Queue, "_is_claimed", lambda queue, task: task.name in queue._claimed)
+    tasks = tasks_of(rows_of("resnet"), experts=6)
+    queues = queues_of(tasks, 2)
+    claimed = [take(queue) for queue in queues]
+    beside = [queue.beside(task, 2) for queue, task in zip(queues, claimed, strict=True)]
+    found = names(*claimed, *beside[0], *beside[1])
+    assert sorted(map(str, found)) == [f"expert-resnet-{k}" for k in range(6)]
 
 
 def test_four_free_ranks_each_run_their_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
