@@ -12,7 +12,7 @@ from torch.distributed import HashStore
 
 from fusionrun.common.distributed import read_rank_info
 from fusionrun.components.manifest import read_manifest
-from fusionrun.launch import broken_process, train_task
+from fusionrun.launch import broken_process, trainers
 from fusionrun.launch.claim_loop import ClaimLoop
 from fusionrun.launch.crashes import count_start, crashes_before
 from fusionrun.launch.resume import expert_weights
@@ -196,7 +196,7 @@ def test_one_that_finds_no_memory_waits_for_room(
             trainer.model.register_forward_pre_hook(runs_out)
         return trainer
 
-    monkeypatch.setattr(train_task, "expert_trainer", build)
+    monkeypatch.setattr(trainers, "expert_trainer", build)
     record, _ = launch(study)
     assert record.state == "finished"
     assert numbers(study) == alone
@@ -217,7 +217,7 @@ def test_memory_that_runs_out_again_and_again_leaves_one_at_a_time(
             raise OUT
         return expert_trainer(context, *arguments)
 
-    monkeypatch.setattr(train_task, "expert_trainer", build)
+    monkeypatch.setattr(trainers, "expert_trainer", build)
     study = study_in(tmp_path, "experts.together=3")
     assert launch(study)[0].state == "finished"
     assert numbers(study) == alone
