@@ -52,7 +52,7 @@ def expert_lines(snapshot: Snapshot, width: int, *, folded: bool = False) -> lis
     for note, models in others.items():
         which = ", ".join(f"{count} {model}" for model, count in models.items())
         lines += wrapped(f"! experts: {which}: {note}", width, "yellow")
-    told = failures([task for task in snapshot.tasks if task.kind == "row"])
+    told = failures([task for task in snapshot.tasks if task.kind != "expert"])
     for reason, failed in failures([t for each in by_model.values() for t in each]).items():
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
         reason = "for the same reason" if reason in told else reason

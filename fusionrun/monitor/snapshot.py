@@ -14,7 +14,7 @@ from fusionrun.monitor.gather import StatusGather
 from fusionrun.monitor.heartbeat import read_heartbeat
 from fusionrun.monitor.record import ENDED, Outcome, OutcomeFiles, RankState, Record
 from fusionrun.study.paths import Layout
-from fusionrun.study.tasks import ExpertTask, RowTask, Task
+from fusionrun.study.tasks import ExpertTask, RowTask, Task, TaskKind
 from fusionrun.tables.headline import GAIN_KEY
 
 TaskState = Literal[
@@ -30,7 +30,7 @@ class TaskStatus:
     """One task as the table shows it; None: not measured."""
 
     name: str
-    kind: Literal["expert", "row"]
+    kind: TaskKind
     model: str
     fusion: str  # "" for an expert
     state: TaskState

@@ -53,7 +53,7 @@ def table(
             break
     if height is not None and len(lines) > height:
         room = height - len(head) - len(experts) - len(cards) - len(foot)
-        states = [task.state for task in snapshot.tasks if task.kind == "row"]
+        states = [task.state for task in snapshot.tasks if task.kind != "expert"]
         urgent = sum(state in ("failed", *AT_WORK) for state in states)
         least = urgent + 4 if urgent else 0  # lines, with titles and what is left out
         working = at_work.lines(max(room - len(shown), min(room - least, len(working)), 0))
@@ -106,7 +106,7 @@ def _foot(snapshot: Snapshot, width: int, notices: Sequence[str], hint: str) -> 
         notices = [broken, *notices]
     for notice in notices:
         lines += wrapped(f"! {printable_line(notice)}", width, "yellow")
-    with_row = {task.name for task in snapshot.tasks if task.kind == "row"}
+    with_row = {task.name for task in snapshot.tasks if task.kind != "expert"}
     others = [rank for rank in snapshot.ranks if rank.task not in with_row]
     for text, style in rank_notes(snapshot, others):
         lines += wrapped(text, width, style)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -32,7 +33,6 @@ from fusionrun.monitor.words import (
     together,
     what_it_needs,
 )
-from fusionrun.study.tasks import TaskKind
 from fusionrun.tables.headline import GAIN
 
 _NOTE_INDENT = 5
@@ -90,13 +90,13 @@ _EXPERT_COLUMNS = (
 
 
 class TaskTable:
-    """Rows, or experts at work, as lines of at most `width` columns."""
+    """Rows and networks of full ensembles, or experts at work, in lines of `width` columns."""
 
-    def __init__(self, snapshot: Snapshot, width: int, kind: TaskKind) -> None:
+    def __init__(self, snapshot: Snapshot, width: int, kind: Literal["expert", "row"]) -> None:
         self._snapshot = snapshot
         self._width = width
         self._gap = 2 if width >= _ROOMY else 1
-        tasks = [task for task in snapshot.tasks if task.kind == kind]
+        tasks = [task for task in snapshot.tasks if (task.kind == "expert") == (kind == "expert")]
         if kind == "expert":
             columns: tuple[Column, ...] = _EXPERT_COLUMNS
             tasks = by_rank([task for task in tasks if task.state in AT_WORK])

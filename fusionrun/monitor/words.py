@@ -89,7 +89,7 @@ def what_it_needs(task: TaskStatus, snapshot: Snapshot) -> str:
     named = [other for other in snapshot.tasks if other.name in needed]
     experts = [each for each in snapshot.tasks if (each.kind, each.model) == ("expert", task.model)]
     missing = [other for other in named or experts if other.state not in ("done", "failed")]
-    word = "network" if any(other.kind == "row" for other in missing) else "expert"
+    word = "expert" if all(other.kind == "expert" for other in missing) else "network"
     return f"for {plural(len(missing), word)}" if missing else printable_line(task.note)
 
 
@@ -98,10 +98,11 @@ def counts(snapshot: Snapshot) -> list[str]:
     rows = Counter[str](task.state for task in snapshot.tasks if task.kind == "row")
     states = ", ".join(f"{rows[state]} {state}" for state in LOOK if rows[state])
     texts = [f"rows: {states}"] if states else []
-    experts = Counter(task.state for task in snapshot.tasks if task.kind == "expert")
-    if experts:
-        failed = f", {experts['failed']} failed" if experts["failed"] else ""
-        texts.append(f"experts: {experts['done']} of {experts.total()} done{failed}")
+    for kind in ("network", "expert"):
+        found = Counter(task.state for task in snapshot.tasks if task.kind == kind)
+        if found:
+            failed = f", {found['failed']} failed" if found["failed"] else ""
+            texts.append(f"{kind}s: {found['done']} of {found.total()} done{failed}")
     return texts
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from fusionrun.study.paths import label_of
 from fusionrun.study.rows import Member, Row, networks_of
 
-TaskKind = Literal["expert", "row"]
+TaskKind = Literal["expert", "network", "row"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class RowTask:
     epochs: int
     needs: tuple[str, ...] = ()  # names of tasks that must be done before
 
-    kind: ClassVar[TaskKind] = "row"
+    @property
+    def kind(self) -> TaskKind:
+        return "row" if self.row.network is None else "network"
 
     @property
     def name(self) -> str:

@@ -410,6 +410,16 @@ def test_waiting_rows_say_how_many_experts_they_wait_for() -> None:
     assert "queued  for a free rank" in text
 
 
+def test_networks_of_a_full_ensemble_are_counted_beside_the_rows() -> None:
+    waits = row(1, "waiting", fusion="full_ensemble", note="for task-3-x, network-densenet-1")
+    network = row(2, "running", kind="network", name="network-densenet-1", fusion="single-network1")
+    found = snapshot([row(0, "done"), waits, network, expert("densenet", 0, "done")])
+    assert "single-network1" in "\n".join(drawn(found, 100))
+    text = "\n".join(summary_lines(found))
+    assert "rows: 1 done, 1 waiting" in text and "networks: 0 of 1 done" in text
+    assert "for 1 network" in text
+
+
 def test_rows_of_different_experts_say_once_whose_they_are() -> None:
     shown = launches()["different experts"]
     for lines in (drawn(shown, 100), summary_lines(shown)):
