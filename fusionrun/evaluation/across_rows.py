@@ -85,7 +85,7 @@ def against_each_other(measured: Sequence[Compared]) -> tuple[TypeComparison, ..
             TypeComparison(
                 *name,
                 seeds=len(rows),
-                varied=varied(row for row, _ in rows),
+                varied=varied([row for row, _ in rows]),
                 validation=validation[name],
                 fused=spread([100 * float(right.fused.double().mean()) for _, right in rows]),
                 gain=mean_difference(gains, rows[0][0]),

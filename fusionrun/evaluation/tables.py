@@ -282,7 +282,12 @@ def types_table(evaluation: Evaluation) -> Table:
         Column("fusion", "name", lambda each: each.fusion),
         Column("alpha", "plain", lambda each: each.alpha, dispensable=1),
         Column("seeds", "whole", lambda each: each.seeds),
-        Column("seeds of", "text", lambda each: each.varied, dispensable=2),
+        Column(
+            "seeds of",
+            "text",
+            lambda each: each.varied if each.seeds > 1 else None,
+            dispensable=2,
+        ),
         Column("val.", "validation", lambda each: each.validation, dispensable=3),
         Column("fused", "written", lambda each: each.fused.text(shown)),
         Column(headline.GAIN, "written", lambda each: each.gain.text(shown, points=True)),

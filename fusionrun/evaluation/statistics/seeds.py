@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from fusionrun.evaluation.over_seeds import EXPERTS, TRAINING, OverSeeds, Spread
 from fusionrun.evaluation.row_names import RowName
+from fusionrun.study.recipe import WITHOUT_EXPERTS
 
 T = TypeVar("T")
 Intervals = Callable[[Sequence[RowName]], Mapping[str, Spread]]
@@ -29,9 +30,11 @@ def by_seeds(rows: Iterable[tuple[RowName, T]]) -> dict[Group, list[tuple[RowNam
     return groups
 
 
-def varied(rows: Iterable[RowName]) -> str:
+def varied(rows: Sequence[RowName]) -> str:
     """Whose seeds differ between rows: of the fusion training, of the experts, or of both."""
-    seeds, experts = map(set, zip(*((row.seed, row.expert_seed) for row in rows), strict=True))
+    if rows[0].fusion in WITHOUT_EXPERTS:
+        return "training"
+    seeds, experts = {row.seed for row in rows}, {row.expert_seed for row in rows}
     found = [TRAINING] * (len(seeds) > 1) + [EXPERTS] * (len(experts) > 1)
     return " and ".join(found) or TRAINING
 

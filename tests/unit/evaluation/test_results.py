@@ -93,6 +93,13 @@ def test_rows_that_differ_in_their_seed_are_summarised() -> None:
     assert summary["fused"] == f"{sum(fused) / 3:.2f} ± {deviation:.2f}"
     assert summary[GAIN] == f"{sum(fused) / 3 - 75:+.2f} ± {deviation:.2f}"
     assert summary["best expert"] == "70.00 ± 0.00"
+    assert summary["seeds of"] == "fusion training"
+
+
+def test_a_network_without_experts_has_seeds_of_its_training() -> None:
+    rows = [replace(result(seed=seed), fusion="single") for seed in (1, 2)]
+    (summary,) = lines(seeds_table(rows))
+    assert summary["seeds of"] == "training"
 
 
 def test_no_summary_of_one_seed_or_of_what_was_not_measured() -> None:
