@@ -17,7 +17,6 @@ from fusionrun.evaluation.schema import Difference, RowResult
 from fusionrun.study.recipe import WITHOUT_EXPERTS
 from fusionrun.study.study import Study
 from fusionrun.tables import headline
-from fusionrun.tables.headline import Margin
 from fusionrun.tables.table import NOT_KNOWN, Images
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.identity import others_in
@@ -47,13 +46,13 @@ class Result(RowName):
         margin = self.over(headline.AVERAGING)
         return None if margin is None else margin.points
 
-    def over(self, key: str) -> Margin | None:
+    def over(self, key: str) -> headline.Margin | None:
         """Fused minus the method `key`; without an interval where an older version measured it."""
         if key in self.differences:
             return self.differences[key].margin
         if self.fused is None or key not in self.top1:
             return None
-        return Margin(self.fused - self.top1[key])
+        return headline.Margin(self.fused - self.top1[key])
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -155,7 +154,7 @@ def images_of(results: Sequence[Result]) -> Images:
     return next((each.images for each in results if each.images != NOT_KNOWN), NOT_KNOWN)
 
 
-def gains_of(results: Sequence[Result]) -> list[tuple[str, Margin | None]]:
+def gains_of(results: Sequence[Result]) -> list[tuple[str, headline.Margin | None]]:
     """Of the rows that are asked whether fusion helps."""
     return [(each.name, each.over(headline.AVERAGING)) for each in in_question(results)]
 

@@ -114,10 +114,8 @@ KEYS += [f"before_{key}" for key in KEYS[1:]]
 def test_the_json_has_the_fixed_keys(evaluated: Path) -> None:
     tree = read_tree(evaluated)
     top = {"format", "study", "output_dir", "evaluated", "data", "device", "threads", "versions"}
-    assert (
-        set(tree) == {*top, "training", "rows", "over_seeds", "fusion_types"}
-        and tree["format"] == 1
-    )
+    top |= {"training", "rows", "over_seeds", "fusion_types", "fusion_recipe"}
+    assert set(tree) == top and tree["format"] == 1
     data = tree["data"]
     assert (data["test_images"], data["image_size"], len(data["classes"])) == (N, 16, C)
     assert set(data) == {"name", "classes", "test_images", "val_images", "image_size", "notes"}
