@@ -79,13 +79,14 @@ def preview_model(
     A problem is said at once and the others go on.
     """
     started, name = time.monotonic(), row_name(row)
+    who = row.model if row.expert_seed is None else f"{row.model}, experts' seed {row.expert_seed}"
     try:
         given = frozen_features.see(context, row, known)
     except Exception as error:
-        return FailedModel(row.model, problem_said(row.model, error), name.members)
+        return FailedModel(who, problem_said(who, error), name.members)
     train, validation = given.train, given.validation
     images = len(train.labels) + len(validation.labels)
-    say(f"[{row.model}] features of {images} images, took {time.monotonic() - started:.0f} s")
+    say(f"[{who}] features of {images} images, took {time.monotonic() - started:.0f} s")
     rows = context.study.rows
     wanted = dict.fromkeys([*FUSIONS, *(each.fusion for each in rows if each.experts)])
     progress, fusions = Progress(len(wanted), say), []
@@ -94,12 +95,12 @@ def preview_model(
         fusions.append(preview_fusion(given, fusion, seeds, epochs))
         mean = fusions[-1].mean
         found = "not measured" if mean is None else f"{mean:.{shown}f} %"
-        progress.done_with(f"{row.model}, {fusion}: {found}")
+        progress.done_with(f"{who}, {fusion}: {found}")
     fusions.sort(key=lambda fusion: fusion.mean or 0.0, reverse=True)
     logits = torch.stack([seen.logits for seen in validation.experts], dim=1)
     alone = [accuracy(each, validation.labels) for each in logits.unbind(dim=1)]
     return ModelPreview(
-        model=row.model,
+        model=who,
         problem="",
         images=len(train.labels),
         mean_probabilities=accuracy(mix_probabilities(logits), validation.labels),

@@ -209,6 +209,35 @@ def test_mixed_rows_say_what_they_are(tmp_path: Path, width: int) -> None:
     assert f"mixed-1a2b3c4d: {listed}." in chart
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_experts_that_the_recipe_did_not_train_are_named(tmp_path: Path, width: int) -> None:
+    """Once for all rows that begin with them, and in each line of the file for programs."""
+    other = "resnet 0, resnet 1: trained with other settings (seed: 1 there, 2 in this recipe)"
+    rows = [replace(result(seed=k), other_experts=(other,)) for k in (1, 2)]
+    layout, rows = Layout(tmp_path), [*rows, result(seed=3)]
+    write_results(layout, rows)
+    note = f"Experts that this recipe didn't train, of 2 of 3 rows: {other}"
+    assert " ".join(drawn(rows, width).split()).count(note) == 1
+    assert layout.results("md").read_text().count(note) == 1
+    table = list(csv.DictReader(layout.results("csv").open()))
+    assert [line["other_experts"] for line in table] == [other, other, ""]
+
+
+def test_rows_of_other_experts_can_be_told_apart(tmp_path: Path) -> None:
+    """By a column that is there where they are; their seeds are summarised each for itself."""
+    layout = Layout(tmp_path)
+    rows = [replace(result(seed=k), expert_seed=of) for of in (None, 0) for k in (1, 2)]
+    write_results(layout, rows)
+    markdown = layout.results("md").read_text()
+    head = "| model | fusion | seed | alpha | experts' seed |"
+    assert head in markdown and markdown.count("| the study's |") == 2
+    assert markdown.count("| 1 | 1 | 0 |") == markdown.count("| 2 | 1 | 0 |") == 1
+    table = list(csv.DictReader(layout.results("csv").open()))
+    assert [line["expert_seed"] for line in table] == ["", "", "0", "0"]
+    write_results(layout, rows[:2])
+    assert "experts' seed" not in layout.results("md").read_text()
+
+
 @pytest.mark.parametrize(("images", "shown"), [(60, "80"), (1_000, "80.0"), (10_000, "80.00")])
 def test_no_more_digits_than_the_images_carry(tmp_path: Path, images: int, shown: str) -> None:
     row = replace(result(), images=Images(images, 250))

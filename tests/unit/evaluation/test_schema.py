@@ -71,6 +71,7 @@ def name(fusion: str, control: str | None = None, **changes: Any) -> RowName:
         (name("single", model="densenet"), False),
         (name("concatenation-frozen", "frozen", seed=2), False),
         (name("concatenation-frozen", "frozen", alpha=1.0), False),
+        (name("concatenation-frozen", "frozen", expert_seed=2), False),
         (name("simpleAddition-frozen", "frozen"), False),
         (name("concatenation"), False),
     ],
@@ -80,6 +81,10 @@ def test_a_control_differs_in_nothing_but_what_it_controls(control: RowName, ans
     assert control.is_control_of(row) is answer
     assert not control.is_control_of(name("concatenation-frozen", "frozen"))
     assert not control.is_control_of(name("single"))
+    alike = replace(control, expert_seed=2)
+    assert alike.is_control_of(name("concatenation", expert_seed=2)) is (
+        answer or control.expert_seed == 2
+    )
 
 
 def test_experts_are_called_by_their_architecture() -> None:

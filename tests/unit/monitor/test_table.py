@@ -439,6 +439,27 @@ def test_experts_have_a_line_a_model_and_done_models_share_one() -> None:
     assert not any("4/4" in line for line in many)
 
 
+def test_experts_of_several_seeds_have_a_line_each() -> None:
+    tasks = [expert("resnet", k, "done", expert_seed=seed) for seed in (None, 43) for k in range(4)]
+    tasks += [expert("resnet", k, "running", expert_seed=44) for k in range(4)]
+    lines = drawn(snapshot([row(0, "waiting"), *tasks]), 120)
+    starts = [re.search(r"^ *(resnet(?: seed \d+)?) +(\d/4) ", line) for line in lines]
+    found = [match.groups() for match in starts if match]
+    assert found == [("resnet", "4/4"), ("resnet seed 43", "4/4"), ("resnet seed 44", "0/4")]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_experts_that_the_recipe_did_not_train_are_named(width: int) -> None:
+    others = ["not saved by fusionrun", "trained with other settings (seed: 1 there, 2 here)"]
+    tasks = [expert("densenet", k, "done", note=others[0]) for k in range(4)]
+    tasks += [expert("resnet", k, "done", note=others[k % 2]) for k in range(4)]
+    lines = drawn(snapshot([row(0), *tasks, expert("resnext", 0, "done")]), width)
+    text = " ".join(" ".join(lines).split())
+    assert text.count(f"! experts: 4 densenet, 2 resnet: {others[0]}") == 1
+    assert text.count(f"! experts: 2 resnet: {others[1]}") == 1
+    assert "resnext:" not in text and all(cell_len(line) <= width for line in lines)
+
+
 def test_header_and_footer() -> None:
     text = "\n".join(drawn(launches()["in trouble"], 120, notices=["disk full"], hint="Ctrl-C!"))
     for words in (

@@ -3,7 +3,7 @@
 import pytest
 
 from fusionrun.training.errors import TaskError
-from fusionrun.training.identity import Identity, of_data, upgraded, weights_in
+from fusionrun.training.identity import Identity, of_data, others_in, upgraded, weights_in
 
 DEFAULTS = {"fusion.mixing": "cutmix", "fusion.new": None, "models.resnet.blocks": [2, 2]}
 
@@ -73,3 +73,24 @@ def test_starting_experts_of_version_0_1_are_known_by_their_weights() -> None:
 
 def test_of_data() -> None:
     assert of_data({"data.name": "x", "seed": 1}) == {"data.name": "x"}
+
+
+def test_what_sources_say_of_experts_is_read_back() -> None:
+    """As manifests of every version list them, wherever the files lie."""
+    ours = "given (copy)/expert_0_best.pth (epoch 3, validation 25.00 %, weights abc0)"
+    other = "trained with other settings (seed: 1 there, 2 in this recipe)"
+    sources = [
+        ours,
+        ours.replace("weights", f"{other}, weights"),
+        ours.replace("weights", f"{other}, weights"),
+        "a.pth (not saved by fusionrun, weights abc3)",
+        "b.pth (not saved by fusionrun: under 'net'; left out classes, weights abc4)",
+        "expert_5_best.pth (epoch 3, weights abc5)",
+    ]
+    assert others_in(", ".join(f"resnet {k}" for k in range(6)), sources) == (
+        f"resnet 1, resnet 2: {other}",
+        "resnet 3: not saved by fusionrun",
+        "resnet 4: not saved by fusionrun: under 'net'; left out classes",
+    )
+    assert weights_in(sources) == ["abc0", "abc0", "abc0", "abc3", "abc4", "abc5"]
+    assert others_in("resnet 0", []) == ()
