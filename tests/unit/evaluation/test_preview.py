@@ -19,6 +19,7 @@ from fusionrun.fusions import FUSIONS
 from fusionrun.study.context import RunContext, open_context
 from fusionrun.study.planning import plan_study
 from fusionrun.study.recipe_yaml import load_recipe
+from fusionrun.study.rows import Member
 from fusionrun.tables.headline import signed
 from tests.tiny import copy_study, write_recipe
 
@@ -271,7 +272,7 @@ def test_an_expert_looks_once_for_all_its_rows(
     monkeypatch.setattr(frozen_features, "load_experts", lambda *a: loaded.append(a[1]) or load(*a))
     words = ["--seeds", "1", "--epochs", "1", "--output", str(tmp_path)]
     assert main(["preview", str(mixed), *words]) == 0
-    assert sorted(loaded) == sorted([(model, k)] for model in MODELS for k in range(E))
+    assert sorted(loaded) == sorted([Member(model, k)] for model in MODELS for k in range(E))
 
 
 def test_types_of_a_shared_recipe_see_images_in_one_order(
