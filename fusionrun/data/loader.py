@@ -42,6 +42,14 @@ class Batch:
             yield Batch(*part)
 
 
+def batch_starts(images: int, batch_size: int) -> list[int]:
+    """Where the batches of an epoch begin; a last one of a single image joins the one before."""
+    starts = list(range(0, images, batch_size))
+    if len(starts) > 1 and images - starts[-1] == 1:
+        starts.pop()
+    return starts
+
+
 class ResidentLoader:
     """Batches of some samples of a data set that lies on the training device.
 
@@ -99,9 +107,7 @@ class ResidentLoader:
         self._shift = torch.tensor(shift, device=images.device).view(1, 3, 1, 1)
         # erased rectangles get the mean colour, which is 0 (+-0.01) once normalised
         self._mean_colour = tuple(round(255 * m) for m in mean)
-        starts = list(range(0, self.num_images, batch_size))
-        if len(starts) > 1 and self.num_images - starts[-1] == 1:
-            starts.pop()
+        starts = batch_starts(self.num_images, batch_size)
         self._bounds = list(zip(starts, [*starts[1:], self.num_images], strict=True))
         a_batch = batch_size * images[0].numel()
         is_exact = images[0, 0].numel() <= EXACT_PIXELS

@@ -10,7 +10,7 @@ from torch import Tensor
 from fusionrun.evaluation.alternatives import METHODS, NOTHING_CHOSEN, Choice, Method
 from fusionrun.evaluation.predictions import Predictions
 from fusionrun.evaluation.row_names import RowName, row_name
-from fusionrun.evaluation.schema import Calibrated, Difference, MethodResult
+from fusionrun.evaluation.schema import Calibrated, Cost, Difference, MethodResult
 from fusionrun.evaluation.statistics.metrics import (
     accuracy,
     apply_temperature,
@@ -32,6 +32,7 @@ class Answers:
     method: Method
     test: Callable[[], Tensor]  # (N, C)
     validation: Callable[[], Tensor]  # (V, C)
+    cost: Cost | None = None  # of a control
 
     @classmethod
     def of(cls, method: Method, predictions: Predictions, choice: Choice = NOTHING_CHOSEN) -> Self:
@@ -52,12 +53,12 @@ class Controls:
     def __init__(self) -> None:
         self._answers: list[tuple[RowName, Answers]] = []
 
-    def add(self, row: Row, predictions: Predictions) -> None:
+    def add(self, row: Row, predictions: Predictions, cost: Cost | None = None) -> None:
         """Raises ValueError: answers that aren't finite."""
         answers = Answers.of(METHODS[row.control or row.fusion], predictions)
         # made at once: all heads of all controls would take room until the last row
         test, validation = answers.test(), answers.validation()
-        kept = Answers(answers.method, lambda: test, lambda: validation)
+        kept = Answers(answers.method, lambda: test, lambda: validation, cost)
         self._answers.append((row_name(row), kept))
 
     def of(self, row: Row) -> list[Answers]:
@@ -127,6 +128,7 @@ def measure_method(
         difference=None
         if answers is fused
         else compare_right(correct(fused.test(), labels), right, seed=seed),
+        cost=answers.cost,
     )
 
 

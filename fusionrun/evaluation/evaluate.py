@@ -15,7 +15,7 @@ from fusionrun.evaluation.comparison import Compared, compare_row
 from fusionrun.evaluation.measuring import load_row, measure_study, noted, run_header
 from fusionrun.evaluation.predictions import Predictions, current_predictions
 from fusionrun.evaluation.schema import Evaluation, FailedRow
-from fusionrun.evaluation.statistics.cost import logged_training, measure_cost
+from fusionrun.evaluation.statistics import cost as costs
 from fusionrun.fusions import FusionModel
 from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
@@ -50,7 +50,7 @@ def evaluate_rows(context: RunContext) -> Evaluation:
             manifest, model = load_row(context, row)
             predictions = current_predictions(context, row, model, latest)
             if row.control or not row.experts:
-                controls.add(row, predictions)
+                controls.add(row, predictions, costs.control_cost(context, row, model))
             if isinstance(model, FusionModel):
                 latest = predictions
                 measured[row.name] = evaluate_row(
@@ -60,7 +60,7 @@ def evaluate_rows(context: RunContext) -> Evaluation:
     found: dict[str, Compared | FailedRow] = {**measured, **failures}
     return Evaluation(
         **run_header(context),
-        training=logged_training(context.study),
+        training=costs.logged_training(context.study),
         **across_rows([found[row.name] for row in context.study.rows if row.name in found]),
     )
 
@@ -75,7 +75,7 @@ def evaluate_row(
 ) -> Compared:
     """The row's entry. The manifest's test numbers are brought up to date. Raises ROW_PROBLEMS."""
     started = time.monotonic()
-    cost = measure_cost(context, row, model)
+    cost = costs.measure_cost(context, row, model)
     assert manifest.epoch is not None  # only an assembled model has none, which is no row's
     compared = compare_row(row, predictions, controls.of(row), epoch=manifest.epoch, cost=cost)
     result = compared.result

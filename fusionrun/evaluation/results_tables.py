@@ -71,7 +71,10 @@ SEEDS_LEGEND = (
 )
 
 CONTROLS_TITLE = "Does fusion itself help?"
-CONTROLS_CAPTION = "paired with the row by seed; what each column is stands in results.md"
+CONTROLS_CAPTION = (
+    "paired with the row by seed; what each column is stands in results.md, what it cost (images "
+    "seen, steps, passes, MACs) in the table that `evaluate` makes"
+)
 CONTROLS_LEGEND = (
     "Does fusion itself help? `experts frozen`: the same fusion on experts that fusion training "
     "leaves as they are. `experts without fusion`: the mean of the probabilities of experts that "

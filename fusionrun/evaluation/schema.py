@@ -74,6 +74,25 @@ class Calibrated:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Counted, timed on the device of the evaluation, and read from the training logs."""
+
+    parameters: int | None
+    macs: int | None  # multiply-accumulates for one image
+    train_seconds: float | None = None
+    expert_seconds: tuple[float | None, ...] = ()
+    latency_ms: float | None = None  # for one image: median, 5th and 95th percentile
+    latency_low: float | None = None
+    latency_high: float | None = None
+    images_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    # of training, its experts' own included; None: not known, as of experts from elsewhere
+    images_seen: int | None = None  # different ones
+    steps: int | None = None  # of optimizers
+    image_passes: int | None = None  # images x epochs x networks, forward and backward
+
+
+@dataclass(frozen=True)
 class MethodResult:
     """What is said of one method on the test set."""
 
@@ -89,6 +108,7 @@ class MethodResult:
     calibrated: Calibrated | None
     reliability: tuple[Bin, ...]
     difference: Difference | None  # None: the fused model itself
+    cost: Cost | None = None  # of a control, counted; None: of others, see the row's
 
 
 @dataclass(frozen=True)
@@ -152,21 +172,6 @@ class Contributions:
     attention: tuple[float, ...] | None
     gradients: tuple[PathGradients, ...] | None  # None: not two paths
     alarm: str
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Counted, timed on the device of the evaluation, and read from the training logs."""
-
-    parameters: int | None
-    macs: int | None  # multiply-accumulates for one image
-    train_seconds: float | None
-    expert_seconds: tuple[float | None, ...]
-    latency_ms: float | None  # for one image: median, 5th and 95th percentile
-    latency_low: float | None
-    latency_high: float | None
-    images_per_second: float | None
-    peak_memory_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from fusionrun.common.atomic_files import write_json, write_text
 from fusionrun.common.text import NOT_AVAILABLE
 from fusionrun.common.typed_fields import plain
 from fusionrun.evaluation.alternatives import FUSED, METHODS, STACKING
+from fusionrun.evaluation.controls_table import controls_table
 from fusionrun.evaluation.matrix import fusion_matrices
 from fusionrun.evaluation.over_seeds import TRAINING, OverSeeds
 from fusionrun.evaluation.row_names import members_of, mixed_notes
 from fusionrun.evaluation.schema import (
-    Difference,
     Evaluation,
     FailedRow,
     MethodResult,
@@ -38,11 +38,6 @@ LEGEND = (
     f"{headline.VS_BEST_ALTERNATIVE}: the expert and the alternative with the highest validation "
     "accuracy; nothing is chosen on the test set. NLL (nats) and ECE (percent) of fused and of the "
     "mean, each after a temperature fitted on validation."
-)
-CONTROLS_TITLE = "Does fusion itself help? Fused models and their controls"
-CONTROLS_NOTE = (
-    "In brackets 95 % intervals over test images; p: McNemar's, then corrected over all "
-    "alternatives and controls of all rows (Holm)."
 )
 SEEDS_TITLE = "Mean ± sample standard deviation over seeds"
 TWO_LUCKS = (
@@ -147,7 +142,7 @@ def more_tables(evaluation: Evaluation) -> list[Table]:
     tables = [
         *matrices(evaluation),
         types_table(evaluation),
-        Table(CONTROLS_TITLE, CONTROLS, controls(evaluation), CONTROLS_NOTE, images=images),
+        controls_table(evaluation),
         Table(
             SEEDS_TITLE, seeds_columns(evaluation), evaluation.over_seeds, SEEDS_NOTE, images=images
         ),
@@ -230,16 +225,6 @@ LINES = (
     VS_EXPERT,
     VS_ALTERNATIVE[1],
 )
-CONTROLS = (  # of (row, control, difference)
-    Column("model", "name", lambda item: item[0].model),
-    Column("fusion", "name", lambda item: item[0].variant),
-    Column("control", "text", lambda item: METHODS[item[1].key].heading),
-    Column("fused", "accuracy", lambda item: item[0].fused.top1),
-    Column("its", "accuracy", lambda item: item[1].top1),
-    Column("fused minus it", "margin", lambda item: item[2].margin),
-    Column("p", "p", lambda item: item[2].p_value, dispensable=1),
-    Column("p (Holm)", "p", lambda item: item[2].p_holm, dispensable=2),
-)
 
 
 def seeds_columns(evaluation: Evaluation) -> list[Column]:
@@ -302,16 +287,6 @@ def types_table(evaluation: Evaluation) -> Table:
     ]
     note = f"{TYPES_NOTE} {evaluation.types_note}"
     return Table(TYPES_TITLE, columns, evaluation.fusion_types, note, images=images)
-
-
-def controls(evaluation: Evaluation) -> list[tuple[RowResult, MethodResult, Difference]]:
-    """Each row with each of its controls."""
-    return [
-        (row, method, method.difference)
-        for row in evaluation.rows
-        for method in row.methods
-        if method.stage == "control" and method.difference
-    ]
 
 
 def remarks(evaluation: Evaluation) -> list[str]:

@@ -1,5 +1,6 @@
 """A table before it is drawn: what its columns are called, read from each item, and written as."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +14,15 @@ Value = Any  # text, a number, or None: not measured
 def p_value(value: float) -> str:
     """With its sign of comparison: nobody should read p = 0.000."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def short_count(value: float) -> str:
+    """45,000, 4.50M, 1.25G: three digits from a million on."""
+    for unit, name in ((1e9, "G"), (1e6, "M")):
+        if value >= 0.9995 * unit:
+            digits = max(0, 2 - int(math.log10(max(value / unit, 1) * 1.0005)))
+            return f"{value / unit:,.{digits}f}{name}"
+    return f"{value:,.0f}"
 
 
 # how a column writes its values; text is left-aligned, everything else right-aligned

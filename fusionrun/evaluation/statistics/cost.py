@@ -17,6 +17,7 @@ from fusionrun.common.complexity import multiply_accumulates
 from fusionrun.data.loader import Batch
 from fusionrun.evaluation.problems import say
 from fusionrun.evaluation.schema import Cost, TrainingTime
+from fusionrun.evaluation.statistics.training_work import work_of
 from fusionrun.fusions import FusionModel
 from fusionrun.study.context import RunContext
 from fusionrun.study.rows import Row
@@ -24,6 +25,7 @@ from fusionrun.study.study import Study
 from fusionrun.study.tasks import RowTask
 from fusionrun.training.fitting import Parts
 
+DETACHED = "detached"  # the control that answers by its experts
 BATCH = 512  # images of a timed pass, whatever the device
 PASSES = 50  # that are timed,
 SECONDS = 2.0  # or as many as begin in this time; one more goes before them to warm up
@@ -58,6 +60,32 @@ def measure_cost(context: RunContext, row: Row, model: FusionModel) -> Cost:
         latency_high=float(high),
         images_per_second=images / batch,
         peak_memory_bytes=peak,
+        **work_of(context, row)._asdict(),
+    )
+
+
+def control_cost(context: RunContext, row: Row, model: nn.Module) -> Cost:
+    """What is counted, not timed, of a row that is there to compare: of the networks that answer.
+
+    Those are its experts alone where they were trained without fusion.
+    """
+    answers = model.experts if isinstance(model, FusionModel) and row.control == DETACHED else model
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in answers.parameters()),
+        macs=answering_macs(context, row),
+        **work_of(context, row)._asdict(),
+    )
+
+
+def answering_macs(context: RunContext, row: Row) -> int:
+    """Multiply-accumulates for one image of the networks that answer for a control."""
+    if row.experts and row.control != DETACHED:
+        return fused_macs(context, row)
+    with torch.device("meta"):
+        experts = [context.build_expert(member.model, k=member.k) for member in row.experts]
+        experts = experts or [context.build_expert(row.model) for _ in range(row.networks or 1)]
+    return sum(
+        multiply_accumulates(expert, context.data.test_images.shape[-1]) for expert in experts
     )
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from fusionrun.common.text import plural
+from fusionrun.evaluation.controls_table import CONTROLS_NOTE
 from fusionrun.evaluation.schema import Evaluation, RowResult
-from fusionrun.evaluation.tables import CONTROLS_NOTE
 from fusionrun.report import charts
 from fusionrun.report.blocks import Block, Text, Verdict, Verdicts
 from fusionrun.report.load import StudyResults
-from fusionrun.report.sections.columns import DIFFERENCE, OF_ROW, ROW
+from fusionrun.report.sections.columns import DIFFERENCE_TO_CONTROL, OF_ROW, ROW
 from fusionrun.tables.axis import Ticks, round_ticks
 from fusionrun.tables.headline import (
     GAIN,
@@ -64,9 +64,7 @@ CONTROLS = (
     Column("fused", "accuracy", lambda pair: pair[0].fused.top1),
     Column("against", "text", lambda pair: pair[1].label),
     Column("its accuracy", "accuracy", lambda pair: pair[1].top1),
-    *DIFFERENCE,
-    Column("p", "p", lambda pair: pair[2].p_value),
-    Column("p (Holm)", "p", lambda pair: pair[2].p_holm),
+    *DIFFERENCE_TO_CONTROL,
 )
 
 

@@ -1,5 +1,6 @@
 """Columns that several sections' tables have."""
 
+from fusionrun.evaluation.controls_table import COST_COLUMNS
 from fusionrun.tables.table import Column
 
 ROW = Column("row", "text", lambda row: row.name)
@@ -13,4 +14,10 @@ DIFFERENCE = (  # of (row, method, difference)
     Column("difference", "points", lambda item: item[2].points),
     Column("low", "points", lambda item: item[2].low),
     Column("high", "points", lambda item: item[2].high),
+)
+DIFFERENCE_TO_CONTROL = (  # likewise, with what both cost
+    *DIFFERENCE,
+    Column("p", "p", lambda item: item[2].p_value),
+    Column("p (Holm)", "p", lambda item: item[2].p_holm),
+    *COST_COLUMNS,
 )

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +87,7 @@ def npz(out: Path, fusion: str) -> dict[str, npt.NDArray[Any]]:
 
 METRICS = {"nll", "ece", "brier"}
 CONTENDER = {"key", "label", "stage", "top1", "top5", *METRICS, "temperature", "calibrated"}
-CONTENDER |= {"reliability", "difference"}
+CONTENDER |= {"reliability", "difference", "cost"}
 DIFFERENCE = {"points", "low", "high", "only_fused", "only_other", "p_value", "p_holm"}
 ROW = {
     "task",
@@ -107,6 +108,7 @@ XRAY = {"disagreement", "oracle", "without_expert", "credit", "dominance", "atte
 XRAY |= {"fused_without_expert", "gradients"}
 COST = {"parameters", "macs", "train_seconds", "expert_seconds", "latency_ms", "latency_low"}
 COST |= {"latency_high", "images_per_second", "peak_memory_bytes"}
+COST |= {"images_seen", "steps", "image_passes"}
 KEYS = ["fused", "best_expert", "mean_probabilities", "mean_logits", "weighted", "stacking"]
 KEYS += [f"before_{key}" for key in KEYS[1:]]
 
@@ -147,6 +149,12 @@ def test_results_and_manifests_stay_as_training_left_them(
 ) -> None:
     out = copy_study(trained_study, tmp_path / "out")
     assert main(["evaluate", str(out)]) == 0
+    (row,) = (row for row in read_tree(out)["rows"] if row["fusion"] == "simpleAddition")
+    (single,) = (each for each in row["contenders"] if each["key"] == "single")
+    assert single["cost"]["images_seen"] == row["cost"]["images_seen"]
+    assert single["cost"]["image_passes"] == 2 * row["cost"]["images_seen"]
+    assert single["cost"]["macs"] == 16 * 16 * 9 * (3 * 8 + 2 * 8 * 8) + 8 * C
+    assert "images seen: fused / its" in (out / "evaluation.md").read_text()
     paths = [trained_study / f"results.{kind}" for kind in ("csv", "md", "svg")]
     paths += trained_study.glob("*_fusions/*/manifest.json")
     assert len(paths) == 3 + 4
@@ -459,6 +467,11 @@ def test_costs(evaluated: Path) -> None:
     assert len(cost["expert_seconds"]) == E and min(cost["expert_seconds"]) > 0
     assert 0 < cost["latency_low"] <= cost["latency_ms"] <= cost["latency_high"]
     assert cost["images_per_second"] > 0 and cost["peak_memory_bytes"] is None
+    # 240 images: 48 held out, 12 of them validate; experts share 40 % of 192 and have 15 % each
+    expert, holdout = 77 + 29, 36
+    assert cost["images_seen"] == 77 + 2 * 29 + holdout
+    assert cost["steps"] == E * 2 * math.ceil(expert / 16) + 3 * math.ceil(holdout / 8)
+    assert cost["image_passes"] == E * 2 * expert + E * 3 * holdout
 
 
 def test_seconds_without_a_log_are_not_measured(tmp_path: Path) -> None:

@@ -395,7 +395,8 @@ def test_the_tables_say_what_was_measured(study: Path, page: Page) -> None:
     (_, *lines) = page.tables["Costs"]
     for line, cost in zip(lines, (row["cost"] for row in rows), strict=True):
         assert line[3:5] == [f"{cost['parameters']:,}", f"{cost['macs']:,}"]
-        assert line[5] == f"{math.fsum(cost['expert_seconds']):,.1f}"
+        assert line[5:8] == ["n/a"] * 3  # nor was work counted by older versions
+        assert line[8] == f"{math.fsum(cost['expert_seconds']):,.1f}"
         assert line[-1] == "n/a"  # memory was not measured
 
     (_, *lines) = page.tables["Expert by expert"]
@@ -910,7 +911,11 @@ def test_rows_stand_against_their_controls(tmp_path: Path) -> None:
         control = copy.deepcopy(row["contenders"][1])
         control |= {"key": "single", "label": "control: one network", "stage": "control"}
         control["difference"] |= {"points": (low + high) / 2, "low": low, "high": high}
+        control["cost"] = {"parameters": 1_452, "macs": 350_240, "images_seen": 113}
+        control["cost"] |= {"steps": 14, "image_passes": 22_600_000}
         row["contenders"].append(control)
+        row["cost"] |= {"parameters": 3_180, "macs": 700_704}
+    evaluation["rows"][0]["cost"] |= {"images_seen": 113, "steps": 29, "image_passes": 42_400_000}
     folder = write_study(tmp_path / "study", evaluation)
     write_report([folder], None)
     page = Page(folder / "report.html")
@@ -918,6 +923,9 @@ def test_rows_stand_against_their_controls(tmp_path: Path) -> None:
     (_, *lines) = page.tables["Against its controls"]
     assert [line[2] for line in lines] == ["control: one network"] * 4
     assert [line[5:7] for line in lines][3] == ["-4.00", "-2.00"]
+    inference = ["700,704 / 350,240", "3,180 / 1,452"]
+    assert lines[0][-5:] == ["113 / 113", "29 / 14", "42.4M / 22.6M", *inference]
+    assert lines[1][-5:] == ["n/a / 113", "n/a / 14", "n/a / 22.6M", *inference]
     plain = write_study(tmp_path / "plain", make_evaluation(CLASSES))
     write_report([plain], None)
     assert "Against its controls" not in Page(plain / "report.html").tables
