@@ -86,7 +86,7 @@ def trainer_on_card(context: RunContext, task: Task, amp: str = "auto") -> Train
     )
     if isinstance(task, ExpertTask):
         return expert_trainer(context, task, Diary())
-    experts = [context.build_expert(model, k=k) for model, k in task.row.experts]
+    experts = [context.build_expert(each.model, k=each.k) for each in task.row.experts]
     return row_trainer(context, task, Diary(), experts, [])
 
 
