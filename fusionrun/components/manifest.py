@@ -58,6 +58,8 @@ class Manifest:
     launch: dict[str, Any] = field(default_factory=dict)
     experts_from: list[str] | None = None
     notes: list[str] = field(default_factory=list)  # what was left out, converted or guessed
+    # of training it with its experts, and of an answer, counted; older versions didn't
+    cost: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any]  # accuracies in percent
     test: dict[str, Any]
     assembled: dict[str, Any] | None = None  # of what, when nothing trained it as a whole
@@ -85,7 +87,7 @@ def read_manifest(path: Path) -> Manifest:
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Raises OSError."""
     tree = plain(manifest)
-    for name in ("experts_from", "assembled", "members"):  # which not every model has
+    for name in ("experts_from", "assembled", "members", "cost"):  # which not every model has
         if not tree[name]:
             del tree[name]
     write_json(path, tree)

@@ -50,7 +50,7 @@ def evaluate_rows(context: RunContext) -> Evaluation:
             manifest, model = load_row(context, row)
             predictions = current_predictions(context, row, model, latest)
             if row.control or not row.experts:
-                controls.add(row, predictions, costs.control_cost(context, row, model))
+                controls.add(row, predictions, costs.counted_cost(context, row, model))
             if isinstance(model, FusionModel):
                 latest = predictions
                 measured[row.name] = evaluate_row(

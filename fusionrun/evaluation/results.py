@@ -13,11 +13,11 @@ from fusionrun.evaluation.many_comparisons import holm
 from fusionrun.evaluation.predictions import Predictions
 from fusionrun.evaluation.problems import say
 from fusionrun.evaluation.row_names import RowName, members_of, name_row
-from fusionrun.evaluation.schema import Difference, RowResult
+from fusionrun.evaluation.schema import Cost, Difference, RowResult
 from fusionrun.study.recipe import WITHOUT_EXPERTS
 from fusionrun.study.study import Study
 from fusionrun.tables import headline
-from fusionrun.tables.table import NOT_KNOWN, Images
+from fusionrun.tables.table import Images
 from fusionrun.training.checkpoint import CheckpointError
 from fusionrun.training.identity import others_in
 
@@ -32,9 +32,10 @@ class Result(RowName):
     val_accuracy: float | None = None
     top1: Mapping[str, float] = field(default_factory=dict)  # by method's key, those measured
     differences: Mapping[str, Difference] = field(default_factory=dict)  # of fused to a method
-    images: Images = NOT_KNOWN
+    images: Images = field(default_factory=Images)
     fusion_recipe: str = "per_type"  # the study's
     other_experts: tuple[str, ...] = ()  # that its recipe didn't train, and whose they are
+    cost: Cost | None = None  # counted; None: an older version trained it
 
     @property
     def fused(self) -> float | None:
@@ -109,6 +110,7 @@ def collect_results(study: Study) -> list[Result]:
                 images=Images(manifest.test.get("images"), manifest.validation.get("images")),
                 fusion_recipe=study.recipe.fusion.recipe,
                 other_experts=others_in(row.members, manifest.experts_from or ()),
+                cost=stored_cost(manifest),
             )
         )
     return results
@@ -149,9 +151,17 @@ def stored_differences(manifest: Manifest) -> dict[str, Difference]:
         return {}
 
 
+def stored_cost(manifest: Manifest) -> Cost | None:
+    """None where an older version wrote the manifest, or where it couldn't be counted."""
+    try:
+        return build(Cost, manifest.cost, strict=False) if manifest.cost else None
+    except FieldError:  # not what this version writes
+        return None
+
+
 def images_of(results: Sequence[Result]) -> Images:
     """All rows of a study are measured on the same."""
-    return next((each.images for each in results if each.images != NOT_KNOWN), NOT_KNOWN)
+    return next((each.images for each in results if each.images != Images()), Images())
 
 
 def gains_of(results: Sequence[Result]) -> list[tuple[str, headline.Margin | None]]:

@@ -2,23 +2,17 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from rich.console import Group
 from rich.text import Text
 
 from fusionrun.common.atomic_files import write_text
-from fusionrun.evaluation.alternatives import CONTROLS, FIRST_HEAD, FUSED, METHODS
+from fusionrun.evaluation.alternatives import METHODS
 from fusionrun.evaluation.matrix import fusion_matrices
 from fusionrun.evaluation.over_seeds import OverSeeds
-from fusionrun.evaluation.results import (
-    UNFITTED,
-    Result,
-    csv_line,
-    gains_of,
-    images_of,
-    words_of,
-)
+from fusionrun.evaluation.results import Result, csv_line, gains_of, images_of, words_of
+from fusionrun.evaluation.results_columns import NUMBERS, STACKED, names_of
+from fusionrun.evaluation.results_controls import controls_tables
 from fusionrun.evaluation.row_names import members_of, mixed_notes
 from fusionrun.evaluation.statistics.seeds import over_seeds
 from fusionrun.study.paths import Layout
@@ -70,54 +64,6 @@ SEEDS_LEGEND = (
     "mean's interval over these: `evaluate`."
 )
 
-CONTROLS_TITLE = "Does fusion itself help?"
-CONTROLS_CAPTION = (
-    "paired with the row by seed; what each column is stands in results.md, what it cost (images "
-    "seen, steps, passes, MACs) in the table that `evaluate` makes"
-)
-CONTROLS_LEGEND = (
-    "Does fusion itself help? `experts frozen`: the same fusion on experts that fusion training "
-    "leaves as they are. `experts without fusion`: the mean of the probabilities of experts that "
-    "only their own losses train on, everything else as in the row. `one network`: the "
-    "architecture once, trained as an expert is, on all images that experts and fusion saw. "
-    "`full ensemble`: the mean of the probabilities of as many such networks as there are experts, "
-    "each with a seed of its own."
-)
-
-
-def top1(key: str) -> Column:
-    """On a narrow terminal the fused model and the mean of probabilities are the last to go."""
-    last = {FUSED.key: 0, headline.AVERAGING: 0, headline.BEST_EXPERT: 6}
-    last |= {"mean_logits": 5, "before_mean_logits": 2}
-    of: Callable[[Result], float | None] = lambda result: result.top1.get(key)  # noqa: E731
-    return Column(METHODS[key].heading, "accuracy", of, dispensable=last.get(key, 1))
-
-
-NAMES = (
-    Column("model", "name", lambda result: result.model),
-    Column("fusion", "name", lambda result: result.fusion),
-    Column("seed", "whole", lambda result: result.seed),
-    Column("alpha", "plain", lambda result: result.alpha),
-)
-EXPERT_SEED = Column(
-    "experts' seed",
-    "written",
-    lambda result: "the study's" if result.expert_seed is None else str(result.expert_seed),
-)
-STACKED = Column("row", "name", lambda result: f"{result.model}\n{result.variant}")
-NUMBERS = (
-    Column("epoch", "whole", lambda result: result.epoch, dispensable=3),
-    Column("val.", "validation", lambda result: result.val_accuracy, dispensable=4),
-    top1(FUSED.key),
-    top1(headline.AVERAGING),
-    Column(headline.GAIN, "margin", lambda result: result.over(headline.AVERAGING)),
-    top1(headline.BEST_EXPERT),
-    Column(
-        headline.VS_BEST_EXPERT, "margin", lambda row: row.over(headline.BEST_EXPERT), dispensable=7
-    ),
-    *(top1(key) for key in UNFITTED if key not in (headline.AVERAGING, headline.BEST_EXPERT)),
-)
-
 
 def seeds_table(results: Sequence[Result]) -> Table:
     """Of the rows that differ in nothing but their seed."""
@@ -145,32 +91,6 @@ def seeds_table(results: Sequence[Result]) -> Table:
     return Table(SEEDS_TITLE, columns, groups, SEEDS_CAPTION, images=images)
 
 
-def controls_table(results: Sequence[Result]) -> Table:
-    """Every row that has controls beside them; they settle whether fusion itself helped."""
-
-    beside = []
-    for row in results:
-        controls: dict[str, float] = {}
-        for other in results:
-            if other.is_control_of(row):
-                method = METHODS[other.control or other.fusion]
-                # its method's key among the control's own: all heads but the first are experts
-                own = FUSED.key if method.formula is FIRST_HEAD else headline.AVERAGING
-                controls |= {method.key: other.top1[own]} if own in other.top1 else {}
-        if any(other.is_control_of(row) for other in results):
-            beside.append(replace(row, top1={**row.top1, **controls}))
-    *shown, ensemble = CONTROLS  # which takes many trainings, and is rarely there
-    shown += [ensemble] if any(ensemble.key in each.top1 for each in beside) else []
-    columns = [*names_of(results), top1(FUSED.key), *(top1(method.key) for method in shown)]
-    return Table(CONTROLS_TITLE, columns, beside, CONTROLS_CAPTION, images=images_of(results))
-
-
-def names_of(results: Sequence[Result]) -> list[Column]:
-    """What tells the rows apart."""
-    varied = any(result.expert_seed is not None for result in results)
-    return [*NAMES, *([EXPERT_SEED] if varied else [])]
-
-
 def notes_of(results: Sequence[Result]) -> list[str]:
     """On mixed rows, and on experts that the recipe didn't train."""
     rows = Counter(other for result in results for other in result.other_experts)
@@ -186,7 +106,7 @@ def more_tables(results: Sequence[Result]) -> list[tuple[Table, str]]:
     cells = [(each, each.fused, each.gain) for each in results]
     tables = [(table, table.note) for table in fusion_matrices(cells, images_of(results))]
     tables.append((seeds_table(results), SEEDS_LEGEND))
-    tables.append((controls_table(results), CONTROLS_LEGEND))
+    tables += controls_tables(results)
     return [(table, legend) for table, legend in tables if table.items]
 
 

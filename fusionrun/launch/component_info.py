@@ -1,10 +1,15 @@
 """What the files of trained components say of what they are, beside their weights."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, cast
 
+from torch import nn
+
+from fusionrun.common.typed_fields import plain
 from fusionrun.components.store import ComponentInfo
+from fusionrun.evaluation.statistics.cost import counted_cost
 from fusionrun.experts import Expert
 from fusionrun.fusions import FusionModel, FusionModule
 from fusionrun.study.context import RunContext
@@ -15,6 +20,7 @@ from fusionrun.training.identity import Identity
 from fusionrun.training.trainer import Trainer
 
 SAID_OF_ROWS = ("variant", "control", "seed", "expert_seed", "alpha")  # in a manifest, as they are
+COUNTED = ("parameters", "macs", "images_seen", "steps", "image_passes")  # of its costs
 
 
 def component_info(
@@ -63,10 +69,16 @@ def expert_infos(
 
 
 def row_manifest(
-    context: RunContext, task: RowTask, identity: Identity, weights: str
+    context: RunContext, task: RowTask, model: nn.Module, identity: Identity, weights: str
 ) -> dict[str, Any]:
-    """Of a finished row's manifest, what no measurement adds to; `weights` is the hash of all."""
-    row = task.row
+    """Of a finished row's manifest, what no measurement adds to; `weights` is the hash of all.
+
+    Without costs where a part of the user's own can't be built weightless: hours of training don't
+    fail for a count.
+    """
+    row, cost = task.row, dict[str, Any]()
+    with suppress(Exception):
+        cost = plain(counted_cost(context, row, model))
     return {
         "row": row.name,
         "members": row.members.split(", ") if row.is_mixed else [],
@@ -77,4 +89,5 @@ def row_manifest(
         "device": str(context.device),
         "launch": {**context.launch, "earlier": []},
         "notes": list(context.data.notes),
+        "cost": {name: cost[name] for name in COUNTED if name in cost},
     }

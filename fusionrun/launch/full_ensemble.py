@@ -47,7 +47,7 @@ def join_networks(context: RunContext, task: RowTask, reporter: TaskReporter) ->
     reporter.begin("saving")
     weights = state_hash(ensemble.state_dict())
     manifest_of_row: dict[str, Any] = {
-        **row_manifest(context, task, context.identity(task), weights),
+        **row_manifest(context, task, ensemble, context.identity(task), weights),
         "epoch": max(info.epoch for info in infos),
         "val_accuracy": together,
         "experts_from": sources,

@@ -85,7 +85,7 @@ def train_row(context: RunContext, task: RowTask, reporter: TaskReporter) -> Ite
         results = evaluate_row_once(context, task, trainer.model, after, before)
     reporter.begin("saving")
     weights = state_hash(best.state)
-    manifest = row_manifest(context, task, trainer.checkpointing.identity, weights)
+    manifest = row_manifest(context, task, trainer.model, trainer.checkpointing.identity, weights)
     manifest["launch"] |= {"earlier": trainer.launches}
     files = context.study.layout.row(row.model, row.variant)
     info = component_info(context, task, trainer, fusion=context.study.source(row.fusion))

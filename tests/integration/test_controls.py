@@ -17,7 +17,8 @@ from fusionrun.components.store import (
     state_hash,
 )
 from fusionrun.evaluation.results import Result
-from fusionrun.evaluation.results_tables import controls_table
+from fusionrun.evaluation.results_controls import controls_table, costs_table
+from fusionrun.evaluation.schema import Cost
 from fusionrun.experts import build_expert
 from fusionrun.fusions import FusionModel, build_fusion
 from fusionrun.study.context import load_data
@@ -275,3 +276,25 @@ def test_controls_of_another_seed_do_not_count() -> None:
 
 def test_without_controls_there_is_no_table() -> None:
     assert not controls_table([result("concatenation", fused=80.0)]).items
+
+
+def test_what_rows_and_controls_cost_stands_once_for_all_seeds() -> None:
+    cost = Cost(parameters=3_720, macs=594_280, images_seen=113, steps=16, image_passes=236)
+    frozen = dataclasses.replace(cost, image_passes=140)
+    rows = [
+        dataclasses.replace(each, cost=of)
+        for seed in (1, 2)
+        for each, of in (
+            (result("concatenation", seed=seed, fused=80.0), cost),
+            (result("concatenation-frozen", control="frozen", seed=seed, fused=70.0), frozen),
+            (result("single", seed=seed, fused=60.0), None),  # an older version trained it
+        )
+    ]
+    found = [[cell.text for cell in line] for line in costs_table(rows).lines()]
+    assert found == [
+        ["resnet", "concatenation", "fused", "113", "16", "236", "594,280", "3,720"],
+        ["resnet", "concatenation-frozen", "experts frozen", *found[0][3:5], "140", *found[0][6:]],
+        ["resnet", "-", "one network", *["n/a"] * 5],
+    ]
+    assert not costs_table(rows[:1]).items  # nothing beside it
+    assert not costs_table([dataclasses.replace(each, cost=None) for each in rows]).items

@@ -64,8 +64,8 @@ def measure_cost(context: RunContext, row: Row, model: FusionModel) -> Cost:
     )
 
 
-def control_cost(context: RunContext, row: Row, model: nn.Module) -> Cost:
-    """What is counted, not timed, of a row that is there to compare: of the networks that answer.
+def counted_cost(context: RunContext, row: Row, model: nn.Module) -> Cost:
+    """What is counted, not timed, of a row: of its training, and of the networks that answer.
 
     Those are its experts alone where they were trained without fusion.
     """
@@ -78,7 +78,7 @@ def control_cost(context: RunContext, row: Row, model: nn.Module) -> Cost:
 
 
 def answering_macs(context: RunContext, row: Row) -> int:
-    """Multiply-accumulates for one image of the networks that answer for a control."""
+    """Multiply-accumulates for one image of the networks that answer for a row."""
     if row.experts and row.control != DETACHED:
         return fused_macs(context, row)
     with torch.device("meta"):

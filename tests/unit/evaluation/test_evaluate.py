@@ -472,6 +472,10 @@ def test_costs(evaluated: Path) -> None:
     assert cost["images_seen"] == 77 + 2 * 29 + holdout
     assert cost["steps"] == E * 2 * math.ceil(expert / 16) + 3 * math.ceil(holdout / 8)
     assert cost["image_passes"] == E * 2 * expert + E * 3 * holdout
+    written = read_manifest(
+        row_folder(evaluated, read_tree(evaluated)["rows"][1]["variant"]) / "manifest.json"
+    ).cost  # by training already, where the table of controls reads it
+    assert len(written) == 5 and written.items() <= cost.items()
 
 
 def test_seconds_without_a_log_are_not_measured(tmp_path: Path) -> None:
