@@ -1,10 +1,11 @@
 """Makes the figures of README, docs and recipe headers again: `python -m tests.figures`.
 
     python -m tests.figures demo                          some minutes
-    python -m tests.figures cifar10_images --data FOLDER  half an hour; train/<class>/*, test/...
+    python -m tests.figures cifar10_images --data FOLDER  the same; train/<class>/*, test/...
+    python -m tests.figures fusion_types --study FOLDER   ten; trained as docs/evaluation.md says
     python -m tests.figures chaos bench                   five and ten minutes
     python -m tests.figures --check demo                  trains, compares, writes nothing
-    python -m tests.figures --data FOLDER                 all of them
+    python -m tests.figures --data FOLDER --study FOLDER  all of them
 
 Each trains or measures as a user would and keeps what came out in tests/measured/NAME.json
 (benchmarks in tests/bench), from which `python -m tests.generated_docs` writes the documents. Time
@@ -40,12 +41,23 @@ from rich.console import Console, Group
 
 from fusionrun.common.atomic_files import write_json
 from fusionrun.common.typed_fields import plain, read_json
+from fusionrun.evaluation.preview_results import ModelPreview, Preview
 from fusionrun.evaluation.schema import Evaluation
 from fusionrun.monitor.snapshot import Snapshot
 from fusionrun.monitor.table import table
 from fusionrun.study.recipe_yaml import load_recipe
 from tests import generated_docs
-from tests.measured import COLUMNS, CONTROLS, FOLDER, Accuracies, Control, Record, read, results
+from tests.measured import (
+    COLUMNS,
+    CONTROLS,
+    FOLDER,
+    Accuracies,
+    Control,
+    FusionTypes,
+    Record,
+    read,
+    results,
+)
 from tests.tiny import ROOT, environment
 
 RANKS = 4
@@ -128,19 +140,20 @@ def accuracies(out: Path) -> tuple[Accuracies, ...]:
     )
 
 
-def controls(out: Path) -> tuple[Control, ...]:
-    """Of every row, from evaluation.json."""
+def controls(evaluation: Evaluation) -> tuple[Control, ...]:
+    """Of every row that has any."""
     return tuple(
         Control(
             model=row.model,
             fusion_type=row.fusion,
+            seed=row.seed,
             control=method.key,
             fused=row.fused.top1,
             accuracy=method.top1,
             low=method.difference.low,
             high=method.difference.high,
         )
-        for row in read_json(out / "evaluation.json", Evaluation).in_question
+        for row in evaluation.in_question
         for method in row.methods
         if method.key in CONTROLS and method.difference is not None
     )
@@ -177,21 +190,30 @@ def make_demo(options: argparse.Namespace) -> None:
 
 
 def make_cifar10_images(options: argparse.Namespace) -> None:
-    """configs/cifar10_images.yaml, its controls, and the picture of the report's first page."""
-    recipe = ROOT / "configs/cifar10_images.yaml"
+    """configs/cifar10_images.yaml."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        words = [f"data.root={options.data.resolve()}", f"data.cache_dir={folder / 'cache'}"]
-        record, _ = measure(recipe, words, folder)
-        more, _ = launch(recipe, [*words, f"controls=[{', '.join(CONTROLS)}]"], folder)
-        out = output_dir(recipe, folder)
-        fusionrun("evaluate", out.relative_to(folder), cwd=folder)
-        fusionrun("report", out.relative_to(folder), cwd=folder)
-        record = dataclasses.replace(
-            record, controls_seconds=round(more, 1), controls=controls(out)
-        )
-        write_json(FOLDER / "cifar10_images.json", plain(record))
-        photograph(out / "report.html", ROOT / "docs/report.png")
+        words = [f"data.root={options.data.resolve()}", f"data.cache_dir={name}/cache"]
+        record, _ = measure(ROOT / "configs/cifar10_images.yaml", words, Path(name))
+    write_json(FOLDER / "cifar10_images.json", plain(record))
+
+
+def make_fusion_types(options: argparse.Namespace) -> None:
+    """What a study of all fusion types says, and the picture of its report's first page."""
+    study = options.study.resolve()
+    for verb in ("evaluate", "preview", "report"):
+        fusionrun(verb, study, cwd=ROOT)
+    evaluation = read_json(study / "evaluation.json", Evaluation)
+    preview = read_json(study / "preview.json", Preview)
+    record = FusionTypes(
+        **machine(),
+        test_images=evaluation.data.test_images,
+        val_images=evaluation.data.val_images,
+        types=evaluation.fusion_types,
+        controls=controls(evaluation),
+        frozen=tuple(model for model in preview.models if isinstance(model, ModelPreview)),
+    )
+    write_json(FOLDER / "fusion_types.json", plain(record))
+    photograph(study / "report.html", ROOT / "docs/report.png")
 
 
 def make_chaos(options: argparse.Namespace) -> None:
@@ -293,6 +315,7 @@ RECIPES = ("demo", "cifar10_images")
 MAKERS = {
     "demo": make_demo,
     "cifar10_images": make_cifar10_images,
+    "fusion_types": make_fusion_types,
     "chaos": make_chaos,
     "bench": make_bench,
 }
@@ -309,6 +332,9 @@ def main() -> int:
     parser.add_argument("--exact", action="store_true", help="with --check: to the last digit")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="images for cifar10_images")
     parser.add_argument(
+        "--study", type=Path, metavar="FOLDER", help="for fusion_types: the study, trained"
+    )
+    parser.add_argument(
         "--peers-python", type=Path, metavar="FILE", help="for bench to measure its peers, too"
     )
     options = parser.parse_args()
@@ -318,6 +344,8 @@ def main() -> int:
         parser.error(f"found {', '.join(unknown)}, expected some of: {', '.join(known)}")
     if "cifar10_images" in names and options.data is None:
         parser.error("cifar10_images needs --data FOLDER with train/<class>/* and test/<class>/*")
+    if "fusion_types" in names and options.study is None:
+        parser.error("fusion_types needs --study FOLDER, trained as docs/evaluation.md says")
     if options.check:
         return check(names, options.data, exact=options.exact)
     for name in names:

@@ -295,6 +295,16 @@ def of_recipe(name: str, form: Callable[[measured.Record], str]) -> Callable[[],
     return part
 
 
+def of_types(form: Callable[[measured.FusionTypes], str]) -> Callable[[], str]:
+    """A part that shows what was measured of all fusion types."""
+
+    def part() -> str:
+        record = measured.read_types()
+        return "Not measured yet." if record is None else form(record)
+
+    return part
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "fields": fields,
     "models": models,
@@ -309,7 +319,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "demo conditions": of_recipe("demo", measured.conditions),
     "cifar10 results": of_recipe("cifar10_images", measured.results),
     "cifar10 conditions": of_recipe("cifar10_images", measured.conditions),
-    "cifar10 controls": of_recipe("cifar10_images", measured.controls),
+    "fusion types": of_types(measured.fusion_types),
+    "types against each other": of_types(measured.against_best),
+    "frozen features": of_types(measured.frozen_features),
+    "controls": of_types(measured.controls),
+    "types conditions": of_types(measured.types_conditions),
 }
 
 

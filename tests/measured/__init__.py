@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusionrun.common.typed_fields import read_json
+from fusionrun.evaluation.over_seeds import TypeComparison
+from fusionrun.evaluation.preview_results import ModelPreview
 from fusionrun.tables.headline import GAIN, Margin, digits
+from fusionrun.tables.table import p_value
 
 FOLDER = Path(__file__).parent
 COLUMNS = {  # of results.csv: heading in the documents
@@ -21,6 +24,7 @@ CONTROLS = {
     "frozen": "experts frozen",
     "detached": "experts without fusion",
     "single": "one network",
+    "full_ensemble": "full ensemble",
 }
 
 
@@ -49,6 +53,7 @@ class Control:
 
     model: str
     fusion_type: str
+    seed: int
     control: str
     fused: float
     accuracy: float
@@ -67,8 +72,20 @@ class Record:
     seconds: float  # of the whole command, Python's start included
     rows: tuple[Accuracies, ...]
     test_images: int
-    controls_seconds: float | None = None  # more, for the controls of all rows
-    controls: tuple[Control, ...] = ()
+
+
+@dataclass(frozen=True)
+class FusionTypes:
+    """What a study of all fusion types gave, on which machine."""
+
+    processor: str
+    cores: int
+    torch: str
+    test_images: int
+    val_images: int
+    types: tuple[TypeComparison, ...]
+    controls: tuple[Control, ...]
+    frozen: tuple[ModelPreview, ...]  # on the features of experts that don't learn
 
 
 def read(name: str) -> Record | None:
@@ -109,24 +126,91 @@ def results(record: Record) -> str:
     return table_of(lines)
 
 
-def controls(record: Record) -> str:
-    """Every row beside its controls, with the intervals of the differences."""
-    lines = [["model", "fusion", "fused", *CONTROLS.values()], ["---", "---", *["--:"] * 4]]
-    by_row: dict[tuple[str, str], list[str]] = {}
-    for one in sorted(record.controls, key=lambda one: list(CONTROLS).index(one.control)):
-        cells = by_row.setdefault((one.model, one.fusion_type), [f"{one.fused:.2f}"])
-        cells.append(f"{one.accuracy:.2f} ({one.low:+.1f} to {one.high:+.1f})")
-    for row in record.rows:
-        key = (row.model, row.fusion_type)
-        lines.append([*key, *by_row.get(key, ["n/a"] * 4)])
+def read_types() -> FusionTypes | None:
+    """What was measured of all fusion types, if it was."""
+    path = FOLDER / "fusion_types.json"
+    return read_json(path, FusionTypes) if path.exists() else None
+
+
+def controls(record: FusionTypes) -> str:
+    """Rows beside their controls, with the intervals of the differences."""
+    lines = [["model", "fusion", "seed", "fused", *CONTROLS.values()]]
+    lines.append(["---", "---", *["--:"] * (len(CONTROLS) + 2)])
+    shown = digits(record.test_images)
+    found = {(one.model, one.fusion_type, one.seed, one.control): one for one in record.controls}
+    for model, fusion, seed in dict.fromkeys(key[:3] for key in found):
+        beside = [found.get((model, fusion, seed, control)) for control in CONTROLS]
+        fused = next(one.fused for one in beside if one is not None)
+        cells = [
+            "n/a"
+            if one is None
+            else f"{one.accuracy:.{shown}f} ({one.low:+.1f} to {one.high:+.1f})"
+            for one in beside
+        ]
+        lines.append([model, fusion, str(seed), f"{fused:.{shown}f}", *cells])
     return table_of(lines)
+
+
+def fusion_types(record: FusionTypes) -> str:
+    """Fusion types down, architectures across: means over seeds, gains over averaging."""
+
+    def cell(found: TypeComparison) -> str:
+        gain = found.gain.text(1, points=True).replace("\n", " ")
+        return f"{found.fused.text(1)}; {gain}"
+
+    cells = {(each.fusion, each.model): cell(each) for each in record.types}
+    return _matrix(cells)
+
+
+def against_best(record: FusionTypes) -> str:
+    """Each type against the best other one of its architecture on validation."""
+
+    def cell(found: TypeComparison) -> str:
+        if found.difference is None:
+            return "n/a"
+        difference = found.difference.text(1, points=True).replace("\n", " ")
+        p = "n/a" if found.p_holm is None else p_value(found.p_holm)
+        return f"{found.best_other}: {difference}, p {p}"
+
+    return _matrix({(each.fusion, each.model): cell(each) for each in record.types})
+
+
+def frozen_features(record: FusionTypes) -> str:
+    """What `preview` found: validation accuracies, with that of averaging first."""
+    shown = digits(record.val_images)
+    cells = {
+        ("mean of probabilities", each.model): f"{each.mean_probabilities:.{shown}f}"
+        for each in record.frozen
+    }
+    cells |= {
+        (fusion.fusion, each.model): f"{fusion.mean:.{shown}f} ± {fusion.deviation:.{shown}f}"
+        for each in record.frozen
+        for fusion in each.fusions
+        if fusion.mean is not None and fusion.deviation is not None
+    }
+    return _matrix(cells)
+
+
+def _matrix(cells: dict[tuple[str, str], str]) -> str:
+    """The cells of (fusion, model), in the order in which the names come."""
+    fusions = dict.fromkeys(fusion for fusion, _ in cells)
+    models = dict.fromkeys(model for _, model in cells)
+    lines = [["fusion", *models], ["---", *["--:"] * len(models)]]
+    lines += [[fusion, *(cells.get((fusion, m), "n/a") for m in models)] for fusion in fusions]
+    return table_of(lines)
+
+
+def types_conditions(record: FusionTypes) -> str:
+    """When their tables are true."""
+    return (
+        "Read from that study by `python -m tests.figures fusion_types --study "
+        f"runs/fusion_types`; {machine(record)}, torch {record.torch}."
+    )
 
 
 def conditions(record: Record) -> str:
     """When a table is true."""
     words = f"{spent(record.seconds)} on {machine(record)}, torch {record.torch}"
-    if record.controls_seconds is not None:
-        words += f"; the controls took {spent(record.controls_seconds)} more"
     return f"Measured by `python -m tests.figures {Path(record.recipe).stem}`: {words}."
 
 
@@ -156,7 +240,7 @@ def numbers(row: Accuracies, columns: dict[str, str], digits: int) -> list[str]:
     return [each.get(key, gain) for key in columns]
 
 
-def machine(record: Record) -> str:
+def machine(record: Record | FusionTypes) -> str:
     return f"{record.cores} cores of an {record.processor}"
 
 
