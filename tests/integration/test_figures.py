@@ -1,11 +1,15 @@
 """The figures in the documents: what makes them measures truly, and the demo's are of this code."""
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fusionrun.common.typed_fields import build, plain
+from fusionrun.evaluation.over_seeds import Spread, TypeComparison
+from fusionrun.evaluation.preview_results import FusionPreview, ModelPreview
 from tests import figures, generated_docs, measured
 from tests.tiny import TINY
 
@@ -68,6 +72,42 @@ def test_a_recipes_header_is_what_was_recorded() -> None:
     assert row in [line.split() for line in found.splitlines()]
     assert "# The gain over averaging is positive in 0 of 2 rows" in found
     assert "old" not in found
+
+
+def test_what_was_measured_of_fusion_types_becomes_tables() -> None:
+    ahead = Spread(1.25, 0.5, 0.25, 2.25)
+    types = [
+        TypeComparison(
+            *("resnet", fusion, 1.0, 3, "fusion training"),
+            validation=50.0,
+            fused=Spread(50.0, 1.0),
+            gain=ahead,
+            best_other=other,
+            difference=None if fusion == "gated" else ahead,
+            p_value=0.01,
+            p_holm=0.02,
+        )
+        for fusion, other in (("gated", "concatenation"), ("concatenation", "gated"))
+    ]
+    beside = measured.Control("resnet", "gated", 42, "single", 50.0, 60.0, -12.0, -8.0)
+    seen = ModelPreview(
+        "resnet", "", 100, 48.0, 45.0, (FusionPreview("gated", mean=47.0, deviation=0.3),)
+    )
+    record = measured.FusionTypes("CPU", 2, "2.14.1", 4000, 600, tuple(types), (beside,), (seen,))
+    assert read_again(record) == record
+    assert "| gated | 50.0 ± 1.0; +1.2 ± 0.5 (+0.2 to +2.2) |" in measured.fusion_types(record)
+    assert "| gated | n/a |" in measured.against_best(record)
+    told = "| concatenation | gated: +1.2 ± 0.5 (+0.2 to +2.2), p 0.020 |"
+    assert told in measured.against_best(record)
+    *_, line = measured.controls(record).splitlines()
+    row = "| resnet | gated | 42 | 50.00 | n/a | n/a | 60.00 (-12.0 to -8.0) | n/a |"
+    assert line == row
+    *_, mean, gated = measured.frozen_features(record).splitlines()
+    assert (mean, gated) == ("| mean of probabilities | 48.0 |", "| gated | 47.0 ± 0.3 |")
+
+
+def read_again(record: measured.FusionTypes) -> measured.FusionTypes:
+    return build(measured.FusionTypes, json.loads(json.dumps(plain(record))))
 
 
 @pytest.mark.figures
