@@ -103,6 +103,8 @@ def test_it_is_written_in_the_same_words(tmp_path: Path) -> None:
     assert written["data"].pop("notes") == []  # what was written before has none
     for row in written["rows"]:
         assert row.pop("members") == [] and row.pop("best_expert") is None  # nor these
+        assert row.pop("expert_seed") is None
+    assert written.pop("fusion_recipe") == "per_type"
     assert written == OLD
 
 
