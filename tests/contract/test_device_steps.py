@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fusionrun.api.open_study import process_as_found
 from fusionrun.data.augmentation.policies import AUGMENTATIONS
 from fusionrun.experts import BUILDERS
-from fusionrun.fusions import FUSIONS
+from fusionrun.fusions import FUSIONS, FusionModel
 from fusionrun.launch.trainers import expert_trainer, row_trainer
 from fusionrun.study import context as context_module
 from fusionrun.study.context import RunContext, open_context
@@ -240,7 +240,11 @@ def test_an_evaluation_casts_each_weight_once(
         trainer = trainer_on_card(on_host, on_host.study.row_tasks[0])
         with CastsOfWeights() as casts:
             trainer.validate()
-        layers = [m for m in trainer.model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        model = trainer.model
+        assert isinstance(model, FusionModel)
+        heads = {model.global_head, *(expert.classifier for expert in model.experts)}  # in float32
+        layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        layers = [layer for layer in layers if layer not in heads]
         biases = sum(layer.bias is not None for layer in layers)
         assert casts.count == len(layers) + biases
 
