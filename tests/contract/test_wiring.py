@@ -456,6 +456,17 @@ def test_experts_of_another_seed(tmp_path: Path) -> None:
         assert not torch.equal(*trained)
 
 
+def test_a_row_of_another_seed_begins_with_other_weights(tmp_path: Path) -> None:
+    """Of its fusion and its head; its control begins with the same."""
+    grid = "grid={models: [resnet], fusions: [concatenation], seeds: [42, 43]}"
+    found = executed(open_recipe(tmp_path, MODELS, grid, "controls=[detached]"), [])
+    rows = [wired.parts for name, wired in found.items() if "/" in name]
+    assert len(rows) == 4
+    for part in ("fusion", "global_head"):
+        begun = [nn.utils.parameters_to_vector(parts[part].parameters()) for parts in rows]
+        assert len({weights.detach().numpy().tobytes() for weights in begun}) == 2, part
+
+
 def trunk_of(expert: nn.Module) -> Tensor:
     """Its first weights, which no scripted epoch changes."""
     return next(expert.parameters())
@@ -498,6 +509,8 @@ def test_the_epoch_that_validation_selects_is_what_is_saved(tasks: dict[str, Wir
         assert manifest.epoch == best, task.name
         if not task.row.is_single:
             assert manifest.validation["experts"] == validated(best, 2), task.name
+            averaged = 70.0 if best == MEAN_BEST else 50.0  # as scripted
+            assert manifest.validation["mean_probabilities"] == averaged, task.name
             for k in range(2):
                 expert = load_expert(directory / f"experts/expert_{k}_best.pth")
                 assert epochs(expert) == {best}, task.name
@@ -685,7 +698,7 @@ def test_the_recipes_own_settings_come_first(tmp_path: Path) -> None:
         assert wired.dropout("expert 0") == {0.15}
     row = found["resnet/TransformerBase"]
     rates = {"experts": 0.003, "fusion": 0.02, "global_head": 0.04}  # models.resnet.row_lr
-    assert set(row.trainer.begun[0].values()) == {*rates.values()}
+    assert row.trainer.begun[0] == rates
     assert row.settings["weight_decay"] == 0.3 and len(row.trainer.begun) == 8
     assert row.trainer.loaders.train.batch_size == 16
     assert row.augmentation == replace(RANDOM, mixing="none")
