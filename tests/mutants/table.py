@@ -414,6 +414,14 @@ TRAINING = (
         (WIRING,),
         "rows of all seeds begin with the same fusion and head",
     ),
+    Mutant(
+        "experts-before-are-after",
+        "launch/train_task.py",
+        "answers = head_logits(context, model, loader, untuned)",
+        "answers = head_logits(context, model, loader, model.experts)",
+        (f"{TRAIN_TASK}::test_experts_before_their_fusion_are_measured_as_they_were",),
+        "experts before fusion training are measured after it",
+    ),
 )
 
 SPLIT = (

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from fusionrun.components.manifest import Manifest, read_manifest
+from fusionrun.components.starting_experts import load_experts
 from fusionrun.components.store import load_expert, load_model, state_hash
 from fusionrun.data.loader import Batch, ResidentLoader
+from fusionrun.evaluation.statistics.metrics import accuracy
 from fusionrun.fusions.branches import in_threads
 from fusionrun.launch.task_reporter import TaskReporter
 from fusionrun.launch.train_task import train as execute
@@ -24,6 +26,7 @@ from fusionrun.study.recipe_yaml import load_recipe
 from fusionrun.study.rows import Member
 from fusionrun.study.tasks import Task
 from fusionrun.training.errors import StopRequested
+from fusionrun.training.inference import collect_logits
 from fusionrun.training.optim import Schedule, annealed_restart, cosine_to_tenth, warm_restarts
 from tests.tiny import copy_study
 
@@ -212,3 +215,15 @@ def test_the_test_images_are_passed_once(out: Path, monkeypatch: pytest.MonkeyPa
     assert passes == [validation] * (1 + row.epochs) + [test]
     _, manifest = manifest_of(context)
     assert len(manifest.test["experts"]) == len(manifest.test["before_experts"]) == 2
+
+
+def test_experts_before_their_fusion_are_measured_as_they_were(out: Path) -> None:
+    """On the test images; after it they answer otherwise."""
+    row = MIXED.replace("NAME", "name: moved")
+    context = context_of(out, row, "fusion.experts_lr=0.5", "fusion.epochs=2")
+    started, _ = load_experts(context, context.study.rows[0].experts)
+    logits, labels = collect_logits(started, context.test_loader(), context.precision)
+    expected = [accuracy(each, labels) for each in logits.unbind(dim=1)]
+    train(context)
+    _, manifest = manifest_of(context)
+    assert manifest.test["before_experts"] == expected != manifest.test["experts"]
