@@ -89,19 +89,23 @@ def test_what_was_measured_of_fusion_types_becomes_tables() -> None:
         )
         for fusion, other in (("gated", "concatenation"), ("concatenation", "gated"))
     ]
-    beside = measured.Control("resnet", "gated", 42, "single", 50.0, 60.0, -12.0, -8.0)
+    beside = tuple(
+        measured.Control("resnet", fusion, 42, control, 50.0, 60.0, -12.0, -8.0)
+        for fusion, controls in (("gated", measured.CONTROLS), ("concatenation", ["single"]))
+        for control in controls
+    )
     seen = ModelPreview(
         "resnet", "", 100, 48.0, 45.0, (FusionPreview("gated", mean=47.0, deviation=0.3),)
     )
-    record = measured.FusionTypes("CPU", 2, "2.14.1", 4000, 600, tuple(types), (beside,), (seen,))
+    record = measured.FusionTypes("CPU", 2, "2.14.1", 4000, 600, tuple(types), beside, (seen,))
     assert read_again(record) == record
     assert "| gated | 50.0 ± 1.0; +1.2 ± 0.5 (+0.2 to +2.2) |" in measured.fusion_types(record)
     assert "| gated | n/a |" in measured.against_best(record)
     told = "| concatenation | gated: +1.2 ± 0.5 (+0.2 to +2.2), p 0.020 |"
     assert told in measured.against_best(record)
     *_, line = measured.controls(record).splitlines()
-    row = "| resnet | gated | 42 | 50.00 | n/a | n/a | 60.00 (-12.0 to -8.0) | n/a |"
-    assert line == row
+    cells = " | ".join(["60.00 (-12.0 to -8.0)"] * len(measured.CONTROLS))
+    assert line == f"| resnet | gated | 42 | 50.00 | {cells} |"
     *_, mean, gated = measured.frozen_features(record).splitlines()
     assert (mean, gated) == ("| mean of probabilities | 48.0 |", "| gated | 47.0 ± 0.3 |")
 

@@ -133,21 +133,19 @@ def read_types() -> FusionTypes | None:
 
 
 def controls(record: FusionTypes) -> str:
-    """Rows beside their controls, with the intervals of the differences."""
+    """Rows that have every control beside these, with the intervals of the differences."""
     lines = [["model", "fusion", "seed", "fused", *CONTROLS.values()]]
     lines.append(["---", "---", *["--:"] * (len(CONTROLS) + 2)])
     shown = digits(record.test_images)
     found = {(one.model, one.fusion_type, one.seed, one.control): one for one in record.controls}
-    for model, fusion, seed in dict.fromkeys(key[:3] for key in found):
-        beside = [found.get((model, fusion, seed, control)) for control in CONTROLS]
-        fused = next(one.fused for one in beside if one is not None)
-        cells = [
-            "n/a"
-            if one is None
-            else f"{one.accuracy:.{shown}f} ({one.low:+.1f} to {one.high:+.1f})"
-            for one in beside
-        ]
-        lines.append([model, fusion, str(seed), f"{fused:.{shown}f}", *cells])
+    for row in dict.fromkeys(key[:3] for key in found):
+        beside = [found[*row, control] for control in CONTROLS if (*row, control) in found]
+        if len(beside) == len(CONTROLS):
+            model, fusion, seed = row
+            cells = [
+                f"{one.accuracy:.{shown}f} ({one.low:+.1f} to {one.high:+.1f})" for one in beside
+            ]
+            lines.append([model, fusion, str(seed), f"{beside[0].fused:.{shown}f}", *cells])
     return table_of(lines)
 
 
