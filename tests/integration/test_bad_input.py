@@ -841,6 +841,10 @@ def test_experts_from_elsewhere_may_be_trained_otherwise_but_not_on_other_data(
 ) -> None:
     assert main(["train", "recipe.yaml"]) == 0
     other = ["train", "recipe.yaml", "output_dir=other", "experts.epochs=2"]
+    assert main(other) == 2
+    assert "experts.epochs: 1 there, 2 in this recipe" in capsys.readouterr().err
+    assert not Path("other").exists()
+    other.append("experts.pattern={model}/expert_{k}_best.pth")  # these are meant
     assert main(other) == 0
     capsys.readouterr()
     assert main([*other, "output_dir=third", "data.seed=7"]) == 2

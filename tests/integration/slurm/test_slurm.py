@@ -247,24 +247,39 @@ def test_scancel_saves_and_leaves_nothing_running(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
+BROKEN = """
+from fusionrun.fusions import FusionModule
+
+class Broken(FusionModule):
+    def fuse(self, features):
+        if not features.is_meta:  # as it is when a launch is planned
+            raise ZeroDivisionError("a bug in somebody's fusion")
+        return features.mean(dim=1)
+"""
+
+
 def test_slurm_sees_that_a_row_failed(
     undisturbed: tuple[Path, str, dict[str, str]], tmp_path: Path
 ) -> None:
     write_recipe(tmp_path)
-    experts = tmp_path / "experts"
-    shutil.copytree(undisturbed[0] / "out/expert_checkpoints", experts)
-    broken = experts / "resnext/expert_1_best.pth"  # of the last row: on the second node
-    broken.write_bytes(broken.read_bytes()[:1000])
+    (tmp_path / "broken.py").write_text(BROKEN)
+    rows = [{"model": model, "fusion": fusion} for model, fusion in FUSIONS.items()]
+    rows[-1]["fusion"] = "broken"  # begins on the second node
+    experts = undisturbed[0] / "out/expert_checkpoints"
     job = submit(
         "--nodes=2",
         "--gres=gpu:2",
         cwd=tmp_path,
-        words=("tiny.yaml", "fusion.epochs=1", f"experts.checkpoint_dir={experts}"),
+        words=(
+            *("tiny.yaml", "fusion.epochs=1", f"experts.checkpoint_dir={experts}"),
+            *("plugins={broken: broken.py:Broken}", f"rows={json.dumps(rows)}"),
+        ),
     )
     said = wait_for_end(job, tmp_path)
     text = output(job, tmp_path)
     assert (said["JobState"], said["ExitCode"]) == ("FAILED", "3:0"), text
-    assert str(broken) in text and "[task-2-improved_wide_resnet-TransformerBase]" in text
+    assert "a bug in somebody's fusion" in text
+    assert "[task-2-improved_wide_resnet-TransformerBase]" in text
 
 
 # ------------------------------------------------------------------ what the ranks are given
