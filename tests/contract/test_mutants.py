@@ -49,6 +49,7 @@ def test_only_a_test_that_fails_kills(tmp_path: Path, new: str, killed_by: str) 
     for name, text in (("fusionrun/sums.py", SUMS), ("tests/test_sums.py", TESTS)):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(text)
+    (tmp_path / "fusionrun/__init__.py").touch()  # or an installed package would be the one
     mutant = Mutant("sums", "sums.py", "a + b", new, ("tests/test_sums.py",), "sums are wrong")
     assert fate_of(mutant, tmp_path).killed_by == killed_by
     assert (tmp_path / "fusionrun/sums.py").read_text() == SUMS
